@@ -1,0 +1,49 @@
+"""Deformable ConvNets for PyTorch.
+
+Importing the package needs torch alone; everything heavier loads when it is first named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pliant import backbones, data, engine, introspect, models, nn, ops, recipes
+    from pliant.surgery import deform, param_groups, undeform
+
+_SUBMODULES = ("backbones", "data", "engine", "introspect", "models", "nn", "ops", "recipes")
+_NAMES = {
+    "deform": "pliant.surgery",
+    "undeform": "pliant.surgery",
+    "param_groups": "pliant.surgery",
+}
+
+__all__ = [
+    "__version__",
+    "backbones",
+    "data",
+    "deform",
+    "engine",
+    "introspect",
+    "models",
+    "nn",
+    "ops",
+    "param_groups",
+    "recipes",
+    "undeform",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"pliant.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'pliant' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
