@@ -1,0 +1,228 @@
+"""Layers that predict their own offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant import ops
+
+
+class DeformConv2d(nn.Conv2d):
+    """A deformable convolution with its offset branch (Dai et al. 2017, section 2.1).
+
+    A convolution, and so loads its weights; beside it `offset_conv`, of the same kernel, stride, padding and
+    dilation, predicts from the same input where each tap samples. The branch starts at zero, so at first the
+    layer computes what the plain convolution does.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as torch.nn.Conv2d;
+            `padding` may be "same" (with an odd kernel extent) or "valid". Padding is with zeros.
+        offset_groups: groups of input channels that sample at places of their own.
+        modulated: also predict a factor for every sample, `2 * sigmoid(logit)`, one at the start (Zhu et al.
+            2019; twice theirs, so that the layer starts as the plain convolution).
+        border: `"paper"` or `"authors"`, see `pliant.ops.deform_conv2d`.
+
+    Shape: `[B, in_channels, H, W]` to `[B, out_channels, Ho, Wo]`, Ho and Wo as a convolution's.
+
+    Attributes:
+        offset_conv: torch.nn.Conv2d with `2 * offset_groups * kh * kw` output channels, and
+            `offset_groups * kh * kw` more for the logits when modulated.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        offset_groups: int = 1,
+        modulated: bool = False,
+        border: str = "paper",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if offset_groups < 1 or in_channels % offset_groups:
+            raise ValueError(f"offset_groups must divide in_channels {in_channels}, got {offset_groups}")
+        if border not in ops.BORDERS:
+            raise ValueError(f"border must be one of {', '.join(map(repr, ops.BORDERS))}, got {border!r}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, "zeros", **factory
+        )
+        self.padding = _explicit_padding(self)
+        self.offset_groups = offset_groups
+        self.modulated = modulated
+        self.border = border
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        self.offset_conv = nn.Conv2d(
+            in_channels,
+            (3 if modulated else 2) * offset_groups * taps,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            **factory,
+        )
+        nn.init.zeros_(self.offset_conv.weight)
+        nn.init.zeros_(self.offset_conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as torch.nn.Conv2d names it)
+        offset, mask = self.split(self.offset_conv(input))
+        return ops.deform_conv2d(
+            input,
+            offset,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask,
+            border=self.border,
+        )
+
+    def split(self, branch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The output of `offset_conv` as the offset `[B, 2 * G * kh * kw, Ho, Wo]` and the mask, if modulated."""
+        if not self.modulated:
+            return branch, None
+        offset, logits = branch.split([2 * self.offset_groups * self._taps, self.offset_groups * self._taps], dim=1)
+        return offset, 2 * logits.sigmoid()
+
+    @property
+    def _taps(self) -> int:
+        return self.kernel_size[0] * self.kernel_size[1]
+
+    def extra_repr(self) -> str:
+        extra = f", offset_groups={self.offset_groups}" if self.offset_groups != 1 else ""
+        return f"{super().extra_repr()}{extra}{', modulated=True' if self.modulated else ''}"
+
+
+def _explicit_padding(conv: nn.Conv2d) -> tuple[int, int]:
+    """The padding in numbers, where it came as "same" or "valid"."""
+    if not isinstance(conv.padding, str):
+        return conv.padding  # type: ignore[return-value]
+    if conv.padding == "valid":
+        return (0, 0)
+    extents = [dilate * (kernel - 1) for dilate, kernel in zip(conv.dilation, conv.kernel_size, strict=True)]
+    if any(extent % 2 for extent in extents):
+        raise ValueError(
+            f"padding='same' needs an even dilation * (kernel_size - 1), got kernel_size {conv.kernel_size} "
+            f"and dilation {conv.dilation}"
+        )
+    return (extents[0] // 2, extents[1] // 2)
+
+
+class RoIPool(nn.Module):
+    """Plain RoI pooling by averages, `pliant.ops.roi_pool` as a module.
+
+    Shape: input `[B, C, H, W]` and rois `[R, 5]` or a list of `[L, 4]`, to `[R, C, k, k]`.
+    """
+
+    def __init__(self, output_size: int, spatial_scale: float, sampling: str = "paper") -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling = sampling
+
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:  # noqa: A002
+        return ops.roi_pool(input, rois, self.output_size, self.spatial_scale, sampling=self.sampling)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, sampling={self.sampling!r}"
+
+
+class DeformRoIPool(RoIPool):
+    """Deformable RoI pooling with its offset branch (Dai et al. 2017, section 2.2, figure 3).
+
+    The RoI is pooled plainly, a fully connected layer predicts from that the normalised offsets of its k x k
+    bins, and the RoI is pooled again with the bins moved. The layer starts at zero, as plain pooling; train it
+    at 0.01 times the learning rate (`pliant.param_groups` does).
+
+    Args:
+        channels: C of the input.
+        output_size: k.
+        spatial_scale: cells of the map per image pixel.
+        gamma: scale of the offsets, in parts of the RoI's size.
+        sampling: `"paper"` or `"authors"`, see `pliant.ops.roi_pool`.
+
+    Shape: input `[B, C, H, W]` and rois `[R, 5]` or a list of `[L, 4]`, to `[R, C, k, k]`.
+
+    Attributes:
+        offset_fc: torch.nn.Linear from `C * k * k` to `2 * k * k` (x offsets of all bins, then y).
+    """
+
+    def __init__(
+        self, channels: int, output_size: int, spatial_scale: float, gamma: float = 0.1, sampling: str = "paper"
+    ) -> None:
+        super().__init__(output_size, spatial_scale, sampling)
+        self.gamma = gamma
+        self.offset_fc = nn.Linear(channels * output_size**2, 2 * output_size**2)
+        nn.init.zeros_(self.offset_fc.weight)
+        nn.init.zeros_(self.offset_fc.bias)
+
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:  # noqa: A002
+        pooled = super().forward(input, rois)
+        offset = self.offset_fc(pooled.flatten(1)).view(-1, 2, self.output_size, self.output_size)
+        return ops.deform_roi_pool(
+            input, rois, offset, self.output_size, self.spatial_scale, self.gamma, sampling=self.sampling
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gamma={self.gamma}"
+
+
+class DeformPSRoIPool(nn.Module):
+    """Deformable position-sensitive RoI pooling with its offset fields (Dai et al. 2017, figure 4).
+
+    A 1x1 convolution of the features gives `2 * k^2 * T` offset fields; position-sensitive pooling of these
+    gives every RoI the offsets of its bins, with which the score maps are then pooled.
+
+    Args:
+        channels: of the features that predict the offsets.
+        output_size: k.
+        spatial_scale: cells of the map per image pixel.
+        offset_classes: T. The number of classes, background included, for class-aware offsets; 1 for
+            class-agnostic ones. T must divide the pooled channels.
+        gamma, sampling: as `DeformRoIPool`. With `"authors"` the fields too are pooled by their sampled operator.
+
+    Shape: scores `[B, C * k * k, H, W]`, features `[B, channels, H, W]` and rois, to `[R, C, k, k]`.
+
+    Attributes:
+        offset_conv: torch.nn.Conv2d, 1x1, zero at first; channel `(2 * t + axis) * k * k + bin`, x before y.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        output_size: int,
+        spatial_scale: float,
+        offset_classes: int = 1,
+        gamma: float = 0.1,
+        sampling: str = "paper",
+    ) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.gamma = gamma
+        self.sampling = sampling
+        self.offset_conv = nn.Conv2d(channels, 2 * offset_classes * output_size**2, 1)
+        nn.init.zeros_(self.offset_conv.weight)
+        nn.init.zeros_(self.offset_conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, scores: Tensor, features: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+        where = (self.output_size, self.spatial_scale)
+        offset = ops.deform_ps_roi_pool(self.offset_conv(features), rois, None, *where, sampling=self.sampling)
+        return ops.deform_ps_roi_pool(scores, rois, offset, *where, self.gamma, sampling=self.sampling)
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, gamma={self.gamma}, "
+            f"sampling={self.sampling!r}"
+        )

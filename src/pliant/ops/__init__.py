@@ -1,0 +1,6 @@
+"""The operators of deformable networks, as functions; each one's folder holds its mathematics and kernels."""
+
+from pliant.ops.deform_conv2d import BORDERS, deform_conv2d
+from pliant.ops.roi_pool import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_pool
+
+__all__ = ["BORDERS", "deform_conv2d", "deform_ps_roi_pool", "deform_roi_pool", "ps_roi_pool", "roi_pool"]

@@ -1,0 +1,124 @@
+"""Bilinear sampling as the operators need it: two cells an axis, and weighted sums of table rows.
+
+The kernel of equation 4 is separable, G(q, p) = g(q_y, p_y) g(q_x, p_x) with g(a, b) = max(0, 1 - |a - b|),
+so a sample is described one axis at a time: the two neighbouring cells, their weights, and the derivative of
+each weight with respect to the position. Sampling is then a weighted sum of rows of the feature map laid out
+channels last, one row a cell.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Axis(NamedTuple):
+    """The two cells that one position touches on one axis; every field is `[..., 2]`."""
+
+    cell: Tensor  # int64, in 0 .. size - 1 where `inside`
+    inside: Tensor  # bool: the cell exists and is read
+    weight: Tensor  # 0 outside; NaN where the position is NaN, so that it shows in the result
+    slope: Tensor  # d weight / d position, from the right at a cell's centre
+
+
+def zero_padded(position: Tensor, size: int) -> Axis:
+    """Equation 3: cells outside the map are zero, and the slope reaches one cell beyond its border."""
+    low, fraction = _split(position, size)
+    index = torch.stack((low, low + 1), dim=-1)
+    inside = (index >= 0) & (index < size)
+    return _axis(index, inside, fraction, torch.ones_like(fraction), position)
+
+
+def cut_and_replicated(position: Tensor, size: int) -> Axis:
+    """The authors' first convolution: nothing outside [0, size), the last cell repeated up to that edge."""
+    low, fraction = _split(position, size)
+    last = low >= size - 1
+    fraction = torch.where(last, torch.zeros_like(fraction), fraction)
+    steep = torch.where(last, torch.zeros_like(fraction), torch.ones_like(fraction))
+    index = torch.stack((low, torch.where(last, low, low + 1)), dim=-1)
+    inside = ((low >= 0) & (low < size)).unsqueeze(-1).expand_as(index)
+    return _axis(index, inside, fraction, steep, position)
+
+
+def clamped(position: Tensor, size: int) -> Axis:
+    """The authors' sampled pooling: half a cell beyond the map is read at its border, the rest is left out."""
+    read = (position >= -0.5) & (position <= size - 0.5)
+    inner = position.clamp(0, size - 1)
+    low, fraction = _split(inner, size)
+    steep = ((fraction > 0) & (position == inner)).to(position.dtype)
+    index = torch.stack((low, torch.where(fraction > 0, low + 1, low)), dim=-1)
+    inside = read.unsqueeze(-1).expand_as(index)
+    return _axis(index, inside, fraction, steep, position)
+
+
+def _split(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The cell at or before a position, kept within -2 .. size whatever the position, and the rest."""
+    floor = position.floor()
+    low = floor.nan_to_num(nan=-2, posinf=size, neginf=-2).clamp(-2, size).long()
+    return low, position - floor
+
+
+def _axis(index: Tensor, inside: Tensor, fraction: Tensor, steep: Tensor, position: Tensor) -> Axis:
+    counted = inside | position.isnan().unsqueeze(-1)
+    zero = fraction.new_zeros(())
+    weight = torch.where(counted, torch.stack((1 - fraction, fraction), dim=-1), zero)
+    slope = torch.where(inside, torch.stack((-steep, steep), dim=-1), zero)
+    return Axis(index, inside, weight, slope)
+
+
+def rows_of(input: Tensor, row_channels: int) -> Tensor:
+    """Lay a map `[B, C, H, W]` out as a table of rows `[B * H * W * C / row_channels + 1, row_channels]`.
+
+    The last row is zero; it stands for every cell outside the map.
+    """
+    rows = input.permute(0, 2, 3, 1).reshape(-1, row_channels)
+    return torch.cat((rows, rows.new_zeros(1, row_channels)))
+
+
+def map_of(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `rows_of`: the table without its zero row, as a map of `shape` `[B, C, H, W]`."""
+    batch, channels, height, width = shape
+    return rows[:-1].reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
+
+
+def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """sum_s weight[n, s] * table[index[n, s]]: `[R, C]`, `[N, S]`, `[N, S]` to `[N, C]`."""
+    if table.device.type in _HAVE_EMBEDDING_BAG:
+        return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+    return torch.einsum("ns,nsc->nc", weight, table[index])
+
+
+def weighted_rows_grad_table(grad: Tensor, rows: int, index: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `weighted_rows` to its table: `[N, C]` to `[rows, C]`.
+
+    The transposed sum: entries are sorted by the row they read, and each row sums the gradients that it fed.
+    The order of summation is fixed, so the result is the same at every call.
+    """
+    flat = index.flatten()
+    if grad.device.type not in _HAVE_EMBEDDING_BAG:
+        spread = (grad.unsqueeze(1) * weight.unsqueeze(-1)).flatten(0, 1)  # [N * S, C]
+        return grad.new_zeros(rows, grad.shape[1]).index_add(0, flat, spread)
+    order = flat.argsort(stable=True)
+    ends = torch.bincount(flat, minlength=rows).cumsum(0)
+    starts = torch.cat((ends.new_zeros(1), ends[:-1]))
+    reader = order.div(index.shape[1], rounding_mode="floor")
+    return F.embedding_bag(reader, grad, starts, mode="sum", per_sample_weights=weight.flatten()[order])
+
+
+def weighted_rows_grad_weight(grad: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """The gradient of `weighted_rows` to its weights: grad[n] . table[index[n, s]], `[N, S]`."""
+    if grad.device.type not in _HAVE_EMBEDDING_BAG:
+        return torch.einsum("nc,nsc->ns", grad, table[index])
+    bags, samples = index.shape
+    bag = torch.arange(bags, device=index.device)
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        grad, table, index.flatten(), bag * samples, bag.repeat_interleave(samples), _BAG_MODE_SUM
+    )
+    return dots.reshape(bags, samples)
+
+
+_HAVE_EMBEDDING_BAG = ("cpu", "cuda")
+_BAG_MODE_SUM = 0

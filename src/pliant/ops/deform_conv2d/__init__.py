@@ -1,0 +1,174 @@
+"""Deformable convolution: the public function, its documentation and its checks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pliant.ops import _checks
+from pliant.ops.deform_conv2d import op as _op  # noqa: F401  (registers the operator)
+
+BORDERS = ("paper", "authors")
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = (1, 1),
+    padding: int | tuple[int, int] = (0, 0),
+    dilation: int | tuple[int, int] = (1, 1),
+    mask: Tensor | None = None,
+    border: str = "paper",  # not keyword-only, or torch.jit.script refuses the function
+) -> Tensor:
+    """Deformable convolution (Dai et al. 2017, equations 2 to 4; with `mask`, Zhu et al. 2019).
+
+    Every tap (i, j) of the kernel reads the input, bilinearly, at its regular place plus an offset of its own::
+
+        y = ho * stride_h - padding_h + i * dilation_h + offset_y[ho, wo]
+        x = wo * stride_w - padding_w + j * dilation_w + offset_x[ho, wo]
+
+    Order of the channels, offset group g by offset group, tap by tap, **y before x**:
+
+    ============================================  ==============================
+    offset channel                                meaning
+    ============================================  ==============================
+    ``2 * ((g * kh + i) * kw + j)``               vertical offset, cells, down
+    ``2 * ((g * kh + i) * kw + j) + 1``           horizontal offset, cells, right
+    mask channel ``(g * kh + i) * kw + j``        factor of the sampled value
+    ============================================  ==============================
+
+    Args:
+        input: `[B, C, H, W]`; float64, float32, float16 or bfloat16 (half types are computed in float32).
+        offset: `[B, 2 * G * kh * kw, Ho, Wo]` in cells of the input map, unbounded. The number of offset groups
+            G is read from this shape; each group serves C / G consecutive input channels.
+        weight: `[O, C / groups, kh, kw]`; the number of groups is read from this shape.
+        bias: `[O]` or None.
+        stride, padding, dilation: an int, or a pair (vertical, horizontal), as for a convolution.
+        mask: `[B, G * kh * kw, Ho, Wo]` or None, for the modulated operator; used as it is, without a sigmoid.
+        border: `"paper"` (equation 3: the map is zero outside, sampled up to one cell beyond its border), or
+            `"authors"`: the rule of the first released operator, nothing outside [0, H) x [0, W), and the last
+            row and column repeated up to that edge. The two agree at zero offsets.
+
+    Returns:
+        `[B, O, Ho, Wo]`, of the input's dtype.
+
+    Gradients go to input, offset, weight, bias and mask (equation 7). Where a sample lies exactly on a cell's
+    centre the operator has a kink in the offset; its gradient is then the one from the right (and from below),
+    as in torchvision. Second-order gradients raise a RuntimeError.
+
+    An offset that leads outside the map, infinity included, samples zero and has no gradient. A NaN offset
+    makes the outputs that depend on it NaN, reads nothing out of bounds, and so shows where it came from.
+
+    Raises:
+        ValueError: for a wrong shape, device or value; the message names the argument, what came and what was
+            expected.
+        TypeError: for a wrong type or dtype.
+    """
+    if not torch.jit.is_scripting():
+        _check(input, offset, weight, bias, mask, stride, padding, dilation, border)
+    if isinstance(stride, int):
+        stride = (stride, stride)
+    if isinstance(padding, int):
+        padding = (padding, padding)
+    if isinstance(dilation, int):
+        dilation = (dilation, dilation)
+    return torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation, border)
+
+
+def _check(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    dilation: int | tuple[int, int],
+    border: str,
+) -> None:
+    for name, value in (("input", input), ("offset", offset), ("weight", weight)):
+        _checks.tensor(name, value, 4)
+    if bias is not None:
+        _checks.tensor("bias", bias, 1)
+    if mask is not None:
+        _checks.tensor("mask", mask, 4)
+    _checks.pair("stride", stride, least=1)
+    _checks.pair("padding", padding, least=0)
+    _checks.pair("dilation", dilation, least=1)
+    _checks.choice("border", border, BORDERS)
+    _checks.same_kind(input=input, weight=weight, bias=bias)
+    _checks.same_kind(input=input, offset=offset, mask=mask, or_float32=True)
+    _check_channels(input, weight, bias)
+    _check_maps(input, offset, weight, mask, stride, padding, dilation)
+
+
+def _check_channels(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    channels, out_channels, per_group = input.shape[1], weight.shape[0], weight.shape[1]
+    if weight.shape[2] < 1 or weight.shape[3] < 1 or input.shape[2] < 1 or input.shape[3] < 1:
+        raise _checks.ShapeError(
+            f"kernel and map must not be empty, got weight {list(weight.shape)}, input {list(input.shape)}"
+        )
+    if per_group < 1 or channels < 1 or channels % per_group:
+        raise _checks.ShapeError(
+            f"weight.shape[1] must divide the {channels} channels of the input, got weight {list(weight.shape)}"
+        )
+    groups = channels // per_group
+    if out_channels % groups:
+        raise _checks.ShapeError(f"{out_channels} output channels do not divide into {groups} groups")
+    if bias is not None and bias.shape[0] != out_channels:
+        raise _checks.ShapeError(f"bias must have shape [{out_channels}], got {list(bias.shape)}")
+
+
+def _check_maps(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    dilation: int | tuple[int, int],
+) -> None:
+    taps = weight.shape[2] * weight.shape[3]
+    groups = offset.shape[1] // (2 * taps)
+    if groups == 0 or offset.shape[1] % (2 * taps):
+        raise _checks.ShapeError(
+            "the shape of the offset is not valid: offset.shape[1] must be a multiple of 2 * kh * kw = "
+            f"{2 * taps}, got offset {list(offset.shape)}"
+        )
+    if input.shape[1] % groups:
+        raise _checks.ShapeError(
+            f"the shape of the offset gives {groups} offset groups, which must divide the {input.shape[1]} "
+            f"channels of the input; got offset {list(offset.shape)}"
+        )
+    size = [
+        (length + 2 * pad - dilate * (kernel - 1) - 1) // step + 1
+        for length, pad, dilate, kernel, step in zip(
+            input.shape[2:],
+            _checks.as_pair(padding),
+            _checks.as_pair(dilation),
+            weight.shape[2:],
+            _checks.as_pair(stride),
+            strict=True,
+        )
+    ]
+    if min(size) < 1:
+        raise _checks.ShapeError(
+            f"the kernel does not fit: input {list(input.shape)}, weight {list(weight.shape)}, padding {padding}, "
+            f"dilation {dilation} and stride {stride} give an output of {size}"
+        )
+    if [offset.shape[0], *offset.shape[2:]] != [input.shape[0], *size]:
+        raise _checks.ShapeError(
+            f"the shape of the offset must be {[input.shape[0], offset.shape[1], *size]} (the batch of the input "
+            f"and the size of the output), got {list(offset.shape)}"
+        )
+    if mask is not None and mask.shape[1] != groups * taps:
+        raise _checks.ShapeError(
+            f"mask.shape[1] is not valid: {groups} offset groups of {taps} taps need {groups * taps} channels, "
+            f"got mask {list(mask.shape)}"
+        )
+    if mask is not None and [mask.shape[0], *mask.shape[2:]] != [input.shape[0], *size]:
+        raise _checks.ShapeError(
+            f"mask must have shape {[input.shape[0], groups * taps, *size]}, got {list(mask.shape)}"
+        )

@@ -1,0 +1,94 @@
+"""torch.library's side of deformable convolution: schema, fake kernels, autograd, autocast, dispatch.
+
+The reference is the default kernel, on every device. A faster kernel registers itself for its own device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.ops._autocast import register_autocast
+from pliant.ops.deform_conv2d import reference
+from pliant.ops.deform_conv2d.reference import Geometry
+
+_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str border"
+torch.library.define(
+    "pliant::deform_conv2d",
+    f"(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, {_GEOMETRY}) -> Tensor",
+)
+torch.library.define(
+    "pliant::deform_conv2d_backward",
+    f"(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, {_GEOMETRY})"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+def _geometry(stride: Any, padding: Any, dilation: Any, border: str) -> Geometry:
+    return Geometry(tuple(stride), tuple(padding), tuple(dilation), border)
+
+
+@torch.library.impl("pliant::deform_conv2d", "default")
+def _forward(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *geometry: Any
+) -> Tensor:
+    return reference.deform_conv2d(input, offset, weight, bias, mask, _geometry(*geometry))
+
+
+@torch.library.impl("pliant::deform_conv2d_backward", "default")
+def _backward(
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *geometry: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = reference.deform_conv2d_backward(grad, input, offset, weight, mask, _geometry(*geometry))
+    return *grads[:3], input.new_empty(0) if grads[3] is None else grads[3]
+
+
+@torch.library.register_fake("pliant::deform_conv2d")
+def _(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *geometry: Any
+) -> Tensor:
+    return input.new_empty(input.shape[0], weight.shape[0], offset.shape[2], offset.shape[3])
+
+
+@torch.library.register_fake("pliant::deform_conv2d_backward")
+def _(
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *geometry: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        input.new_empty(input.shape),
+        offset.new_empty(offset.shape),
+        weight.new_empty(weight.shape),
+        input.new_empty(0) if mask is None else mask.new_empty(mask.shape),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, offset, weight, bias, mask, *geometry = inputs
+    ctx.save_for_backward(input, offset, weight, mask)
+    ctx.geometry = geometry
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, offset, weight, mask = ctx.saved_tensors
+    grads: tuple[Tensor | None, ...] = (None, None, None, None)
+    if any(ctx.needs_input_grad[i] for i in (0, 1, 2, 4)):
+        grads = torch.ops.pliant.deform_conv2d_backward(grad, input, offset, weight, mask, *ctx.geometry)
+    grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype) if ctx.needs_input_grad[3] else None
+    grad_mask = None if mask is None else grads[3]
+    return grads[0], grads[1], grads[2], grad_bias, grad_mask, None, None, None, None
+
+
+def _twice(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+    raise RuntimeError(
+        "pliant::deform_conv2d has no second-order gradients: its backward cannot be differentiated again "
+        "(create_graph=True, gradient penalties, Hessians)"
+    )
+
+
+torch.library.register_autograd("pliant::deform_conv2d", _differentiate, setup_context=_save)
+torch.library.register_autograd("pliant::deform_conv2d_backward", _twice)
+# Offsets are positions: they keep the precision that they came with.
+register_autocast(torch.ops.pliant.deform_conv2d.default, lowered=("input", "weight", "bias", "mask"))

@@ -1,0 +1,75 @@
+"""Where the bins of a RoI sample: one rule for each published pooling.
+
+Every rule describes both axes alike. A `Bins` holds the positions that each bin reads on one axis, padded to
+the longest bin, and which of them count. Legend: R RoIs, T offset classes, P bins on the axis, S positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Bins(NamedTuple):
+    """The positions on one axis, before any offset is added."""
+
+    position: Tensor  # [R, P, S] cells of the map
+    counted: Tensor  # [R, P, S] bool
+    length: Tensor  # [R] the RoI's side in cells, which scales the normalised offsets
+
+
+def whole_cells(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> Bins:
+    """Equation 5: the RoI snapped to cells, bin i holding floor(i w / k) <= p < ceil((i + 1) w / k).
+
+    Sides are at least one cell, and cells outside the map are left out.
+    """
+    first = round_half_away(start * scale)
+    length = (round_half_away(end * scale) - first).clamp(min=1)
+    part = torch.arange(parts, device=start.device)
+    low = (first.unsqueeze(1) + _floor_divide(part * length.long().unsqueeze(1), parts)).clamp(0, size)
+    high = (first.unsqueeze(1) + _ceil_divide((part + 1) * length.long().unsqueeze(1), parts)).clamp(0, size)
+    return _integers(low, high, length)
+
+
+def authors_whole_cells(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> Bins:
+    """The authors' plain position-sensitive pooling: corners rounded in the image, the last pixel included."""
+    first = round_half_away(start) * scale
+    length = ((round_half_away(end) + 1) * scale - first).clamp(min=0.1)
+    part = torch.arange(parts, device=start.device)
+    step = (length / parts).unsqueeze(1)
+    low = (part * step + first.unsqueeze(1)).floor().clamp(0, size)
+    high = ((part + 1) * step + first.unsqueeze(1)).ceil().clamp(0, size)
+    return _integers(low, high, length)
+
+
+def authors_samples(start: Tensor, end: Tensor, scale: float, parts: int, samples: int) -> Bins:
+    """The authors' deformable pooling: `samples` positions a bin from its near edge on, half a cell back."""
+    first = round_half_away(start) * scale - 0.5
+    length = ((round_half_away(end) + 1) * scale - 0.5 - first).clamp(min=0.1)
+    step = length / parts
+    part = torch.arange(parts, device=start.device).unsqueeze(1)
+    sample = torch.arange(samples, device=start.device)
+    position = part * step.view(-1, 1, 1) + first.view(-1, 1, 1) + sample * (step / samples).view(-1, 1, 1)
+    return Bins(position, torch.ones_like(position, dtype=torch.bool), length)
+
+
+def round_half_away(value: Tensor) -> Tensor:
+    """C's round: halves go away from zero."""
+    return value.sign() * (value.abs() + 0.5).floor()
+
+
+def _integers(low: Tensor, high: Tensor, length: Tensor) -> Bins:
+    longest = int((high - low).max().clamp(min=1)) if low.numel() else 1
+    steps = torch.arange(longest, device=low.device)
+    position = low.unsqueeze(-1) + steps
+    return Bins(position, position < high.unsqueeze(-1), length)
+
+
+def _floor_divide(value: Tensor, divisor: int) -> Tensor:
+    return value.div(divisor, rounding_mode="floor")
+
+
+def _ceil_divide(value: Tensor, divisor: int) -> Tensor:
+    return -_floor_divide(-value, divisor)

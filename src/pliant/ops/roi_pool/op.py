@@ -1,0 +1,76 @@
+"""torch.library's side of the RoI poolings: schema, fake kernels, autograd, autocast, dispatch.
+
+One operator serves the four public functions: `group_size` (1, 1) is RoI pooling, `offset` None is plain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.ops._autocast import register_autocast
+from pliant.ops.roi_pool import reference
+from pliant.ops.roi_pool.reference import Pooling
+
+_POOLING = (
+    "SymInt[2] output_size, SymInt[2] group_size, float spatial_scale, float gamma, str rule, SymInt sample_per_part"
+)
+torch.library.define("pliant::roi_pool", f"(Tensor input, Tensor rois, Tensor? offset, {_POOLING}) -> Tensor")
+torch.library.define(
+    "pliant::roi_pool_backward",
+    f"(Tensor grad, Tensor input, Tensor rois, Tensor? offset, {_POOLING}) -> (Tensor, Tensor)",
+)
+
+
+def _pooling(output_size: Any, group_size: Any, *rest: Any) -> Pooling:
+    return Pooling(tuple(output_size), tuple(group_size), *rest)
+
+
+@torch.library.impl("pliant::roi_pool", "default")
+def _forward(input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> Tensor:
+    return reference.roi_pool(input, rois, offset, _pooling(*pooling))
+
+
+@torch.library.impl("pliant::roi_pool_backward", "default")
+def _backward(grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> tuple[Tensor, Tensor]:
+    grad_input, grad_offset = reference.roi_pool_backward(grad, input, rois, offset, _pooling(*pooling))
+    return grad_input, input.new_empty(0) if grad_offset is None else grad_offset
+
+
+@torch.library.register_fake("pliant::roi_pool")
+def _(input: Tensor, rois: Tensor, offset: Tensor | None, output_size: Any, group_size: Any, *rest: Any) -> Tensor:
+    channels = input.shape[1] // (group_size[0] * group_size[1])
+    return input.new_empty(rois.shape[0], channels, *output_size)
+
+
+@torch.library.register_fake("pliant::roi_pool_backward")
+def _(grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> tuple[Tensor, Tensor]:
+    no_grad = input.new_empty(0)
+    return input.new_empty(input.shape), no_grad if offset is None else offset.new_empty(offset.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, rois, offset, *pooling = inputs
+    ctx.save_for_backward(input, rois, offset)
+    ctx.pooling = pooling
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, rois, offset = ctx.saved_tensors
+    grad_input, grad_offset = torch.ops.pliant.roi_pool_backward(grad, input, rois, offset, *ctx.pooling)
+    return grad_input, None, None if offset is None else grad_offset, *(None,) * len(ctx.pooling)
+
+
+def _twice(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+    raise RuntimeError(
+        "pliant::roi_pool has no second-order gradients: its backward cannot be differentiated again "
+        "(create_graph=True, gradient penalties, Hessians)"
+    )
+
+
+torch.library.register_autograd("pliant::roi_pool", _differentiate, setup_context=_save)
+torch.library.register_autograd("pliant::roi_pool_backward", _twice)
+# RoIs and offsets are positions: they keep the precision that they came with.
+register_autocast(torch.ops.pliant.roi_pool.default, lowered=("input",))
