@@ -1,0 +1,22 @@
+"""Data sets for detection and segmentation, and their transforms."""
+
+from pliant.data.base import DetectionSet, ImageSet
+from pliant.data.coco import COCODetection
+from pliant.data.glyphs import Glyphs, Scene
+from pliant.data.problems import DataError, Problem, ProblemLog
+from pliant.data.voc import VOCDetection, VOCSegmentation
+from pliant.data.voc_layout import VOC_CLASSES
+
+__all__ = [
+    "VOC_CLASSES",
+    "COCODetection",
+    "DataError",
+    "DetectionSet",
+    "Glyphs",
+    "ImageSet",
+    "Problem",
+    "ProblemLog",
+    "Scene",
+    "VOCDetection",
+    "VOCSegmentation",
+]

@@ -1,0 +1,145 @@
+"""Images and masks from files, and the paths to them."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+
+# What Pillow's decoders raise on damaged files.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class UnreadableFileError(Exception):
+    """A file that does not hold a usable image or mask; the message says why."""
+
+
+def relative_path(name: str) -> PurePosixPath:
+    """`name`, a path written in a data set, as a relative path that stays below the folder it is joined to.
+
+    Raises:
+        ValueError: If it is empty, absolute, or holds ``..`` or a null byte.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    leaves = path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name) is not None
+    if leaves or not path.parts or "\0" in name:
+        raise ValueError(f"{name!r} is not a path inside the data set")
+    return path
+
+
+def find_image(folder: Path, stem: str) -> Path | None:
+    """The image `stem` in `folder` with any of `IMAGE_SUFFIXES`; None if there is none."""
+    candidates = (folder / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def scan_image(path: Path) -> tuple[int, int]:
+    """Check an image file without decoding it: its header, and that its end is there.
+
+    A file whose end looks cut off is decoded in full to be certain.
+
+    Returns:
+        Its height and width in pixels, as stored.
+
+    Raises:
+        UnreadableFileError: If it cannot be used.
+    """
+    try:
+        with Image.open(path) as image:
+            _check_mode(image)
+            if not _has_end(path, image.format):
+                image.load()
+            return image.height, image.width
+    except _DECODER_ERRORS as error:
+        raise UnreadableFileError(_reason(error)) from error
+
+
+def read_image(path: Path) -> tv_tensors.Image:
+    """Read an image as RGB.
+
+    Grey, palette and CMYK images are converted, 16 bits a channel are scaled to 8, transparency is dropped.
+    The EXIF orientation is **not** applied: annotations give the pixels as they are stored.
+
+    Returns:
+        uint8 of shape [3, H, W].
+
+    Raises:
+        UnreadableFileError: If it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = _to_rgb(image)  # [H, W, 3]
+    except _DECODER_ERRORS as error:
+        raise UnreadableFileError(_reason(error)) from error
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask of class ids: a palette or 8-bit grey image whose pixel values are the ids.
+
+    Returns:
+        uint8 of shape [H, W].
+
+    Raises:
+        UnreadableFileError: If it cannot be decoded or holds something other than ids.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "1"):
+                raise UnreadableFileError(
+                    f"a mask is a palette or 8-bit grey image of class ids, this one has mode {image.mode}"
+                )
+            return np.array(image, dtype=np.uint8)
+    except _DECODER_ERRORS as error:
+        raise UnreadableFileError(_reason(error)) from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    _check_mode(image)
+    if image.mode.startswith("I"):
+        # Pillow would cut values above 255 instead of scaling them. Mode I is what older releases give
+        # a 16-bit grey PNG.
+        grey = (np.asarray(image).astype(np.float64) * (255 / 65535)).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _check_mode(image: Image.Image) -> None:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; store the image with 8 or 16 bits")
+    if image.width < 1 or image.height < 1:
+        raise ValueError(f"the image is empty: {image.width}x{image.height}")
+
+
+def _has_end(path: Path, image_format: str | None) -> bool:
+    marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(image_format or "")
+    if marker is None:
+        return True
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 64))
+        return marker in file.read()
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(f"{error}".split()) or type(error).__name__

@@ -1,0 +1,105 @@
+"""Transforms for the data sets, composed from torchvision.transforms.v2.
+
+All return images as float32 in 0..1. Detectors of torchvision's convention resize inside the model, so the
+detection transforms leave the size alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+IGNORE = 255
+
+# The mean colour of ImageNet: a border of it is close to zero once a network has normalised the image.
+_FILL = (124, 116, 104)
+
+_PER_BOX = ("labels", "difficult", "truncated", "iscrowd", "area")
+
+
+def detection_train(flip: float = 0.5, *, drop_ignored: bool = True) -> v2.Compose:
+    """Flip left to right with probability `flip`, and drop what is not trained on.
+
+    Dropped are boxes under one pixel and, with `drop_ignored`, those marked difficult or as a crowd; every
+    other field of a box goes with it.
+    """
+    steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip(_probability(flip))]
+    if drop_ignored:
+        steps.append(DropIgnored())
+    steps.append(v2.SanitizeBoundingBoxes(labels_getter=_per_box_fields))
+    return v2.Compose([*steps, _to_float()])
+
+
+def detection_eval() -> v2.Compose:
+    """Only convert the image; all boxes stay."""
+    return v2.Compose([_to_float()])
+
+
+def segmentation_train(
+    short_side: int, max_side: int, flip: float = 0.5, crop: int | tuple[int, int] | None = None
+) -> v2.Compose:
+    """Resize, flip left to right with probability `flip`, and cut out a random crop.
+
+    Args:
+        short_side: The length in pixels the shorter side is scaled to ...
+        max_side: ... unless the longer one would exceed this; then that is scaled to it instead.
+        flip: The probability of a flip.
+        crop: (height, width) in pixels, or one number for both. What an image does not fill is ImageNet's
+            mean colour, and 255 (ignore) in the mask. None: no crop, images keep different sizes.
+
+    Returns:
+        A transform of ``(image, mask)``; the mask comes out as int64 and is never interpolated.
+    """
+    steps: list[torch.nn.Module] = [
+        _resize(short_side, max_side),
+        v2.RandomHorizontalFlip(_probability(flip)),
+    ]
+    if crop is not None:
+        size = (crop, crop) if isinstance(crop, int) else tuple(crop)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"crop must be one or two positive numbers of pixels, got {crop!r}")
+        fill = {tv_tensors.Image: _FILL, tv_tensors.Mask: IGNORE}
+        steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
+    return v2.Compose([*steps, _to_float()])
+
+
+def segmentation_eval(short_side: int, max_side: int) -> v2.Compose:
+    """Resize image and mask as `segmentation_train` does, without chance."""
+    return v2.Compose([_resize(short_side, max_side), _to_float()])
+
+
+class DropIgnored(v2.Transform):
+    """Remove the boxes marked difficult or as a crowd, with their other fields."""
+
+    def forward(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the image as it is, and a new target."""
+        keep = ~(target["difficult"] | target["iscrowd"])  # [L]
+        kept = {key: target[key][keep] for key in _PER_BOX}
+        boxes = tv_tensors.wrap(target["boxes"][keep], like=target["boxes"])
+        return image, {**target, **kept, "boxes": boxes}
+
+
+def _per_box_fields(sample: tuple[Any, dict[str, Any]]) -> tuple[torch.Tensor, ...]:
+    return tuple(sample[1][key] for key in _PER_BOX)
+
+
+def _probability(value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"flip must be a probability from 0 to 1, got {value!r}")
+    return value
+
+
+def _resize(short_side: int, max_side: int) -> v2.Resize:
+    if not 1 <= short_side <= max_side:
+        raise ValueError(f"1 <= short_side <= max_side is needed, got {short_side} and {max_side}")
+    if short_side == max_side:
+        return v2.Resize(size=None, max_size=max_side, antialias=True)
+    return v2.Resize(size=[short_side], max_size=max_side, antialias=True)
+
+
+def _to_float() -> v2.Transform:
+    dtypes = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
+    return v2.ToDtype(dtypes, scale=True)

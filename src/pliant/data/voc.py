@@ -1,0 +1,288 @@
+"""Detection and segmentation data in the PASCAL VOC layout, with VOC's classes or any others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision import tv_tensors
+
+from pliant.data.base import Boxes, DetectionSet, ImageSet, Transforms, check_classes
+from pliant.data.boxes import clip, degenerate
+from pliant.data.images import UnreadableFileError, read_image, read_mask, scan_image
+from pliant.data.problems import DataError
+from pliant.data.voc_layout import (
+    VOC_CLASSES,
+    Annotation,
+    SplitEntry,
+    find_folders,
+    is_official,
+    locate_image,
+    read_annotation,
+    read_split,
+)
+
+IGNORE = 255
+
+
+class VOCDetection(DetectionSet):
+    """Boxes from ``Annotations/ID.xml`` for the ids in ``ImageSets/Main/SPLIT.txt``.
+
+    VOC counts pixels from 1 and includes both ends, so xmin..xmax becomes the edges (xmin - 1, xmax).
+    Image ids are the positions in the split; `ids` holds VOC's own names for them.
+
+    Classes that are not given are the names found in *all* annotations, sorted, so that the splits of one
+    folder agree. For VOC's own folders they are its twenty, even when only some occur.
+
+    Args:
+        root: A folder with ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``, or a development kit: a
+            folder that holds such folders, called ``VOC2007`` and so on.
+        split: The name of a split, or several joined by ``+``. In a development kit a year can come first:
+            ``"2007_trainval+2012_trainval"``; without one, every year that has the split is used.
+        classes: The names to use, in order. Boxes of other classes are reported and skipped.
+        transforms: Called with image and target.
+        strict: Raise at the first problem.
+        require_boxes: Leave out images without a box to train on (one neither difficult nor a crowd).
+
+    Raises:
+        DataError: If a folder or split is missing or no image is usable; in strict mode at any problem.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        *,
+        classes: Sequence[str] | None = None,
+        transforms: Transforms | None = None,
+        strict: bool = False,
+        require_boxes: bool = False,
+    ) -> None:
+        super().__init__(Path(root), transforms, strict, require_boxes)
+        names = check_classes(classes)
+        folders = find_folders(self.root)
+        entries = read_split(folders, "Main", split)
+        self.split = split
+        self.ids: list[str] = []
+        self._annotations: dict[Path, Annotation | str] = {}
+        if names is None:
+            names = self._discover(folders, entries)
+        if not names:
+            raise DataError(self.root, "no annotation names a class")
+        self.classes = names
+        self._labels = {name: label for label, name in enumerate(names, start=1)}
+        seen: set[Path] = set()
+        for position, entry in enumerate(entries):
+            annotation = entry.folder / "Annotations" / f"{entry.name}.xml"
+            if annotation in seen:
+                self.problems.report(entry.source, "duplicate id", f"{entry.name} comes more than once")
+                continue
+            seen.add(annotation)
+            self._scan(entry, annotation, position)
+        del self._annotations, self._labels
+        self._require_samples()
+
+    def _discover(self, folders: dict[str, Path], entries: list[SplitEntry]) -> tuple[str, ...]:
+        found = set()
+        for folder in folders.values():
+            for path in sorted((folder / "Annotations").rglob("*.xml")):
+                annotation = self._annotation(path)
+                if not isinstance(annotation, str):
+                    found |= {item.name for item in annotation.objects if item.name}
+        if found and found <= set(VOC_CLASSES) and is_official(folders, entries):
+            return VOC_CLASSES
+        return tuple(sorted(found))
+
+    def _annotation(self, path: Path) -> Annotation | str:
+        """What the file says, or what is wrong with it."""
+        if path not in self._annotations:
+            try:
+                self._annotations[path] = read_annotation(path)
+            except (OSError, ValueError) as error:
+                self._annotations[path] = str(error)
+        return self._annotations[path]
+
+    def _scan(self, entry: SplitEntry, path: Path, position: int) -> None:
+        if not path.is_file():
+            self.problems.report(path, "missing annotation", f"{entry.source.name} lists {entry.name}")
+            return
+        annotation = self._annotation(path)
+        if isinstance(annotation, str):
+            self.problems.report(path, "unreadable annotation", annotation)
+            return
+        image = locate_image(entry.folder, entry.name, annotation.filename)
+        if image is None:
+            expected = entry.folder / "JPEGImages" / f"{entry.name}.jpg"
+            self.problems.report(expected, "missing image", "nor is it there as .jpeg or .png")
+            return
+        try:
+            size = scan_image(image)
+        except UnreadableFileError as error:
+            self.problems.report(image, "unreadable image", str(error))
+            return
+        claimed = annotation.size
+        # Some writers leave the size out or at zero; that claims nothing.
+        if all(value > 0 for value in claimed) and claimed != size:
+            self.problems.report(
+                path,
+                "size mismatch",
+                f"annotated {claimed[1]:g}x{claimed[0]:g}, but {image.name} is {size[1]}x{size[0]}",
+            )
+            return
+        if self._add(image, size, self._read_boxes(path, annotation, size), position):
+            self.ids.append(entry.name)
+
+    def _read_boxes(self, path: Path, annotation: Annotation, size: tuple[int, int]) -> Boxes:
+        boxes = Boxes()
+        for number, item in enumerate(annotation.objects, start=1):
+            name = item.name
+            if name not in self._labels:
+                self.problems.report(path, "unknown class", f"object {number} is a {name!r}")
+                continue
+            x_min, y_min, x_max, y_max = item.corners()
+            where = f"object {number} ({name}): xmin, ymin, xmax, ymax = {', '.join(item.coordinates)}"
+            kind = degenerate((x_min, y_min, x_max, y_max))
+            if kind is not None:
+                self.problems.report(path, kind, where)
+                continue
+            box, kind = clip((x_min - 1, y_min - 1, x_max, y_max), *size)
+            if kind is not None:
+                where += f" in an image of {size[1]}x{size[0]}"
+                self.problems.report(path, kind, where, "skipped" if box is None else "clipped")
+            if box is not None:
+                boxes.add(box, self._labels[name], difficult=item.difficult, truncated=item.truncated)
+        return boxes
+
+
+class VOCSegmentation(ImageSet):
+    """Masks from ``SegmentationClass/ID.png`` for the ids in ``ImageSets/Segmentation/SPLIT.txt``.
+
+    A sample is ``(image, mask)``: a uint8 `tv_tensors.Image` of shape [3, H, W] and a uint8 `tv_tensors.Mask`
+    of shape [H, W] with class ids, 255 where the class is not to be judged.
+
+    Class names that are not given come, in this order, from ``classes.txt`` in `root` (one name a line, that
+    of id 0 first); from VOC, if the folders are its own (called VOC and a year, with VOC's image numbers) and
+    no id is above 20: the background and VOC's twenty; else the ids in *all* masks are counted, and the
+    names are ``background``, ``class_1``, ``class_2`` and so on.
+
+    Args:
+        root: A folder with ``SegmentationClass``, ``ImageSets/Segmentation`` and ``JPEGImages``, or a
+            development kit; see `VOCDetection`.
+        split: The name of a split, or several joined by ``+``.
+        classes: The names of the ids 0, 1, ..., so the background's first. Pixels with a higher id are
+            reported and set to 255.
+        transforms: Called with image and mask.
+        strict: Raise at the first problem.
+
+    Raises:
+        DataError: If a folder or split is missing or no image is usable; in strict mode at any problem.
+
+    Attributes:
+        ids: VOC's name for each sample.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        *,
+        classes: Sequence[str] | None = None,
+        transforms: Transforms | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(Path(root), transforms, strict)
+        names = check_classes(classes)
+        folders = find_folders(self.root)
+        entries = read_split(folders, "Segmentation", split)
+        self.split = split
+        self.ids: list[str] = []
+        self.mask_paths: list[Path] = []
+        self._scanned: dict[Path, tuple[tuple[int, int], list[int]] | str] = {}
+        if names is None:
+            names = self._read_names() or self._discover(folders, entries)
+        self.classes = names
+        seen: set[Path] = set()
+        for entry in entries:
+            mask = entry.folder / "SegmentationClass" / f"{entry.name}.png"
+            if mask in seen:
+                self.problems.report(entry.source, "duplicate id", f"{entry.name} comes more than once")
+                continue
+            seen.add(mask)
+            self._scan(entry, mask)
+        del self._scanned
+        self._require_samples()
+
+    def _read_names(self) -> tuple[str, ...] | None:
+        path = self.root / "classes.txt"
+        if not path.is_file():
+            return None
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            return check_classes([line.strip() for line in lines if line.strip()])
+        except (OSError, ValueError) as error:
+            raise DataError(path, f"expected one class name a line: {error}") from error
+
+    def _discover(self, folders: dict[str, Path], entries: list[SplitEntry]) -> tuple[str, ...]:
+        highest = 0
+        for folder in folders.values():
+            for path in sorted((folder / "SegmentationClass").rglob("*.png")):
+                scanned = self._scan_mask(path)
+                if not isinstance(scanned, str):
+                    highest = max(highest, *(value for value in scanned[1] if value != IGNORE), 0)
+        if highest <= len(VOC_CLASSES) and is_official(folders, entries):
+            return ("background", *VOC_CLASSES)
+        return ("background", *(f"class_{value}" for value in range(1, highest + 1)))
+
+    def _scan_mask(self, path: Path) -> tuple[tuple[int, int], list[int]] | str:
+        """The height, width and ids of a mask, or what is wrong with it."""
+        if path not in self._scanned:
+            try:
+                mask = read_mask(path)
+                present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
+                self._scanned[path] = ((mask.shape[0], mask.shape[1]), present)
+            except UnreadableFileError as error:
+                self._scanned[path] = str(error)
+        return self._scanned[path]
+
+    def _scan(self, entry: SplitEntry, mask: Path) -> None:
+        image = locate_image(entry.folder, entry.name)
+        if image is None:
+            expected = entry.folder / "JPEGImages" / f"{entry.name}.jpg"
+            self.problems.report(expected, "missing image", "nor is it there as .jpeg or .png")
+            return
+        if not mask.is_file():
+            self.problems.report(mask, "missing annotation", f"{entry.source.name} lists {entry.name}")
+            return
+        try:
+            size = scan_image(image)
+        except UnreadableFileError as error:
+            self.problems.report(image, "unreadable image", str(error))
+            return
+        scanned = self._scan_mask(mask)
+        if isinstance(scanned, str):
+            self.problems.report(mask, "unreadable annotation", scanned)
+            return
+        mask_size, present = scanned
+        if mask_size != size:
+            detail = f"the mask is {mask_size[1]}x{mask_size[0]}, but {image.name} is {size[1]}x{size[0]}"
+            self.problems.report(mask, "size mismatch", detail)
+            return
+        unknown = [value for value in present if len(self.classes) <= value != IGNORE]
+        if unknown:
+            detail = f"ids {unknown} with {len(self.classes)} classes are set to {IGNORE}"
+            self.problems.report(mask, "unknown class", detail, "clipped")
+        self.paths.append(image)
+        self.sizes.append(size)
+        self.ids.append(entry.name)
+        self.mask_paths.append(mask)
+
+    def mask(self, index: int) -> tv_tensors.Mask:
+        """The mask of a sample, uint8 [H, W], without reading or transforming the image."""
+        mask = read_mask(self.mask_paths[index])
+        mask[mask >= len(self.classes)] = IGNORE
+        return tv_tensors.Mask(torch.from_numpy(mask))
+
+    def _load(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        return read_image(self.paths[index]), self.mask(index)

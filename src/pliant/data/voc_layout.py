@@ -1,0 +1,233 @@
+"""The PASCAL VOC folder layout: where images, annotations and splits lie, and what an annotation says."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+from pliant.data.images import find_image, relative_path
+from pliant.data.problems import DataError
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+_XML_LIMIT = 16 * 2**20  # bytes
+_PER_CLASS_SPLIT = re.compile(r".+_(train|val|trainval|test)$")
+_OFFICIAL_ID = re.compile(r"(\d{4}_)?\d{6}$")
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """One line of a split: the id `name` in `folder`, listed in the file `source`."""
+
+    folder: Path
+    name: str
+    source: Path
+
+
+def find_folders(root: Path) -> dict[str, Path]:
+    """The VOC folders at `root`, each under its year or name.
+
+    `root` is itself such a folder (it holds ``JPEGImages``), or a development kit: a folder that holds
+    ``VOC2007``, ``VOC2012`` and the like, or that holds a ``VOCdevkit`` which does.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if not root.is_dir():
+        raise DataError(root, "there is no such folder")
+    if (root / "JPEGImages").is_dir():
+        return {root.name.removeprefix("VOC"): root}
+    for kit in (root, root / "VOCdevkit"):
+        folders = {
+            path.name.removeprefix("VOC"): path for path in sorted(kit.glob("VOC*")) if (path / "JPEGImages").is_dir()
+        }
+        if folders:
+            return folders
+    found = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
+    raise DataError(
+        root,
+        f"looked for JPEGImages/ (a folder of VOC layout) and for VOC*/JPEGImages/ (a development kit), found {found}",
+    )
+
+
+def read_split(folders: dict[str, Path], task: str, split: str) -> list[SplitEntry]:
+    """The ids of a split, in the order of its files.
+
+    Args:
+        folders: As from `find_folders`.
+        task: The folder below ``ImageSets``: ``"Main"`` or ``"Segmentation"``.
+        split: Names joined by ``+``. Each is the name of a file without ``.txt``, taken from every folder
+            that has it, or such a name after a year and ``_``, as in ``"2007_trainval+2012_trainval"``.
+
+    Raises:
+        DataError: If a part is found nowhere, or an id would leave the folder.
+    """
+    entries: list[SplitEntry] = []
+    for part in split.split("+"):
+        sources = _split_files(folders, task, part)
+        if not sources:
+            looked = ", ".join(str(folder / "ImageSets" / task) for folder in folders.values())
+            there = ", ".join(available_splits(folders, task)) or "none"
+            raise DataError(
+                next(iter(folders.values())),
+                f"no split {part!r}: looked for {part}.txt in {looked}; splits there: {there}",
+            )
+        for folder, source in sources:
+            entries += [SplitEntry(folder, name, source) for name in _read_ids(source)]
+    return entries
+
+
+def _split_files(folders: dict[str, Path], task: str, part: str) -> list[tuple[Path, Path]]:
+    try:
+        relative_path(part)
+    except ValueError:
+        return []
+    candidates = [(folder, part) for folder in folders.values()]
+    year, _, name = part.partition("_")
+    if name and year in folders:
+        candidates.append((folders[year], name))
+    files = [(folder, folder / "ImageSets" / task / f"{name}.txt") for folder, name in candidates]
+    return [(folder, file) for folder, file in files if file.is_file()]
+
+
+def available_splits(folders: dict[str, Path], task: str) -> list[str]:
+    """The names of all splits, without VOC's lists for single classes."""
+    names = {path.stem for folder in folders.values() for path in (folder / "ImageSets" / task).glob("*.txt")}
+    return sorted(name for name in names if not _PER_CLASS_SPLIT.match(name))
+
+
+def _read_ids(source: Path) -> list[str]:
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(source, f"the split cannot be read: {error}") from error
+    names = []
+    for line in filter(None, map(str.strip, lines)):
+        # VOC's lists for single classes add -1, 0 or 1 after the id.
+        name = re.sub(r"\s+(-1|0|1)$", "", line)
+        try:
+            names.append(str(relative_path(name)))
+        except ValueError as error:
+            raise DataError(source, str(error)) from error
+    return names
+
+
+def is_official(folders: dict[str, Path], entries: list[SplitEntry]) -> bool:
+    """Whether this is VOC's own data: folders called VOC and a year, and ids as VOC numbers its images."""
+    return all(re.fullmatch(r"VOC20\d\d", folder.name) for folder in folders.values()) and all(
+        _OFFICIAL_ID.match(entry.name) for entry in entries
+    )
+
+
+def locate_image(folder: Path, name: str, filename: str = "") -> Path | None:
+    """The image of an id: the file of that name, or else the one the annotation names."""
+    images = folder / "JPEGImages"
+    path = find_image(images, name)
+    if path is None and filename:
+        named = images / re.split(r"[/\\]", filename)[-1]
+        path = named if named.is_file() and named.name not in ("", ".", "..") else None
+    return path
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    def doctype(self, name: str, public_id: str | None, system: str | None) -> None:
+        raise ValueError("a document type declaration (which could define entities) is not accepted")
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedObject:
+    """An ``object`` of an annotation; `coordinates` are xmin, ymin, xmax, ymax as they are written."""
+
+    name: str
+    coordinates: tuple[str, str, str, str]
+    difficult: bool
+    truncated: bool
+
+    def corners(self) -> tuple[float, float, float, float]:
+        """The coordinates as numbers, NaN for what is none."""
+        x_min, y_min, x_max, y_max = map(_number, self.coordinates)
+        return x_min, y_min, x_max, y_max
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What an annotation says; `size` is (height, width), NaN where it is missing."""
+
+    filename: str
+    size: tuple[float, float]
+    objects: tuple[AnnotatedObject, ...]
+
+
+def read_annotation(path: Path) -> Annotation:
+    """Read an annotation file.
+
+    Raises:
+        ValueError: If it is not well-formed XML, is larger than 16 MiB, declares a document type (the way
+            to entity bombs), or holds no ``annotation``.
+        OSError: If it cannot be read.
+    """
+    size = path.stat().st_size
+    if size > _XML_LIMIT:
+        raise ValueError(f"an annotation of {size} bytes is not accepted (limit {_XML_LIMIT})")
+    parser = ElementTree.XMLParser(target=_NoDoctype())
+    try:
+        parser.feed(path.read_bytes())
+        element = parser.close()
+    except (ElementTree.ParseError, LookupError) as error:
+        raise ValueError(f"not well-formed XML: {error}") from error
+    if element is None or element.tag != "annotation":
+        raise ValueError(f"expected the element 'annotation', got {getattr(element, 'tag', None)!r}")
+    return Annotation(
+        filename=_text(element, "filename"),
+        size=(_number(_text(element, "size/height")), _number(_text(element, "size/width"))),
+        objects=tuple(map(_read_object, element.findall("object"))),
+    )
+
+
+def _read_object(element: ElementTree.Element) -> AnnotatedObject:
+    return AnnotatedObject(
+        name=_text(element, "name"),
+        coordinates=(
+            _text(element, "bndbox/xmin"),
+            _text(element, "bndbox/ymin"),
+            _text(element, "bndbox/xmax"),
+            _text(element, "bndbox/ymax"),
+        ),
+        difficult=_text(element, "difficult").lower() in ("1", "true", "yes"),
+        truncated=_text(element, "truncated").lower() in ("1", "true", "yes"),
+    )
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
