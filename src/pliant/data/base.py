@@ -66,9 +66,9 @@ class ImageSet(Dataset[tuple[Any, Any]]):
                 sample = self._load(candidate)
             except UnreadableFileError as error:
                 self._damaged.add(candidate)
-                path = self.paths[candidate]
-                if self.problems.report(path, "unreadable image", str(error)):
-                    _log.warning("%s cannot be read and is skipped: %s", path, error)
+                kind = "unreadable image" if error.path == self.paths[candidate] else "unreadable annotation"
+                if self.problems.report(error.path, kind, str(error)):
+                    _log.warning("%s cannot be read and is skipped: %s", error.path, error)
                 continue
             return sample if self.transforms is None else self.transforms(*sample)
         raise DataError(self.root, f"no image can be read. {self.problems.summary()}")

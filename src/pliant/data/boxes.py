@@ -36,9 +36,11 @@ def clip(corners: Corners, height: int, width: int) -> tuple[Corners | None, str
         if the box was inside already (to within one pixel).
     """
     x0, y0, x1, y1 = corners
-    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-    stored = np.asarray(inside, dtype=np.float32)
+    limits = np.array([width, height, width, height], dtype=np.float64)
+    inside = np.clip(corners, 0.0, limits)
+    stored = inside.astype(np.float32)
     if stored[2] <= stored[0] or stored[3] <= stored[1]:
         return None, "box outside"
     overhang = max(-x0, -y0, x1 - width, y1 - height)
-    return inside, "box partly outside" if overhang > TOLERANCE else None
+    left, top, right, bottom = inside.tolist()
+    return (left, top, right, bottom), "box partly outside" if overhang > TOLERANCE else None

@@ -29,7 +29,11 @@ _DECODER_ERRORS = (
 
 
 class UnreadableFileError(Exception):
-    """A file that does not hold a usable image or mask; the message says why."""
+    """The file `path` does not hold a usable image or mask; the message says why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
 
 
 def relative_path(name: str) -> PurePosixPath:
@@ -69,7 +73,7 @@ def scan_image(path: Path) -> tuple[int, int]:
                 image.load()
             return image.height, image.width
     except _DECODER_ERRORS as error:
-        raise UnreadableFileError(_reason(error)) from error
+        raise UnreadableFileError(path, _reason(error)) from error
 
 
 def read_image(path: Path) -> tv_tensors.Image:
@@ -88,7 +92,7 @@ def read_image(path: Path) -> tv_tensors.Image:
         with Image.open(path) as image:
             pixels = _to_rgb(image)  # [H, W, 3]
     except _DECODER_ERRORS as error:
-        raise UnreadableFileError(_reason(error)) from error
+        raise UnreadableFileError(path, _reason(error)) from error
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
 
@@ -105,11 +109,12 @@ def read_mask(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode not in ("P", "L", "1"):
                 raise UnreadableFileError(
-                    f"a mask is a palette or 8-bit grey image of class ids, this one has mode {image.mode}"
+                    path,
+                    f"a mask is a palette or 8-bit grey image of class ids, this one has mode {image.mode}",
                 )
             return np.array(image, dtype=np.uint8)
     except _DECODER_ERRORS as error:
-        raise UnreadableFileError(_reason(error)) from error
+        raise UnreadableFileError(path, _reason(error)) from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from pliant.data.images import (
+    UnreadableFileError,
+    find_image,
+    read_image,
+    read_mask,
+    relative_path,
+    scan_image,
+)
+
+COLOUR = (200, 100, 50)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "P", "L", "LA", "1"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.new("RGB", (5, 3), COLOUR).convert(mode).save(path)
+    image = read_image(path)
+    assert isinstance(image, tv_tensors.Image)
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 3, 5)
+    assert image.is_contiguous()
+    pixel = image[:, 0, 0].tolist()
+    if mode in ("RGB", "RGBA", "CMYK"):
+        assert pixel == list(COLOUR)
+    elif mode != "P":
+        assert pixel[0] == pixel[1] == pixel[2]
+
+
+def test_palette_with_transparency(tmp_path):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (4, 4), COLOUR).quantize(4).save(path, transparency=b"\x00\xff")
+    assert torch.allclose(read_image(path)[:, 0, 0].int(), torch.tensor(COLOUR).int(), atol=4)
+
+
+def test_16_bits_are_scaled_not_cut(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(path)
+    assert read_image(path)[0].tolist() == [[0, 128, 255]]
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    path = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4), COLOUR).save(path, exif=exif)
+    assert read_image(path).shape == (3, 4, 8)
+    assert scan_image(path) == (4, 8)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_cut_file_is_found_by_the_scan(tmp_path, suffix):
+    path = tmp_path / f"image{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    assert scan_image(path) == (60, 80)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnreadableFileError):
+        scan_image(path)
+    with pytest.raises(UnreadableFileError):
+        read_image(path)
+
+
+def test_bytes_after_the_end_do_no_harm(tmp_path):
+    path = tmp_path / "image.jpg"
+    Image.new("RGB", (8, 4), COLOUR).save(path)
+    path.write_bytes(path.read_bytes() + b"\0" * 1000)
+    assert scan_image(path) == (4, 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image"])
+def test_what_is_no_image(tmp_path, content):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFileError, match="cannot identify"):
+        scan_image(path)
+
+
+def test_floating_point_images_are_refused(tmp_path):
+    path = tmp_path / "image.tif"
+    Image.fromarray(np.ones((3, 3), dtype=np.float32)).save(path)
+    with pytest.raises(UnreadableFileError, match="floating-point"):
+        scan_image(path)
+
+
+def test_masks_keep_their_ids(tmp_path):
+    ids = np.array([[0, 1, 255], [20, 3, 0]], dtype=np.uint8)
+    palette = Image.new("P", (3, 2))
+    palette.putdata(ids.ravel().tolist())
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    palette.save(tmp_path / "p.png")
+    Image.fromarray(ids).save(tmp_path / "l.png")
+    for name in ("p.png", "l.png"):
+        assert read_mask(tmp_path / name).tolist() == ids.tolist()
+    Image.new("1", (2, 1), 1).save(tmp_path / "1.png")
+    assert read_mask(tmp_path / "1.png").tolist() == [[1, 1]]
+    Image.new("RGB", (3, 2)).save(tmp_path / "rgb.png")
+    with pytest.raises(UnreadableFileError, match="mode RGB"):
+        read_mask(tmp_path / "rgb.png")
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/passwd", "..\\a", "C:\\a", "", ".", "a\0b"])
+def test_paths_that_leave_the_folder(name):
+    with pytest.raises(ValueError, match="not a path inside"):
+        relative_path(name)
+
+
+def test_paths_that_stay():
+    assert str(relative_path("a/b..c.jpg")) == "a/b..c.jpg"
+
+
+def test_find_image(tmp_path):
+    assert find_image(tmp_path, "a.b") is None
+    (tmp_path / "a.b.jpeg").touch()
+    assert find_image(tmp_path, "a.b") == tmp_path / "a.b.jpeg"
