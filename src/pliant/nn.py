@@ -65,25 +65,25 @@ class DeformConv2d(nn.Conv2d):
         self.offset_conv = nn.Conv2d(
             in_channels,
             (3 if modulated else 2) * offset_groups * taps,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
+            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
             **factory,
         )
         nn.init.zeros_(self.offset_conv.weight)
         nn.init.zeros_(self.offset_conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as torch.nn.Conv2d names it)
+    def forward(self, input: Tensor) -> Tensor:
         offset, mask = self.split(self.offset_conv(input))
         return ops.deform_conv2d(
             input,
             offset,
             self.weight,
             self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
             mask,
             border=self.border,
         )
@@ -131,7 +131,7 @@ class RoIPool(nn.Module):
         self.spatial_scale = spatial_scale
         self.sampling = sampling
 
-    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
         return ops.roi_pool(input, rois, self.output_size, self.spatial_scale, sampling=self.sampling)
 
     def extra_repr(self) -> str:
@@ -167,7 +167,7 @@ class DeformRoIPool(RoIPool):
         nn.init.zeros_(self.offset_fc.weight)
         nn.init.zeros_(self.offset_fc.bias)
 
-    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
         pooled = super().forward(input, rois)
         offset = self.offset_fc(pooled.flatten(1)).view(-1, 2, self.output_size, self.output_size)
         return ops.deform_roi_pool(

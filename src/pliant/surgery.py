@@ -145,28 +145,21 @@ def _deformed(name: str, conv: nn.Conv2d, **options: Any) -> DeformConv2d:
     if hasattr(conv, "parametrizations"):
         raise ValueError(f"{name or 'the model'}: the convolution is parametrized; remove that first")
     try:
-        new = DeformConv2d(*_geometry(conv), **options, device=conv.weight.device, dtype=conv.weight.dtype)
+        new = DeformConv2d(**_geometry(conv), **options)
     except ValueError as error:
         raise ValueError(f"{name or 'the model'}: {error}") from None
     return _with_weights_of(conv, new)
 
 
 def _plain(conv: DeformConv2d) -> nn.Conv2d:
-    new = nn.Conv2d(*_geometry(conv), device=conv.weight.device, dtype=conv.weight.dtype)
+    new = nn.Conv2d(**_geometry(conv))
     return _with_weights_of(conv, new)
 
 
-def _geometry(conv: nn.Conv2d) -> tuple[Any, ...]:
-    return (
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        conv.bias is not None,
-    )
+def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    like = {"bias": conv.bias is not None, "device": conv.weight.device, "dtype": conv.weight.dtype}
+    return {name: getattr(conv, name) for name in names} | like
 
 
 def _with_weights_of(old: nn.Conv2d, new: _Conv) -> _Conv:
@@ -178,9 +171,12 @@ def _with_weights_of(old: nn.Conv2d, new: _Conv) -> _Conv:
 
 
 def _replace(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    for name, module in replacements.items():
-        if not name:
-            return module
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module)
+    """Put new modules in the place of the named ones, wherever the model holds these."""
+    if "" in replacements:
+        return replacements[""]
+    new = {id(model.get_submodule(name)): module for name, module in replacements.items()}
+    for parent in list(model.modules()):
+        for child, module in list(parent._modules.items()):
+            if id(module) in new:
+                setattr(parent, child, new[id(module)])
     return model

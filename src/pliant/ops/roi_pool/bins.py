@@ -25,11 +25,12 @@ def whole_cells(start: Tensor, end: Tensor, scale: float, parts: int, size: int)
 
     Sides are at least one cell, and cells outside the map are left out.
     """
-    first = round_half_away(start * scale)
-    length = (round_half_away(end * scale) - first).clamp(min=1)
+    first = round_half_away(start * scale).clamp(-_FAR, _FAR)
+    length = (round_half_away(end * scale).clamp(-_FAR, _FAR) - first).clamp(min=1)
     part = torch.arange(parts, device=start.device)
-    low = (first.unsqueeze(1) + _floor_divide(part * length.long().unsqueeze(1), parts)).clamp(0, size)
-    high = (first.unsqueeze(1) + _ceil_divide((part + 1) * length.long().unsqueeze(1), parts)).clamp(0, size)
+    cells = length.long().unsqueeze(1)
+    low = (first.unsqueeze(1) + _floor_divide(part * cells, parts)).clamp(0, size)
+    high = (first.unsqueeze(1) + _ceil_divide((part + 1) * cells, parts)).clamp(0, size)
     return _integers(low, high, length)
 
 
@@ -73,3 +74,6 @@ def _floor_divide(value: Tensor, divisor: int) -> Tensor:
 
 def _ceil_divide(value: Tensor, divisor: int) -> Tensor:
     return -_floor_divide(-value, divisor)
+
+
+_FAR = 2.0**24  # beyond any map, and every integer up to here is exact in float32

@@ -101,6 +101,7 @@ def _readings(
     """The RoIs in runs short enough that their entries fit in memory."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     rois = rois.to(wide)
+    _check_rois(rois, input.shape[0])
     classes = 1 if offset is None else offset.shape[1] // 2
     height, width = pooling.output_size
     lines = max(1, classes * height * width)
@@ -109,6 +110,16 @@ def _readings(
         chunk = slice(start, min(start + run, rois.shape[0]))
         some = None if offset is None else offset[chunk].to(wide)
         yield chunk, _reading(input, rois[chunk], some, pooling, rows)
+
+
+def _check_rois(rois: Tensor, images: int) -> None:
+    """Values, not shapes: seen where the numbers are, so that compiled and traced calls are checked as well."""
+    good = rois.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < images)
+    if not bool(good.all()):
+        line = int((~good).nonzero()[0])
+        raise ValueError(
+            f"rois must be finite with an image index of 0 to {images - 1}, got rois[{line}] = {rois[line].tolist()}"
+        )
 
 
 def _reading(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling, rows: int) -> _Reading:

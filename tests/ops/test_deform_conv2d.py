@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from cases import CONV_CASES, ConvCase
+from torch import Tensor
+
+from pliant.ops import deform_conv2d
+
+NAMES = ("input", "offset", "weight", "bias", "mask")
+
+
+def call(tensors: dict[str, Tensor], case: ConvCase, **options: str) -> Tensor:
+    return deform_conv2d(**tensors, **case.geometry, **options)
+
+
+def op_args(tensors: dict[str, Tensor], case: ConvCase, border: str = "paper") -> tuple:
+    return (
+        *(tensors[name] for name in ("input", "offset", "weight")),
+        tensors.get("bias"),
+        tensors.get("mask"),
+        *case.geometry.values(),
+        border,
+    )
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("name", CONV_CASES)
+def test_same_numbers_and_gradients_as_torchvision(name: str, masked: bool) -> None:
+    case = CONV_CASES[name]
+    tensors = case.tensors()
+    if not masked:
+        del tensors["mask"]
+    ours, theirs = call(tensors, case), torchvision.ops.deform_conv2d(**tensors, **case.geometry)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    grad = torch.randn_like(ours)
+    expected = torch.autograd.grad(theirs, list(tensors.values()), grad)
+    for got, want in zip(torch.autograd.grad(ours, list(tensors.values()), grad), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def slow_sample(image: Tensor, y: float, x: float, border: str) -> Tensor:
+    """Equation 3 (or the authors' first rule) as nested loops over all cells: `[C, H, W]` to `[C]`."""
+    height, width = image.shape[1:]
+    if border == "authors":
+        if not (0 <= y < height and 0 <= x < width):
+            return torch.zeros_like(image[:, 0, 0])
+        y, x = min(y, height - 1), min(x, width - 1)
+    total = torch.zeros_like(image[:, 0, 0])
+    for row in range(height):
+        for column in range(width):
+            total += max(0, 1 - abs(row - y)) * max(0, 1 - abs(column - x)) * image[:, row, column]
+    return total
+
+
+@pytest.mark.parametrize("border", ["paper", "authors"])
+def test_against_the_equation_in_loops(border: str) -> None:
+    case = ConvCase(batch=1, channels=4, out_channels=2, size=(4, 5), groups=2, offset_groups=2, spread=1.5)
+    tensors = {name: value.detach() for name, value in case.tensors().items()}
+    out = call(tensors, case, border=border)
+    expected = tensors["bias"].view(1, -1, 1, 1).expand(out.shape).clone()
+    taps = case.kernel[0] * case.kernel[1]
+    for ho in range(case.out_size[0]):
+        for wo in range(case.out_size[1]):
+            for o in range(2):
+                for c in range(2):
+                    channel = o * 2 + c  # two groups of two input channels and one output channel
+                    for k in range(taps):
+                        i, j = divmod(k, case.kernel[1])
+                        line = (channel // 2) * taps + k
+                        dy, dx = tensors["offset"][0, 2 * line : 2 * line + 2, ho, wo].tolist()
+                        y = ho * case.stride[0] - case.padding[0] + i * case.dilation[0] + dy
+                        x = wo * case.stride[1] - case.padding[1] + j * case.dilation[1] + dx
+                        value = slow_sample(tensors["input"][0, channel : channel + 1], y, x, border)[0]
+                        weight = tensors["weight"][o, c, i, j] * tensors["mask"][0, line, ho, wo]
+                        expected[0, o, ho, wo] += weight * value
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("border", ["paper", "authors"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradcheck(border: str, masked: bool) -> None:
+    case = ConvCase(channels=6, out_channels=4, size=(4, 5))
+    tensors = case.tensors()
+    if not masked:
+        del tensors["mask"]
+    names = list(tensors)
+    assert torch.autograd.gradcheck(
+        lambda *values: call(dict(zip(names, values, strict=True)), case, border=border), tuple(tensors.values())
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("masked", [True, False])
+def test_opcheck(masked: bool) -> None:
+    case = ConvCase()
+    tensors = case.tensors(torch.float32)
+    if not masked:
+        del tensors["mask"], tensors["bias"]
+    torch.library.opcheck(torch.ops.pliant.deform_conv2d.default, op_args(tensors, case))
+
+
+def test_the_gradient_at_a_cells_centre_is_the_one_from_the_right() -> None:
+    image = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64).view(1, 1, 1, 3)
+    offset = torch.zeros(1, 2, 1, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    deform_conv2d(image, offset, weight).sum().backward()
+    assert offset.grad[0, 1, 0].tolist() == [4.0, -3.0, -2.0]  # the last one falls to the zero outside
+
+
+def test_authors_border_repeats_the_last_cell_and_cuts_before_the_first() -> None:
+    image = torch.tensor([1.0, 5.0], dtype=torch.float64).view(1, 1, 1, 2)
+    offset = torch.zeros(1, 2, 1, 2, dtype=torch.float64)
+    offset[0, 1, 0] = torch.tensor([-0.25, 0.75])
+    weight = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    assert deform_conv2d(image, offset, weight, border="authors").flatten().tolist() == [0.0, 5.0]
+    assert deform_conv2d(image, offset, weight).flatten().tolist() == [0.75, 1.25]
+
+
+def test_borders_agree_at_zero_offsets() -> None:
+    case = ConvCase(spread=0.0)
+    tensors = case.tensors()
+    assert torch.equal(call(tensors, case), call(tensors, case, border="authors"))
+
+
+@pytest.mark.parametrize("far", [1e6, -1e6, 1e30, float("inf"), -float("inf")])
+def test_offsets_far_outside_sample_zero_and_have_no_gradient(far: float) -> None:
+    case = ConvCase()
+    tensors = case.tensors()
+    tensors["offset"] = torch.full_like(tensors["offset"], far).requires_grad_()
+    out = call(tensors, case)
+    assert torch.equal(out, tensors["bias"].view(1, -1, 1, 1).expand_as(out))
+    out.sum().backward()
+    assert tensors["offset"].grad.count_nonzero() == 0
+    assert tensors["input"].grad.count_nonzero() == 0
+
+
+def test_a_nan_offset_shows_at_its_own_place_only() -> None:
+    case = ConvCase(groups=1, offset_groups=1)
+    tensors = {name: value.detach() for name, value in case.tensors().items()}
+    tensors["offset"][1, 3, 2, 4] = float("nan")
+    bad = call(tensors, case).isnan()
+    assert bad[1, :, 2, 4].all()
+    assert bad.sum() == case.out_channels
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_wide(dtype: torch.dtype) -> None:
+    case = ConvCase()
+    tensors = {name: value.detach().to(dtype) for name, value in case.tensors(torch.float32).items()}
+    exact = call({name: value.double() for name, value in tensors.items()}, case)
+    out = call(tensors, case)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, exact.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+def test_autocast_lowers_values_and_keeps_positions() -> None:
+    case = ConvCase()
+    tensors = case.tensors(torch.float32)
+    seen = {}
+
+    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.pliant.deform_conv2d.default:
+                seen.update(input=args[0].dtype, offset=args[1].dtype, weight=args[2].dtype)
+            return func(*args, **(kwargs or {}))
+
+    with torch.autocast("cpu", dtype=torch.bfloat16), Spy():
+        out = call(tensors, case)
+    assert seen == {"input": torch.bfloat16, "offset": torch.float32, "weight": torch.bfloat16}
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.dtype == torch.float32 for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "expanded"])
+def test_any_memory_layout(layout: str) -> None:
+    case = ConvCase()
+    tensors = {name: value.detach() for name, value in case.tensors().items()}
+    changed = {}
+    for name, value in tensors.items():
+        if layout == "channels_last" and value.dim() == 4:
+            changed[name] = value.contiguous(memory_format=torch.channels_last)
+        elif layout == "transposed" and value.dim() == 4:
+            changed[name] = value.mT.contiguous().mT
+        elif layout == "expanded" and name == "input":
+            tensors[name] = changed[name] = value[:1].expand_as(value)
+        else:
+            changed[name] = value
+    torch.testing.assert_close(call(changed, case), call(tensors, case), rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_compiles_without_graph_breaks() -> None:
+    case = ConvCase()
+    tensors = case.tensors()
+    compiled = torch.compile(lambda values: call(values, case).sin(), fullgraph=True, backend="aot_eager")
+    out = compiled(tensors)
+    torch.testing.assert_close(out, call(tensors, case).sin(), rtol=0, atol=1e-12)
+    got = torch.autograd.grad(out.sum(), list(tensors.values()))
+    want = torch.autograd.grad(call(tensors, case).sin().sum(), list(tensors.values()))
+    for left, right in zip(got, want, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_scripts_as_torchvisions_function_does() -> None:
+    case = ConvCase()
+    tensors = case.tensors()
+    scripted = torch.jit.script(deform_conv2d)
+    torch.testing.assert_close(scripted(**tensors, **case.geometry), call(tensors, case), rtol=0, atol=0)
+
+
+def test_second_order_gradients_are_refused_with_a_reason() -> None:
+    case = ConvCase()
+    tensors = case.tensors()
+    (grad,) = torch.autograd.grad(call(tensors, case).sum(), tensors["offset"], create_graph=True)
+    with pytest.raises(RuntimeError, match="second-order"):
+        grad.sum().backward()
+
+
+WRONG = {
+    "input must have 4 dimensions": {"input": torch.zeros(12, 9, 7)},
+    r"weight.shape\[1\] must divide": {"weight": torch.zeros(8, 5, 3, 2)},
+    r"bias must have shape \[8\]": {"bias": torch.zeros(7)},
+    r"multiple of 2 \* kh \* kw = 12": {"offset": torch.zeros(2, 2, 4, 6)},
+    "5 offset groups": {"offset": torch.zeros(2, 60, 4, 6)},
+    "the shape of the offset must be": {"offset": torch.zeros(2, 36, 3, 6)},
+    r"mask.shape\[1\] is not valid": {"mask": torch.zeros(2, 2, 4, 6)},
+    "mask must have shape": {"mask": torch.zeros(2, 18, 4, 5)},
+    "the kernel does not fit": {"input": torch.zeros(2, 12, 1, 1)},
+    "stride must be at least 1": {"stride": 0},
+    "padding must be at least 0": {"padding": -1},
+    "border must be one of": {"border": "mirror"},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_arguments_are_named(message: str) -> None:
+    case = ConvCase()
+    tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
+    with pytest.raises(ValueError, match=message):
+        deform_conv2d(**{**tensors, **case.geometry, **WRONG[message]})
+
+
+def test_wrong_types_are_named() -> None:
+    case = ConvCase()
+    tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
+    with pytest.raises(TypeError, match="input must have dtype"):
+        call({name: value.int() for name, value in tensors.items()}, case)
+    with pytest.raises(TypeError, match=r"offset has dtype torch.float64 and input torch.float32"):
+        call({**tensors, "offset": tensors["offset"].double()}, case)
+    with pytest.raises(TypeError, match="weight must be a Tensor, got list"):
+        call({**tensors, "weight": [1.0]}, case)
+    with pytest.raises(ValueError, match="mask is on meta and input on cpu"):
+        call({**tensors, "mask": tensors["mask"].to("meta")}, case)
