@@ -1,0 +1,143 @@
+"""The command line: train, eval, predict and demo."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import pliant
+
+app = typer.Typer(
+    help="Deformable ConvNets for PyTorch.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Source = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="A run folder, or a .safetensors file of one.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pliant {pliant.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Deformable ConvNets for PyTorch."""
+    if debug:
+        os.environ["PLIANT_DEBUG"] = "1"
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Such as voc.faster_rcnn_deform.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder of the data.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="The run folder to make; runs/RECIPE by default.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run where it stopped.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem in the data.")] = False,
+) -> None:
+    """Train a recipe on your data, or continue a run with --resume."""
+    with _user_errors():
+        if resume is not None:
+            given = {"RECIPE": recipe, "--set": assignments, "--run": run, "--strict": strict}
+            if any(given.values()):
+                names = ", ".join(name for name, value in given.items() if value)
+                raise ValueError(f"--resume continues a run as it was started; leave out {names}")
+            from pliant.recipes.train import resume as resume_training
+
+            resume_training(resume, data=data)
+            return
+        if recipe is None:
+            from pliant.recipes.base import recipe_names
+
+            raise ValueError(f"name a recipe, or a run with --resume; recipes: {', '.join(recipe_names())}")
+        if data is None:
+            raise ValueError("say where the data is with --data PATH")
+        from pliant.recipes.train import train as start_training
+
+        start_training(recipe, data, assignments=assignments or (), run=run, strict=strict)
+
+
+@app.command("eval")
+def evaluate(
+    source: Source,
+    data: Annotated[Path | None, typer.Option(help="The folder of the data; that of the training by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="The split; that of the recipe by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The JSON file; eval-SPLIT.json by default.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem in the data.")] = False,
+) -> None:
+    """Judge a run or its weights: COCO and VOC average precision, or mIoU."""
+    with _user_errors():
+        from pliant.recipes.evaluate import evaluate as judge
+
+        judge(source, data, split=split, strict=strict, out=out)
+
+
+@app.command()
+def predict(
+    source: Source,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")],
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="The score from which boxes are drawn.")] = 0.5,
+) -> None:
+    """Write pictures with boxes or masks, and files to work with."""
+    with _user_errors():
+        from pliant.recipes.predict import predict as run_prediction
+
+        done = run_prediction(source, images, out, threshold=threshold)
+        Console(stderr=True, soft_wrap=True).print(f"{len(done.pictures)} pictures in {out}")
+        if done.failed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("pliant-demo"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps for each network.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of data and networks.")] = 0,
+) -> None:
+    """Train a plain, a dilated and a deformable network side by side; no data needed."""
+    with _user_errors():
+        from pliant.recipes.demo import run
+
+        run(out, steps=steps, seed=seed)
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """Show what a user can mend as one line and leave with 2; --debug shows the traceback instead."""
+    if os.environ.get("PLIANT_DEBUG"):
+        yield
+        return
+    try:
+        yield
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(line)}", highlight=False)
+        raise typer.Exit(2) from error
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

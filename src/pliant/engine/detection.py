@@ -1,0 +1,60 @@
+"""Training and judging a detector of torchvision's convention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pliant.engine.metrics import DetectionMetrics
+from pliant.engine.schedule import Schedule
+from pliant.engine.training import TrainingModule
+
+DetectionBatch = tuple[list[Tensor], list[dict[str, Any]]]
+
+
+class DetectionModule(TrainingModule):
+    """A detector in training.
+
+    A batch is a list of images, each float [3, H, W] in 0..1, and a list of targets, each a dict with
+    ``boxes`` [L, 4] (x0, y0, x1, y1) and ``labels`` [L] (1 to C); to be judged also ``image_id``, and perhaps
+    ``difficult``, ``iscrowd``, ``area``.
+
+    Args:
+        model: In training it maps images and targets to a dict of losses, else images to a list of dicts of
+            ``boxes``, ``labels`` and ``scores``.
+        schedule: Of the optimizer.
+        classes: The C foreground names.
+        seed: Of the run.
+        lr_mult: See `pliant.param_groups`.
+    """
+
+    monitor = "AP"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        classes: Sequence[str],
+        *,
+        seed: int = 0,
+        lr_mult: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(model, schedule, DetectionMetrics(classes), seed=seed, lr_mult=lr_mult)
+
+    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        return self.total_loss(self.model(images, targets))
+
+    def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
+        images, targets = batch
+        self.metrics.update(self.model(images), targets)
+
+    def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+
+def collate_detection(samples: Sequence[tuple[Tensor, dict[str, Any]]]) -> DetectionBatch:
+    """Samples of a data set as a batch; images keep their sizes."""
+    return [image for image, _ in samples], [target for _, target in samples]

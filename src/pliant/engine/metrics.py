@@ -1,0 +1,146 @@
+"""What detection and segmentation are judged by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.detection import MeanAveragePrecision
+
+from pliant.engine.voc_ap import VOCAveragePrecision
+
+IGNORE = 255
+
+
+class DetectionMetrics:
+    """COCO's and VOC's average precision together.
+
+    COCO's come from torchmetrics' `MeanAveragePrecision` with faster-coco-eval. Difficult objects count as
+    crowds there: they are neither required nor punished.
+
+    Args:
+        classes: The C foreground names; labels are 1 to C.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        self.coco = MeanAveragePrecision(class_metrics=True, backend="faster_coco_eval")
+        self.coco.warn_on_many_detections = False
+        self.voc = VOCAveragePrecision(len(self.classes))
+
+    def update(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Any]]) -> None:
+        """Add images; see `VOCAveragePrecision.update`. Targets may hold ``area`` (square pixels [L])."""
+        self.voc.update(predictions, targets)
+        found = [{key: _cpu(prediction[key]) for key in ("boxes", "scores", "labels")} for prediction in predictions]
+        truth = [_coco_target(target) for target in targets]
+        self.coco.update(found, truth)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.coco.reset()
+        self.voc.reset()
+
+    def compute(self) -> dict[str, Any]:
+        """The results, as plain numbers.
+
+        Returns:
+            ``AP`` (mean over the overlaps 0.5 to 0.95), ``AP50``, ``AP75``; ``VOC_AP50``, ``VOC_AP70``
+            (area) and ``VOC_AP50_11pt``, ``VOC_AP70_11pt``, in 0..1, NaN where no class has an object; and
+            ``per_class``: for each name the same numbers but ``AP50`` and ``AP75``.
+        """
+        coco = self.coco.compute()
+        results: dict[str, Any] = {
+            name: _absent_to_nan(float(coco[key]))
+            for name, key in (("AP", "map"), ("AP50", "map_50"), ("AP75", "map_75"))
+        }
+        labels, values = coco["classes"].reshape(-1).tolist(), coco["map_per_class"].reshape(-1).tolist()
+        coco_ap = dict(zip(labels, values, strict=True))
+        per_class: dict[str, dict[str, float]] = {
+            name: {"AP": _absent_to_nan(coco_ap.get(label, -1.0))} for label, name in enumerate(self.classes, start=1)
+        }
+        for threshold, by_kind in self.voc.compute().items():
+            for kind, suffix in (("area", ""), ("11-point", "_11pt")):
+                name = f"VOC_AP{round(float(threshold) * 100)}{suffix}"
+                results[name] = nan_mean(by_kind[kind])
+                for class_name, value in zip(self.classes, by_kind[kind], strict=True):
+                    per_class[class_name][name] = value
+        return {**results, "per_class": per_class}
+
+
+class SegmentationMetrics:
+    """Intersection over union per class and its mean, from one confusion matrix over all pixels.
+
+    The union of a class is truth + prediction - intersection. Pixels whose truth is 255 do not count. The
+    truth keeps its own size: a prediction of another size is resized to it with nearest neighbours.
+
+    Args:
+        classes: The C names, the background's first; ids are 0 to C - 1.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        if len(self.classes) < 2:
+            raise ValueError(f"at least two classes are needed, background included; got {self.classes}")
+        self.confusion = MulticlassConfusionMatrix(len(self.classes), ignore_index=IGNORE, validate_args=False)
+
+    def update(self, prediction: Tensor, mask: Tensor) -> None:
+        """Add an image.
+
+        Args:
+            prediction: Class ids, integer [h, w].
+            mask: The truth, integer [H, W].
+        """
+        ids = prediction.detach().as_subclass(Tensor).cpu()
+        truth = mask.detach().as_subclass(Tensor).cpu().long()  # [H, W]
+        if ids.shape != truth.shape:
+            resized = functional.interpolate(ids[None, None].float(), size=truth.shape, mode="nearest-exact")
+            ids = resized[0, 0]
+        self.confusion.update(ids.long()[None], truth[None])
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.confusion.reset()
+
+    def compute(self) -> dict[str, Any]:
+        """The results, as plain numbers.
+
+        Returns:
+            ``mIoU`` (the mean over the classes that occur in truth or prediction) and ``pixel_accuracy``, in
+            0..1, NaN if no pixel counts; and ``per_class``: for each name ``IoU``.
+        """
+        matrix = self.confusion.compute().double()  # [C, C], rows are the truth
+        agreed = matrix.diagonal()
+        union = matrix.sum(dim=1) + matrix.sum(dim=0) - agreed
+        per_class = (agreed / union).tolist()  # 0 / 0 is NaN
+        return {
+            "mIoU": nan_mean(per_class),
+            "pixel_accuracy": float(agreed.sum() / matrix.sum()),
+            "per_class": {name: {"IoU": value} for name, value in zip(self.classes, per_class, strict=True)},
+        }
+
+
+def nan_mean(values: Sequence[float]) -> float:
+    """The mean of the values that are not NaN; NaN if there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _cpu(values: Tensor) -> Tensor:
+    return values.detach().as_subclass(Tensor).cpu()
+
+
+def _coco_target(target: dict[str, Any]) -> dict[str, Tensor]:
+    result = {key: _cpu(target[key]) for key in ("boxes", "labels", "area") if key in target}
+    flags = [_cpu(target[key]).bool() for key in ("difficult", "iscrowd") if key in target]
+    if flags:
+        result["iscrowd"] = torch.stack(flags).any(dim=0).int()
+    return result
+
+
+def _absent_to_nan(value: float) -> float:
+    return math.nan if value < 0 else value

@@ -1,0 +1,219 @@
+"""The folder of a training run, and files that are never half written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+_METADATA_KEY = "pliant"
+_LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "faster-coco-eval", "numpy")
+
+
+class RunFolder:
+    """The folder that a run writes to.
+
+    ==============================  ===========================================================
+    ``recipe.json``                 what is trained: recipe, fields, data, classes
+    ``versions.json``               of the libraries, Python and the machine
+    ``problems.txt``                what was found wrong in the data
+    ``train.csv``, ``val.csv``      losses of each step; results of each validation
+    ``tensorboard/``                the same for TensorBoard
+    ``checkpoints/last.ckpt``       all that is needed to resume; also ``best.ckpt``
+    ``checkpoints/*.safetensors``   the weights alone, with the recipe and classes in the header
+    ==============================  ===========================================================
+
+    Args:
+        path: The folder; see `create` and `open`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.description_path = self.path / "recipe.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+
+    @classmethod
+    def create(cls, path: str | Path, description: Mapping[str, Any]) -> RunFolder:
+        """Make the folder of a new run.
+
+        Args:
+            path: Where; it must not exist or must be empty.
+            description: Written to ``recipe.json``; what JSON can hold.
+
+        Raises:
+            ValueError: If something is there already.
+        """
+        run = cls(path)
+        run.require_free()
+        run.checkpoints.mkdir(parents=True)
+        write_json(run.path / "versions.json", versions())
+        write_json(run.description_path, description)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that was started before.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        run = cls(path)
+        if not run.description_path.is_file():
+            raise ValueError(f"{run.path} is not a run folder: there is no {run.description_path.name} in it")
+        return run
+
+    def require_free(self) -> None:
+        """Raise `ValueError` if something is there already."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(
+                f"{self.path} already holds something and is left as it is: continue that run with "
+                f"--resume {self.path}, or choose another folder with --run"
+            )
+
+    def description(self) -> dict[str, Any]:
+        """What ``recipe.json`` says.
+
+        Raises:
+            ValueError: If it cannot be read as a JSON object.
+        """
+        try:
+            content = json.loads(self.description_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.description_path} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.description_path} must hold a JSON object, got {type(content).__name__}")
+        return content
+
+    def weights(self) -> Path:
+        """The weights to judge and use: the best by validation, else the last.
+
+        Raises:
+            ValueError: If the run has none yet.
+        """
+        for checkpoint in (self.best, self.last):
+            if checkpoint.with_suffix(".safetensors").is_file():
+                return checkpoint.with_suffix(".safetensors")
+        raise ValueError(f"{self.path} holds no weights yet: no checkpoint was written")
+
+
+def resume_step(checkpoint: Path) -> int:
+    """The number of steps a checkpoint was taken after; 0 if there is none.
+
+    Raises:
+        ValueError: If the file is damaged or no checkpoint.
+    """
+    if not checkpoint.is_file():
+        return 0
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["global_step"])
+    except Exception as error:
+        raise ValueError(f"{checkpoint} is not a whole checkpoint: {error}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, beside `path`; it takes the place of `path` if the block succeeds.
+
+    Whenever the process dies, `path` holds either all of the old content or all of the new.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write what JSON can hold, at once or not at all; NaN becomes null."""
+    with replacing(path) as temporary:
+        text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_weights(path: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
+    """Write the parameters and buffers of a model as safetensors, at once or not at all.
+
+    Args:
+        path: The file.
+        model: Its tensors keep their names and dtypes.
+        description: Put into the header as JSON, so that the file suffices to rebuild the model.
+    """
+    # Tensors that share memory are not allowed in the format, hence the copies.
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    header = {"format": "pt", _METADATA_KEY: json.dumps(description, ensure_ascii=False)}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata=header)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_weights` wrote.
+
+    Returns:
+        The tensors by name, on the CPU, and the description.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not whole, no safetensors, or was not written by `write_weights`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file of weights")
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    try:
+        description = json.loads(header[_METADATA_KEY])
+    except KeyError:
+        raise ValueError(
+            f"{path} does not say which network it belongs to: its header has no {_METADATA_KEY!r}. "
+            "Use weights that `pliant train` wrote."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: the header's {_METADATA_KEY!r} is not JSON: {error}") from error
+    return state, description
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, and the machine."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("pliant", *_LIBRARIES):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    found["threads"] = str(torch.get_num_threads())
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["cuda"] = str(torch.version.cuda)
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

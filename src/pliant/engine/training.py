@@ -1,0 +1,98 @@
+"""What training a detector and a segmenter have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from pliant.engine.metrics import DetectionMetrics, SegmentationMetrics
+from pliant.engine.sampling import derive_seed
+from pliant.engine.schedule import Schedule
+from pliant.surgery import param_groups
+
+
+class TrainingModule(lightning.LightningModule):
+    """A model under a `Schedule`, judged on validation.
+
+    What chance there is within a step (sampling of boxes, dropout) is seeded from (seed, step), so a resumed
+    run continues as if it had never stopped.
+
+    Args:
+        model: The network.
+        schedule: Of the optimizer.
+        metrics: To judge by.
+        seed: Of the run.
+        lr_mult: Learning-rate multipliers by glob pattern of parameter names; see `pliant.param_groups`.
+
+    Attributes:
+        results: What the last validation or test gave; empty before.
+        losses: The parts of the loss of the last step.
+    """
+
+    monitor: str
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        metrics: DetectionMetrics | SegmentationMetrics,
+        *,
+        seed: int = 0,
+        lr_mult: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.schedule = schedule
+        self.metrics = metrics
+        self.seed = seed
+        self.lr_mult = lr_mult
+        self.results: dict[str, Any] = {}
+        self.losses: dict[str, Tensor] = {}
+
+    def configure_optimizers(self) -> Any:
+        schedule = self.schedule
+        groups = param_groups(self.model, schedule.lr, weight_decay=schedule.weight_decay, lr_mult=self.lr_mult)
+        optimizer = torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(derive_seed(self.seed, self.global_step, self.global_rank))
+
+    def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
+        """The sum of the losses, which are kept for the log.
+
+        Raises:
+            FloatingPointError: If it is not finite. (With float16 that can happen on the way to the right
+                loss scale, so it is let pass there.)
+        """
+        total = torch.stack(list(losses.values())).sum()
+        self.losses = {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
+        if not torch.isfinite(total) and self.trainer.precision != "16-mixed":
+            parts = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items())
+            raise FloatingPointError(
+                f"the loss of step {self.global_step + 1} is not finite ({parts}); "
+                "a lower learning rate, a warm-up or gradient clipping may help"
+            )
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        self.results = self.metrics.compute()
+        self.metrics.reset()
+        numbers = {key: value for key, value in self.results.items() if isinstance(value, float)}
+        for logger in self.loggers:
+            logger.log_metrics({f"val/{key}": value for key, value in numbers.items()}, step=self.global_step)
+
+    def on_test_epoch_start(self) -> None:
+        self.metrics.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self.results = self.metrics.compute()
+        self.metrics.reset()

@@ -1,0 +1,296 @@
+"""What a recipe holds, how one is found by name, and how its fields are changed from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union
+
+R = TypeVar("R", bound="Recipe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What detection and segmentation have in common; the defaults are the paper's.
+
+    Attributes:
+        backbone: ``"resnet101"`` or ``"resnet50"`` as in the paper, or any timm name after ``"timm/"``.
+        weights: First weights of the backbone: a file for the paper's ResNets, ``"pretrained"`` for timm's
+            own, None for random ones.
+        frozen: Whether the batch norms are fixed; only timm's backbones can train them.
+        deform_layers: How many of the last 3x3 convolutions of the backbone are deformable.
+        dilation: Of the 3x3 convolutions of the last stage.
+        offset_groups: Groups of input channels that are deformed separately.
+        modulated: Whether the deformable convolutions also weigh their samples.
+        lr: The learning rate at `lr_batch` images a step; it is used in proportion to `batch_size`.
+        lr_batch: See `lr`.
+        batch_size: Images a step.
+        max_steps: Optimizer steps.
+        momentum: Of the gradient.
+        weight_decay: Not applied to biases.
+        decay_at: After which fractions of `max_steps` the learning rate is multiplied by `decay`.
+        decay: See `decay_at`.
+        warmup_steps: How many steps use the learning rate times `warmup_factor`.
+        warmup_factor: See `warmup_steps`.
+        clip: The largest norm of the gradient; None for no limit.
+        short_side: Pixels the shorter side of an image is scaled to ...
+        max_side: ... unless the longer one would exceed this.
+        flip: The probability of a horizontal flip in training.
+        layout: The layout of the data: ``"voc"`` or ``"coco"``.
+        classes: Names to use instead of those found in the data; none means those found.
+        train_split: To train on; several are joined by ``+`` (VOC). If the data has no such split, and it was
+            not asked for explicitly, one is chosen: ``trainval`` or ``train``.
+        test_split: To judge on, likewise: ``test`` or ``val``.
+        val_split: To validate on while training, and choose the best checkpoint by. None: ``val``, if that
+            is neither trained nor tested on.
+        seed: Of everything.
+        workers: Processes that load data; the losses do not depend on it.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        checkpoint_every: Steps between checkpoints.
+        validate_every: Steps between validations.
+    """
+
+    backbone: str = "resnet101"
+    weights: str | None = None
+    frozen: bool = True
+    deform_layers: int = 0
+    dilation: int = 2
+    offset_groups: int = 1
+    modulated: bool = False
+    lr: float = 1e-3
+    lr_batch: int = 8
+    batch_size: int = 8
+    max_steps: int = 30_000
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_at: tuple[float, ...] = (2 / 3,)
+    decay: float = 0.1
+    warmup_steps: int = 0
+    warmup_factor: float = 0.1
+    clip: float | None = None
+    short_side: int = 600
+    max_side: int = 1000
+    flip: float = 0.5
+    layout: Literal["voc", "coco"] = "voc"
+    classes: tuple[str, ...] = ()
+    train_split: str | None = None
+    test_split: str | None = None
+    val_split: str | None = None
+    seed: int = 0
+    workers: int = 0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    checkpoint_every: int = 500
+    validate_every: int = 1000
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check(field.name, getattr(self, field.name), hints[field.name])
+        for name in ("lr_batch", "batch_size", "max_steps", "checkpoint_every", "validate_every", "dilation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("deform_layers", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 1 <= self.short_side <= self.max_side:
+            raise ValueError(f"1 <= short_side <= max_side is needed, got {self.short_side} and {self.max_side}")
+
+    @property
+    def scaled_lr(self) -> float:
+        """The learning rate for the true batch."""
+        return self.lr * self.batch_size / self.lr_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRecipe(Recipe):
+    """A two-stage detector.
+
+    Attributes:
+        deform_roi: Whether RoI pooling is deformable.
+        anchor_scales: Square roots of the anchors' areas, in multiples of 16 pixels of the scaled image.
+        score_threshold: Detections below are not given.
+        nms_threshold: Detections of a class that overlap a better one by more are not given.
+        max_detections: The most that are given for an image.
+    """
+
+    deform_roi: bool = False
+    anchor_scales: tuple[int, ...] = (8, 16, 32)
+    score_threshold: float = 1e-3
+    nms_threshold: float = 0.3
+    max_detections: int = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationRecipe(Recipe):
+    """A semantic segmenter.
+
+    Attributes:
+        crop: Side in pixels of a random square crop in training; None for whole images.
+    """
+
+    short_side: int = 360
+    max_side: int = 600
+    crop: int | None = None
+
+
+KINDS: dict[str, type[Recipe]] = {"detection": DetectionRecipe, "segmentation": SegmentationRecipe}
+
+
+def kind_of(recipe: Recipe) -> str:
+    """``"detection"`` or ``"segmentation"``."""
+    return next(kind for kind, cls in KINDS.items() if isinstance(recipe, cls))
+
+
+def find_recipe(name: str) -> Recipe:
+    """Call the recipe function of a name such as ``"voc.faster_rcnn"``: module and function.
+
+    Raises:
+        ValueError: If there is none; the message lists those there are.
+    """
+    module, _, function = name.partition(".")
+    if module in _modules():
+        functions = _recipes_in(module)
+        if function in functions:
+            return functions[function]()
+    raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(recipe_names())}")
+
+
+def recipe_names() -> list[str]:
+    """The names of all recipes: functions in the modules of `pliant.recipes` that return one."""
+    return [f"{module}.{function}" for module in _modules() for function in sorted(_recipes_in(module))]
+
+
+def _modules() -> list[str]:
+    package = importlib.import_module("pliant.recipes")
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+
+
+def _recipes_in(module_name: str) -> dict[str, typing.Callable[[], Recipe]]:
+    module = importlib.import_module(f"pliant.recipes.{module_name}")
+    return {
+        name: function
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__
+        and not name.startswith("_")
+        and not inspect.signature(function).parameters
+        and _returns_recipe(function)
+    }
+
+
+def override(recipe: R, assignments: Sequence[str]) -> R:
+    """Change fields by texts ``field=value``.
+
+    Lists are separated by commas, ``none`` is None, ``true`` and ``false`` are the truth values.
+
+    Raises:
+        ValueError: If a text is not an assignment, there is no such field, or the value is not of its type.
+    """
+    hints = typing.get_type_hints(type(recipe))
+    values = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip()
+        if not equals:
+            raise ValueError(f"expected field=value, got {assignment!r}")
+        if name not in hints:
+            raise ValueError(f"{type(recipe).__name__} has no field {name!r}; fields: {_fields(recipe)}")
+        try:
+            values[name] = _parse(text.strip(), hints[name])
+        except ValueError:
+            raise ValueError(f"{name} must be {_describe(hints[name])}, got {text.strip()!r}") from None
+    return dataclasses.replace(recipe, **values)
+
+
+def to_fields(recipe: Recipe) -> dict[str, Any]:
+    """The fields as JSON can hold them."""
+    return dataclasses.asdict(recipe)
+
+
+def from_fields(kind: str, fields: Mapping[str, Any]) -> Recipe:
+    """A recipe from what `to_fields` gave and JSON kept.
+
+    Raises:
+        ValueError: If the kind or a field is unknown.
+        TypeError: If a value is not of its field's type.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"the kind of a recipe must be one of {', '.join(KINDS)}, got {kind!r}")
+    known = {field.name for field in dataclasses.fields(KINDS[kind])}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ValueError(
+            f"unknown fields {', '.join(unknown)} for {kind}; another version of Pliant may have written them"
+        )
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return KINDS[kind](**values)
+
+
+def _returns_recipe(function: typing.Callable[..., Any]) -> bool:
+    returned = typing.get_type_hints(function).get("return")
+    return isinstance(returned, type) and issubclass(returned, Recipe) and returned is not Recipe
+
+
+def _fields(recipe: Recipe) -> str:
+    hints = typing.get_type_hints(type(recipe))
+    return ", ".join(f"{field.name} ({_describe(hints[field.name])})" for field in dataclasses.fields(recipe))
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _describe(hint: Any) -> str:
+    names = []
+    for option in _options(hint):
+        if typing.get_origin(option) is tuple:
+            names.append(f"{typing.get_args(option)[0].__name__}s separated by commas")
+        elif typing.get_origin(option) is Literal:
+            names.append(" or ".join(map(str, typing.get_args(option))))
+        else:
+            names.append("none" if option is types.NoneType else option.__name__)
+    return " or ".join(names)
+
+
+def _parse(text: str, hint: Any) -> Any:
+    options = _options(hint)
+    if types.NoneType in options and text.lower() == "none":
+        return None
+    option = next(option for option in options if option is not types.NoneType)
+    if typing.get_origin(option) is tuple:
+        item = typing.get_args(option)[0]
+        return tuple(_parse(part.strip(), item) for part in text.split(",") if part.strip())
+    if typing.get_origin(option) is Literal:
+        if text not in typing.get_args(option):
+            raise ValueError
+        return text
+    if option is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError
+        return text.lower() == "true"
+    return option(text)
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    if not any(_fits(value, option) for option in _options(hint)):
+        raise TypeError(f"{name} must be {_describe(hint)}, got {value!r}")
+
+
+def _fits(value: Any, option: Any) -> bool:
+    if typing.get_origin(option) is tuple:
+        item = typing.get_args(option)[0]
+        return isinstance(value, tuple) and all(_fits(part, item) for part in value)
+    if typing.get_origin(option) is Literal:
+        return value in typing.get_args(option)
+    if option is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, option)

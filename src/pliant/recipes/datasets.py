@@ -1,0 +1,178 @@
+"""The data a recipe asks for: which class reads it, which splits, and how samples are transformed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pliant.data import COCODetection, DataError, ImageSet, VOCDetection, VOCSegmentation, transforms
+from pliant.data.voc_layout import available_splits, find_folders, read_split
+from pliant.engine.detection import collate_detection
+from pliant.engine.segmentation import collate_evaluation, collate_training
+from pliant.recipes.base import DetectionRecipe, Recipe, SegmentationRecipe
+
+_TRAIN_NAMES = ("trainval", "train", "train2017", "training")
+_VALIDATION_NAMES = ("val", "valid", "validation", "val2017")
+_TEST_NAMES = ("test", "test2007", *_VALIDATION_NAMES)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The names of the splits to train on, to validate on while training, and to judge on."""
+
+    train: str
+    validation: str | None
+    test: str | None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Data sets with the transforms and batches of a recipe."""
+
+    train: ImageSet
+    validation: ImageSet | None
+    collate_train: Callable[[Any], Any]
+    collate_evaluation: Callable[[Any], Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.train.classes
+
+    def by_split(self) -> dict[str, ImageSet]:
+        """The data sets there are, by what they are for."""
+        return {"train": self.train} | ({} if self.validation is None else {"validation": self.validation})
+
+
+class OriginalMask:
+    """Transforms the image alone: the mask keeps the size it is judged at."""
+
+    def __init__(self, transform: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Any, mask: Any) -> tuple[Any, Any]:
+        return self.transform(image, mask)[0], mask
+
+
+def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) -> Splits:
+    """The splits of a recipe that the data has, or, for those it lacks, the usual names.
+
+    Args:
+        recipe: Says what to look for.
+        root: The data.
+        explicit: Names of split fields that a user asked for; these are taken as they are.
+
+    Raises:
+        DataError: If there is nothing to train on, or the folder is missing.
+    """
+    if not root.is_dir():
+        raise DataError(root, "there is no such folder of data")
+    there = _available(recipe, root)
+
+    def choose(field: str, usual: tuple[str, ...], excluded: set[str]) -> str | None:
+        asked: str | None = getattr(recipe, field)
+        if asked is not None and (field in explicit or _exists(recipe, root, asked)):
+            return asked
+        return next((name for name in usual if name in there and name not in excluded), None)
+
+    # Who has no test split apart from the training data judges on the validation split and trains on the rest.
+    has_test = any(name in there for name in ("test", "test2007")) or recipe.test_split is not None
+    usual = _TRAIN_NAMES if has_test or "train" not in there else _TRAIN_NAMES[1:]
+    train = choose("train_split", usual, set())
+    if train is None:
+        found = ", ".join(there) or "none"
+        raise DataError(
+            root, f"found no split to train on; splits there: {found}. Name one with --set train_split=NAME"
+        )
+    test = choose("test_split", _TEST_NAMES, {train})
+    if recipe.val_split is not None:
+        return Splits(train, recipe.val_split, test)
+    covered = {train, test} | ({"val"} if train == "trainval" else set())
+    validation = next((name for name in _VALIDATION_NAMES if name in there and name not in covered), None)
+    return Splits(train, validation if train in there else None, test)
+
+
+def open_training_data(
+    recipe: Recipe, root: Path, splits: Splits, *, classes: tuple[str, ...] = (), strict: bool = False
+) -> TrainingData:
+    """The data sets to train and validate on.
+
+    Args:
+        recipe: Says how they are read and transformed.
+        root: The folder.
+        splits: Their splits.
+        classes: The names to use; none means the recipe's or those in the data.
+        strict: Whether the first problem of the data is an error.
+
+    Raises:
+        DataError: If a split is missing or holds no usable image.
+    """
+    train = open_split(recipe, root, splits.train, training=True, classes=classes, strict=strict)
+    validation = None
+    if splits.validation is not None:
+        validation = open_split(recipe, root, splits.validation, classes=train.classes, strict=strict)
+    return TrainingData(
+        train=train,
+        validation=validation,
+        collate_train=collate_detection if isinstance(recipe, DetectionRecipe) else collate_training,
+        collate_evaluation=collate_for_evaluation(recipe),
+    )
+
+
+def collate_for_evaluation(recipe: Recipe) -> Callable[[Any], Any]:
+    """How samples make a batch when a recipe of this kind is judged."""
+    return collate_detection if isinstance(recipe, DetectionRecipe) else collate_evaluation
+
+
+def open_split(
+    recipe: Recipe,
+    root: Path,
+    split: str,
+    *,
+    training: bool = False,
+    classes: tuple[str, ...] = (),
+    strict: bool = False,
+) -> ImageSet:
+    """One split, with the transforms for training or for judging; see `open_training_data`."""
+    names = classes or recipe.classes or None
+    if isinstance(recipe, SegmentationRecipe):
+        if recipe.layout != "voc":
+            raise ValueError(f"segmentation reads layout=voc, got layout={recipe.layout}")
+        return VOCSegmentation(root, split, classes=names, transforms=_segmentation(recipe, training), strict=strict)
+    options = {
+        "classes": names,
+        "transforms": transforms.detection_train(recipe.flip) if training else transforms.detection_eval(),
+        "strict": strict,
+        "require_boxes": training,
+    }
+    if recipe.layout == "coco":
+        return COCODetection.from_folder(root, split, **options)
+    return VOCDetection(root, split, **options)
+
+
+def _segmentation(recipe: SegmentationRecipe, training: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
+    if training:
+        return transforms.segmentation_train(recipe.short_side, recipe.max_side, recipe.flip, recipe.crop)
+    return OriginalMask(transforms.segmentation_eval(recipe.short_side, recipe.max_side))
+
+
+def _task(recipe: Recipe) -> str:
+    return "Segmentation" if isinstance(recipe, SegmentationRecipe) else "Main"
+
+
+def _available(recipe: Recipe, root: Path) -> list[str]:
+    if recipe.layout == "coco":
+        files = (root / "annotations").glob("instances_*.json")
+        return sorted(path.stem.removeprefix("instances_") for path in files)
+    return available_splits(find_folders(root), _task(recipe))
+
+
+def _exists(recipe: Recipe, root: Path, split: str) -> bool:
+    if recipe.layout == "coco":
+        return split in _available(recipe, root)
+    try:
+        return bool(read_split(find_folders(root), _task(recipe), split))
+    except DataError:
+        return False

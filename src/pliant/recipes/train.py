@@ -1,0 +1,173 @@
+"""Train what a recipe says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from rich.console import Console
+
+from pliant.engine import DetectionModule, RunFolder, Schedule, SegmentationModule
+from pliant.engine.fitting import FitSettings, fit
+from pliant.engine.training import TrainingModule
+from pliant.recipes.base import DetectionRecipe, Recipe, find_recipe, from_fields, kind_of, override, to_fields
+from pliant.recipes.datasets import ImageSet, Splits, choose_splits, open_training_data
+from pliant.recipes.networks import build_model
+
+_console = Console(stderr=True, soft_wrap=True)
+
+
+def train(
+    name: str,
+    data: Path,
+    *,
+    assignments: Sequence[str] = (),
+    run: Path | None = None,
+    strict: bool = False,
+) -> RunFolder:
+    """Train a recipe from the start.
+
+    Args:
+        name: Of the recipe, such as ``"voc.faster_rcnn_deform"``.
+        data: The folder of the data.
+        assignments: Changes of the recipe's fields, ``field=value``.
+        run: The folder to write to; ``runs/NAME`` if None.
+        strict: Whether the first problem of the data is an error.
+
+    Returns:
+        The folder of the finished run.
+
+    Raises:
+        ValueError: If there is no such recipe or field, a value is not of its type, or the folder is taken.
+        DataError: If the data cannot be used.
+    """
+    recipe = override(find_recipe(name), assignments)
+    folder = RunFolder(Path("runs") / name if run is None else run)
+    folder.require_free()
+    splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
+    opened = open_training_data(recipe, data, splits, strict=strict)
+    lightning.seed_everything(recipe.seed, verbose=False)
+    module = build_module(recipe, opened.classes)
+    description = {
+        "recipe": name,
+        "overrides": list(assignments),
+        "kind": kind_of(recipe),
+        "fields": to_fields(recipe),
+        "classes": list(opened.classes),
+        "splits": dataclasses.asdict(splits),
+        "data": str(data.resolve()),
+        "strict": strict,
+    }
+    folder = RunFolder.create(folder.path, description)
+    report_problems(folder, opened.by_split())
+    _say_what(recipe, name, splits, opened.train, opened.validation, folder)
+    fit(module, opened, folder, fit_settings(recipe), description)
+    _console.print(f"Trained. Weights: {folder.weights()}")
+    return folder
+
+
+def resume(run: Path, *, data: Path | None = None) -> RunFolder:
+    """Continue a run that was interrupted, with the losses it would have had.
+
+    Args:
+        run: Its folder.
+        data: Where the data is now, if it was moved.
+
+    Raises:
+        ValueError: If it is no run folder, or its checkpoint or the data do not belong to it.
+    """
+    folder = RunFolder.open(run)
+    description = folder.description()
+    recipe = from_fields(description["kind"], description["fields"])
+    root = Path(description["data"]) if data is None else data
+    classes = tuple(description["classes"])
+    splits = Splits(**description["splits"])
+    opened = open_training_data(recipe, root, splits, classes=classes, strict=description["strict"])
+    lightning.seed_everything(recipe.seed, verbose=False)
+    # Without a checkpoint the first weights are needed again, else they come from it.
+    module = build_module(recipe, classes, pretrained=not folder.last.is_file())
+    report_problems(folder, opened.by_split())
+    _say_what(recipe, description["recipe"], splits, opened.train, opened.validation, folder)
+    start = fit(module, opened, folder, fit_settings(recipe), description)
+    if start >= recipe.max_steps:
+        _console.print(f"This run is finished: {start} of {recipe.max_steps} steps are done.")
+    else:
+        _console.print(f"Continued after step {start}. Weights: {folder.weights()}")
+    return folder
+
+
+def build_module(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = True) -> TrainingModule:
+    """The network of a recipe with its schedule and metrics.
+
+    Args:
+        recipe: Of any kind.
+        classes: The names of the classes: foreground for detection, the background's first for segmentation.
+        pretrained: Whether the backbone starts from the recipe's weights.
+    """
+    model = build_model(recipe, classes, pretrained=pretrained)
+    schedule = Schedule(
+        max_steps=recipe.max_steps,
+        lr=recipe.scaled_lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        decay_at=recipe.decay_at,
+        decay=recipe.decay,
+        warmup_steps=recipe.warmup_steps,
+        warmup_factor=recipe.warmup_factor,
+    )
+    kind = DetectionModule if isinstance(recipe, DetectionRecipe) else SegmentationModule
+    return kind(model, schedule, classes, seed=recipe.seed)
+
+
+def fit_settings(recipe: Recipe) -> FitSettings:
+    """How the engine is to run a recipe."""
+    return FitSettings(
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        checkpoint_every=recipe.checkpoint_every,
+        validate_every=recipe.validate_every,
+        precision=recipe.precision,
+        clip=recipe.clip,
+        accelerator=recipe.accelerator,
+    )
+
+
+def report_problems(folder: RunFolder, sets: dict[str, ImageSet]) -> None:
+    """Print how many problems the data has, and write all of them to ``problems.txt`` of the run."""
+    path = folder.path / "problems.txt"
+    lines = []
+    for purpose, dataset in sets.items():
+        for problem in dataset.problems:
+            lines.append(f"{purpose}: {problem.path}: {problem.kind}: {problem.detail} ({problem.action})")
+        if len(dataset.problems):
+            counts = ", ".join(f"{count} x {kind}" for kind, count in dataset.problems.counts().items())
+            _console.print(f"[yellow]Problems in the data ({purpose}): {counts}. All are in {path}[/yellow]")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _say_what(
+    recipe: Recipe,
+    name: str,
+    splits: Splits,
+    training: ImageSet,
+    validation: ImageSet | None,
+    folder: RunFolder,
+) -> None:
+    said: dict[str, Any] = {
+        "recipe": name,
+        "train": f"{splits.train}, {len(training)} images",
+        "validate": "no split is left for it (--set val_split=NAME)",
+        "judge": splits.test or "no split (pliant eval --split NAME)",
+        "classes": ", ".join(training.classes),
+        "steps": f"{recipe.max_steps} of {recipe.batch_size} images, learning rate {recipe.scaled_lr:g}",
+        "run folder": folder.path,
+    }
+    if validation is not None:
+        said["validate"] = f"{splits.validation}, {len(validation)} images"
+    if recipe.weights is None:
+        said["weights"] = "none: the backbone starts from random numbers (--set weights=FILE, see pliant train --help)"
+    for key, value in said.items():
+        _console.print(f"{key:>10}  {value}", highlight=False)

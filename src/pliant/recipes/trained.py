@@ -1,0 +1,100 @@
+"""Weights with the recipe and classes they were trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pliant.engine import RunFolder, read_weights
+from pliant.recipes.base import Recipe, from_fields
+from pliant.recipes.networks import build_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a file of weights says.
+
+    Attributes:
+        path: The file.
+        folder: Where results about it go: the run folder, or the one the file lies in.
+        name: Of the recipe.
+        recipe: With all changes it was trained with.
+        classes: Foreground names for detection, the background's first for segmentation.
+        step: How many steps it was trained for.
+        data: The folder of the training data, if that is still there.
+        test_split: The split that the training left for judging.
+        state: The tensors by name.
+    """
+
+    path: Path
+    folder: Path
+    name: str
+    recipe: Recipe
+    classes: tuple[str, ...]
+    step: int
+    data: str | None
+    test_split: str | None
+    state: dict[str, Tensor]
+
+    def model(self) -> nn.Module:
+        """The network with these weights, ready to predict.
+
+        Raises:
+            ValueError: If the weights are not those of the network.
+        """
+        model = build_model(self.recipe, self.classes, pretrained=False)
+        load_state(model, self)
+        return model.eval()
+
+
+def load_trained(source: Path) -> Trained:
+    """Read a run folder (its best weights, or the last where there was no validation) or a file of weights.
+
+    Raises:
+        FileNotFoundError: If there is nothing of that name.
+        ValueError: If it is no run folder or file of weights, or is damaged.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: there is no such run folder or file of weights")
+    path = RunFolder.open(source).weights() if source.is_dir() else source
+    state, description = read_weights(path)
+    try:
+        recipe = from_fields(description["kind"], description["fields"])
+        data = description["data"]
+        return Trained(
+            path=path,
+            folder=source if source.is_dir() else path.parent,
+            name=str(description["recipe"]),
+            recipe=recipe,
+            classes=tuple(map(str, description["classes"])),
+            step=int(description["step"]),
+            data=data if Path(data).is_dir() else None,
+            test_split=description["splits"]["test"],
+            state=state,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its description of the recipe cannot be used: {error}") from error
+
+
+def load_state(model: nn.Module, trained: Trained) -> None:
+    """Put the weights into a network.
+
+    Raises:
+        ValueError: If names or shapes differ; nothing is changed then.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(trained.state)), sorted(set(trained.state) - set(own))
+    wrong = [
+        f"{name} is {list(trained.state[name].shape)}, not {list(value.shape)}"
+        for name, value in own.items()
+        if name in trained.state and trained.state[name].shape != value.shape
+    ]
+    if missing or extra or wrong:
+        raise ValueError(
+            f"{trained.path} does not fit {trained.name}: "
+            f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
+            f"{len(wrong)} misshapen {wrong[:3]}"
+        )
+    model.load_state_dict(trained.state)
