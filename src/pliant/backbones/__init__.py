@@ -1,0 +1,62 @@
+"""Backbones at stride 16: the paper's ResNets, and any timm model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pliant import surgery
+from pliant.backbones.caffe_resnet import CaffeResNet, CaffeResNetBackbone
+from pliant.backbones.timm_features import TimmBackbone
+from pliant.backbones.weights import load_weights
+
+__all__ = ["Backbone", "CaffeResNet", "CaffeResNetBackbone", "TimmBackbone", "backbone", "load_weights"]
+
+Backbone = CaffeResNetBackbone | TimmBackbone
+_PAPER = {"resnet50": 50, "resnet101": 101}
+
+
+def backbone(
+    name: str = "resnet101",
+    *,
+    weights: str | Path | None = None,
+    frozen: bool = True,
+    deform_layers: int = 0,
+    dilation: int = 2,
+    padded_pool: bool = False,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    border: str = "paper",
+) -> Backbone:
+    """A backbone of stride 16 with its last layers deformable.
+
+    Args:
+        name: `"resnet50"` or `"resnet101"` for the paper's form; any other name is a timm model.
+        weights: a file for the paper's ResNets (`load_weights`); for a timm model, `"pretrained"` takes timm's.
+        frozen: fixed batch norms; only timm models can turn it off.
+        deform_layers: how many of the last convolutions with a kernel larger than 1 become deformable. For the
+            paper's ResNets 0, 1, 2, 3 or 6, as in its Table 1: res5c; res5b, c; res5a to c; and the last three
+            of conv4.
+        dilation: of conv5's 3x3 convolutions (the paper's ResNets only).
+        padded_pool: the first pooling as in Keras' port of the weights (the paper's ResNets only).
+        offset_groups, modulated, border: as for `pliant.nn.DeformConv2d`.
+    """
+    options: dict[str, Any] = {"offset_groups": offset_groups, "modulated": modulated, "border": border}
+    model: Backbone
+    if name in _PAPER:
+        if not frozen:
+            raise ValueError(f"{name} has fixed batch norms; frozen=False is for timm models")
+        model = CaffeResNetBackbone(_PAPER[name], dilation, padded_pool=padded_pool)
+        if weights is not None:
+            load_weights(model, weights)
+        names = model.deformable_names(deform_layers)
+        if names:
+            surgery.deform(model, lambda module, _: module in names, **options)
+        return model
+    if dilation != 2 or padded_pool:
+        raise ValueError(f"dilation={dilation}, padded_pool={padded_pool} are for the paper's ResNets, not for {name}")
+    if weights not in (None, "pretrained"):
+        raise ValueError(f"weights of a timm model must be None or 'pretrained', got {str(weights)!r}")
+    model = TimmBackbone(name, pretrained=weights == "pretrained", frozen=frozen)
+    surgery.deform(model, deform_layers, **options)
+    return model

@@ -1,0 +1,41 @@
+"""Any timm model as a backbone of stride 16."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import timm
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+
+class TimmBackbone(nn.Module):
+    """The last two feature maps of a timm model at output stride 16, in the interface of the paper's ResNets.
+
+    Args:
+        name: a timm model that knows `features_only` and `output_stride`, with or without `timm/` before it.
+        pretrained: load timm's weights (from the Hugging Face Hub).
+        frozen: batch norms with fixed statistics and affine parts; turn it off to train from nothing.
+
+    Shape: normalised images `[N, 3, H, W]` to `{"conv4": [N, conv4_channels, H/16, W/16], "conv5": ...}`.
+    """
+
+    def __init__(self, name: str, *, pretrained: bool = False, frozen: bool = True) -> None:
+        super().__init__()
+        name = name.removeprefix("timm/")
+        if not timm.is_model(name):
+            close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8]) or "none alike"
+            raise ValueError(f"backbone must be resnet50, resnet101 or a timm model, got {name!r} (timm has: {close})")
+        body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, output_stride=16)
+        reductions = body.feature_info.reduction()
+        if len(reductions) < 2 or reductions[-2:] != [16, 16]:
+            raise ValueError(f"{name} does not give two feature maps of stride 16 but strides {reductions}")
+        self.conv4_channels, self.conv5_channels = body.feature_info.channels()[-2:]
+        config = body.pretrained_cfg
+        self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
+        self.body = freeze_batch_norm_2d(body) if frozen else body
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        *_, conv4, conv5 = self.body(x)
+        return OrderedDict(conv4=conv4, conv5=conv5)

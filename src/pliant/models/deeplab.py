@@ -1,0 +1,101 @@
+"""DeepLab of the paper: dense scores on dilated or deformable conv5 features, upsampled bilinearly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pliant.backbones import Backbone
+from pliant.backbones import backbone as build_backbone
+
+STRIDE = 16
+
+
+class DeepLab(nn.Module):
+    """`[N, 3, H, W]` images in 0..1 to `{"out": [N, num_classes, H, W]}`, as torchvision's segmenters.
+
+    `config` holds the arguments of `deeplab` that built it. Sides that are no multiple of 16 are padded with the
+    mean colour at the far edge, and the scores cut back.
+    """
+
+    config: dict[str, Any]
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, body: Backbone, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = body
+        self.fc6 = nn.Conv2d(channels, 1024, 1)
+        self.score = nn.Conv2d(1024, num_classes, 1)
+        self.upsample = _bilinear_upsampling(num_classes, STRIDE)
+        self.register_buffer("image_mean", torch.tensor(body.image_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(body.image_std).view(-1, 1, 1), persistent=False)
+        for layer in (self.fc6, self.score):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must have shape [N, 3, H, W], got {list(images.shape)}")
+        height, width = images.shape[2:]
+        x = (images - self.image_mean) / self.image_std
+        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
+        scores = self.score(F.relu(self.fc6(self.backbone(x)["conv5"])))
+        return {"out": self.upsample(scores)[:, :, :height, :width]}
+
+
+def deeplab(
+    num_classes: int,
+    *,
+    backbone: str = "resnet101",
+    weights: str | Path | None = None,
+    frozen: bool = True,
+    deform_layers: int = 3,
+    dilation: int = 2,
+    padded_pool: bool = False,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    border: str = "paper",
+) -> DeepLab:
+    """DeepLab without refinements (Chen et al. 2015, as Dai et al. 2017, section 3.2, use it).
+
+    conv5 features at stride 16, a 1x1 convolution to 1024 channels, 1x1 scores, and fixed bilinear upsampling
+    by 16.
+
+    Args:
+        num_classes: with the background.
+        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border: see
+            `pliant.backbones.backbone`.
+    """
+    config = {name: value for name, value in locals().items() if name != "weights"}
+    if num_classes < 2:
+        raise ValueError(f"num_classes counts the background and must be at least 2, got {num_classes}")
+    body = build_backbone(
+        backbone,
+        weights=weights,
+        frozen=frozen,
+        deform_layers=deform_layers,
+        dilation=dilation,
+        padded_pool=padded_pool,
+        offset_groups=offset_groups,
+        modulated=modulated,
+        border=border,
+    )
+    model = DeepLab(body, body.conv5_channels, num_classes)
+    model.config = config
+    return model
+
+
+def _bilinear_upsampling(channels: int, factor: int) -> nn.ConvTranspose2d:
+    """A transposed convolution that interpolates bilinearly by `factor`, one channel by one, without training."""
+    layer = nn.ConvTranspose2d(
+        channels, channels, 2 * factor, stride=factor, padding=factor // 2, groups=channels, bias=False
+    )
+    distance = (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
+    line = 1 - distance
+    layer.weight.data.copy_((line.unsqueeze(1) * line).expand_as(layer.weight))
+    return layer.requires_grad_(False)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pliant.backbones import CaffeResNet, CaffeResNetBackbone, TimmBackbone, backbone, load_weights
+from pliant.nn import DeformConv2d
+
+
+def deformable(model: torch.nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, DeformConv2d)]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "resnet50.safetensors"
+    save_file(CaffeResNet(50, num_classes=3).state_dict(), path)
+    return path
+
+
+def test_resnet101_has_the_papers_parameters() -> None:
+    model = CaffeResNet(101)
+    model.fc = torch.nn.Identity()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 42_500_160
+    assert [model.layer3[0].conv1.stride, model.layer3[0].conv2.stride] == [(2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize(("precision", "logits"), [("int8", "logits_int8"), ("fp16", "logits_fp32")])
+def test_real_weights_give_the_reference_logits(shared: Path, precision: str, logits: str) -> None:
+    reference = numpy.load(shared / "weights" / "reference_logits.npz")
+    model = CaffeResNet(50, padded_pool=True).eval()
+    load_weights(model, shared / "weights" / f"resnet50_imagenet_{precision}.pth")
+    with torch.no_grad():
+        out = model(torch.from_numpy(reference["input_224"]).float())
+    expected = torch.from_numpy(reference[logits]).float()
+    assert torch.equal(out.argmax(1), expected.argmax(1))
+    tolerance = 1e-3 if precision == "int8" else 0.05
+    torch.testing.assert_close(out, expected, rtol=0, atol=tolerance)
+
+
+def test_backbone_loads_classifier_weights_and_stays_at_stride_16(weights: Path) -> None:
+    body = backbone("resnet50", weights=weights, deform_layers=0)
+    features = body(torch.randn(1, 3, 96, 64))
+    assert features["conv4"].shape == (1, 1024, 6, 4)
+    assert features["conv5"].shape == (1, 2048, 6, 4)
+    classifier = CaffeResNet(50, num_classes=3)
+    load_weights(classifier, weights)
+    assert torch.equal(body.layer4[2].conv3.weight, classifier.layer4[2].conv3.weight)
+    assert [block.conv2.dilation for block in body.layer4] == [(2, 2)] * 3
+
+
+def test_conv1_conv2_and_all_batch_norms_stay_as_they_are() -> None:
+    body = backbone("resnet50", deform_layers=3).train()
+    before = {name: value.clone() for name, value in body.state_dict().items() if "running" in name}
+    sum(value.mean() for value in body(torch.randn(2, 3, 64, 64)).values()).backward()
+    trained = [name for name, parameter in body.named_parameters() if parameter.grad is not None]
+    assert not any(name.startswith(("conv1", "bn1", "layer1")) or ".bn" in name for name in trained)
+    assert "layer4.2.conv2.offset_conv.weight" in trained
+    assert all(torch.equal(body.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [
+        (0, []),
+        (1, ["layer4.2"]),
+        (2, ["layer4.1", "layer4.2"]),
+        (3, ["layer4.0", "layer4.1", "layer4.2"]),
+        (6, ["layer3.3", "layer3.4", "layer3.5", "layer4.0", "layer4.1", "layer4.2"]),
+    ],
+)
+def test_the_papers_choice_of_deformable_layers(layers: int, names: list[str]) -> None:
+    assert deformable(backbone("resnet50", deform_layers=layers)) == [f"{name}.conv2" for name in names]
+
+
+def test_dilation_of_conv5() -> None:
+    body = backbone("resnet50", dilation=6)
+    assert isinstance(body, CaffeResNetBackbone)
+    assert all(block.conv2.dilation == block.conv2.padding == (6, 6) for block in body.layer4)
+    assert body(torch.randn(1, 3, 64, 64))["conv5"].shape[2:] == (4, 4)
+
+
+def test_timm_backbones_have_the_same_interface() -> None:
+    body = backbone("timm/resnet10t", deform_layers=2)
+    assert isinstance(body, TimmBackbone)
+    assert len(deformable(body)) == 2
+    features = body.train()(torch.randn(1, 3, 64, 96))
+    assert features["conv4"].shape == (1, body.conv4_channels, 4, 6)
+    assert features["conv5"].shape == (1, body.conv5_channels, 4, 6)
+    assert body.image_mean == (0.485, 0.456, 0.406)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in body.modules())
+    free = backbone("resnet10t", frozen=False)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in free.modules())
+
+
+def test_wrong_names_and_numbers_are_errors() -> None:
+    with pytest.raises(ValueError, match=r"deform_layers must be 0, 1, 2, 3 or 6, got 4"):
+        backbone("resnet50", deform_layers=4)
+    with pytest.raises(ValueError, match="must be resnet50, resnet101 or a timm model, got 'resnet51'"):
+        backbone("resnet51")
+    with pytest.raises(ValueError, match="for the paper's ResNets"):
+        backbone("resnet10t", dilation=4)
+    with pytest.raises(ValueError, match="must be None or 'pretrained'"):
+        backbone("resnet10t", weights="file.pth")
+    with pytest.raises(ValueError, match="depth must be one of 50, 101, got 18"):
+        CaffeResNet(18)
+
+
+def test_weights_that_do_not_fit_are_listed_and_change_nothing(weights: Path, tmp_path: Path) -> None:
+    model = CaffeResNet(50, num_classes=4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"fc.weight has shape \[3, 2048\], expected \[4, 2048\]"):
+        load_weights(model, weights)
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "other": torch.zeros(1)}, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match=r"missing bn1.weight \[64\].*more"):
+        load_weights(model, tmp_path / "part.pth")
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*none.pth"):
+        load_weights(model, tmp_path / "none.pth")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
