@@ -8,6 +8,7 @@ from torch import nn
 
 from pliant.engine import Schedule, SegmentationModule
 from pliant.engine.segmentation import collate_evaluation, collate_training, pixel_loss
+from pliant.nn import DeformConv2d
 
 
 def test_pixel_loss_ignores_255() -> None:
@@ -48,3 +49,16 @@ def test_optimizer_leaves_biases_undecayed() -> None:
     assert decay[id(model[0].bias)] == 0.0
     assert all(group["momentum"] == 0.9 for group in groups)
     assert all(group["lr"] == pytest.approx(0.05) for group in groups)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_mean_offset_is_measured_in_training(modulated: bool) -> None:
+    layer = DeformConv2d(3, 2, 3, padding=1, modulated=modulated)
+    module = SegmentationModule(nn.Sequential(layer), Schedule(max_steps=1, lr=0.1), ["a", "b"])
+    assert module.mean_offset() is None
+    with torch.no_grad():
+        layer.offset_conv.bias[:18:2] = 0.5  # every y
+        layer.offset_conv.bias[18:] = 7.0  # mask logits
+    module.train()
+    module.model(torch.zeros(1, 3, 5, 5))
+    assert module.mean_offset() == pytest.approx(0.25)

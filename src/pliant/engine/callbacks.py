@@ -12,19 +12,21 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from pliant.engine.runs import RunFolder, replacing, write_weights
-from pliant.engine.training import TrainingModule
 
 
 class StepLog(Callback):
-    """Gives the losses and the learning rate of every step to the loggers. Put it before `Checkpoints`."""
+    """Gives losses, learning rate and mean offset of every step to the loggers. Put it before `Checkpoints`."""
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         schedule = module.schedule
         values = {"lr": schedule.lr * schedule.factor(step - 1)}
         values |= {name: float(loss) for name, loss in module.losses.items()}
+        offset = module.mean_offset()
+        if offset is not None:
+            values["mean_offset"] = offset
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
         module.log("loss", values["loss"], prog_bar=True, logger=False, batch_size=1)
@@ -42,13 +44,13 @@ class StepLines(Callback):
         self._console = Console(stderr=True)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, last = trainer.global_step, module.schedule.max_steps
         if step % self.every == 0 or step in (1, last):
             self._console.print(f"step {step}/{last}  loss {float(module.losses['loss']):.4f}")
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         score = module.results[module.monitor]
         self._console.print(f"step {trainer.global_step}  validation {module.monitor} {score:.4f}")
 
@@ -84,11 +86,11 @@ class Checkpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
 
-    def on_train_start(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.saved_step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         finished = step >= module.schedule.max_steps
@@ -98,21 +100,21 @@ class Checkpoints(Callback):
         elif finished or step % self.every == 0:
             self._save(trainer, module, self.run.last)
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         score = module.results[module.monitor]
         if score > self.best_score:
             self.best_score = score
             self._save(trainer, module, self.run.best)
         self._save(trainer, module, self.run.last)
 
-    def on_exception(self, trainer: lightning.Trainer, module: TrainingModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
             saved = f"the checkpoint of step {self.saved_step}" if self.saved_step else "the start"
             Console(stderr=True, soft_wrap=True).print(
                 f"Interrupted. Continue from {saved} with: pliant train --resume {self.run.path}"
             )
 
-    def _save(self, trainer: lightning.Trainer, module: TrainingModule, path: Path) -> None:
+    def _save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
         with replacing(path) as temporary:
             trainer.save_checkpoint(temporary)
         self.saved_step = trainer.global_step

@@ -31,6 +31,7 @@ class DetectionModule(TrainingModule):
     """
 
     monitor = "AP"
+    metrics: DetectionMetrics
 
     def __init__(
         self,

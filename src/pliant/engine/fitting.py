@@ -173,6 +173,8 @@ def _loading(workers: int) -> dict[str, Any]:
 
 
 _HARMLESS = (
+    ".*but have no `val_dataloader`.*",  # no split is left for it
+    ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's own call
     ".*does not have many workers.*",  # 0 workers are a choice
     ".*your dataloader is not resumable.*",  # TrainingBatches starts at the right step
     ".*module.* in eval mode at the start of training.*",  # frozen batch norms

@@ -135,7 +135,7 @@ def _cpu(values: Tensor) -> Tensor:
 
 
 def _coco_target(target: dict[str, Any]) -> dict[str, Tensor]:
-    result = {key: _cpu(target[key]) for key in ("boxes", "labels", "area") if key in target}
+    result: dict[str, Tensor] = {key: _cpu(target[key]) for key in ("boxes", "labels", "area") if key in target}
     flags = [_cpu(target[key]).bool() for key in ("difficult", "iscrowd") if key in target]
     if flags:
         result["iscrowd"] = torch.stack(flags).any(dim=0).int()

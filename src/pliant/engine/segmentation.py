@@ -31,6 +31,7 @@ class SegmentationModule(TrainingModule):
     """
 
     monitor = "mIoU"
+    metrics: SegmentationMetrics
 
     def __init__(
         self,

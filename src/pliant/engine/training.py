@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import lightning
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from pliant.engine.metrics import DetectionMetrics, SegmentationMetrics
 from pliant.engine.sampling import derive_seed
 from pliant.engine.schedule import Schedule
+from pliant.nn import DeformConv2d
 from pliant.surgery import param_groups
 
 
@@ -52,6 +54,24 @@ class TrainingModule(lightning.LightningModule):
         self.lr_mult = lr_mult
         self.results: dict[str, Any] = {}
         self.losses: dict[str, Tensor] = {}
+        self._offsets: dict[str, Tensor] = {}
+        for name, layer in model.named_modules():
+            if isinstance(layer, DeformConv2d):
+                layer.offset_conv.register_forward_hook(partial(self._measure, name, layer))
+
+    def _measure(self, name: str, layer: DeformConv2d, conv: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self.training:
+            taps = layer.kernel_size[0] * layer.kernel_size[1]
+            # With modulation, mask logits follow the offsets.
+            self._offsets[name] = output[:, : 2 * layer.offset_groups * taps].detach().abs().mean()
+
+    def mean_offset(self) -> float | None:
+        """The mean size of the offsets of deformable convolutions in the last training step.
+
+        Returns:
+            Cells of the feature map, along one axis; None if the model has no such convolution.
+        """
+        return float(torch.stack(list(self._offsets.values())).mean()) if self._offsets else None
 
     def configure_optimizers(self) -> Any:
         schedule = self.schedule

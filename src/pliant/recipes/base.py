@@ -26,6 +26,8 @@ class Recipe:
         frozen: Whether the batch norms are fixed; only timm's backbones can train them.
         deform_layers: How many of the last 3x3 convolutions of the backbone are deformable.
         dilation: Of the 3x3 convolutions of the last stage.
+        padded_pool: The first pooling of the paper's ResNets with padding, as Keras' port of the weights has it.
+        border: The rule of the deformable convolutions at the border, ``"paper"`` or ``"authors"``.
         offset_groups: Groups of input channels that are deformed separately.
         modulated: Whether the deformable convolutions also weigh their samples.
         lr: The learning rate at `lr_batch` images a step; it is used in proportion to `batch_size`.
@@ -62,6 +64,8 @@ class Recipe:
     frozen: bool = True
     deform_layers: int = 0
     dilation: int = 2
+    padded_pool: bool = False
+    border: Literal["paper", "authors"] = "paper"
     offset_groups: int = 1
     modulated: bool = False
     lr: float = 1e-3
@@ -115,6 +119,7 @@ class DetectionRecipe(Recipe):
 
     Attributes:
         deform_roi: Whether RoI pooling is deformable.
+        sampling: Where its bins sample, ``"paper"`` or ``"authors"``.
         anchor_scales: Square roots of the anchors' areas, in multiples of 16 pixels of the scaled image.
         score_threshold: Detections below are not given.
         nms_threshold: Detections of a class that overlap a better one by more are not given.
@@ -122,6 +127,7 @@ class DetectionRecipe(Recipe):
     """
 
     deform_roi: bool = False
+    sampling: Literal["paper", "authors"] = "paper"
     anchor_scales: tuple[int, ...] = (8, 16, 32)
     score_threshold: float = 1e-3
     nms_threshold: float = 0.3
@@ -229,7 +235,9 @@ def from_fields(kind: str, fields: Mapping[str, Any]) -> Recipe:
         raise ValueError(
             f"unknown fields {', '.join(unknown)} for {kind}; another version of Pliant may have written them"
         )
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
     return KINDS[kind](**values)
 
 

@@ -77,8 +77,8 @@ def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) ->
             return asked
         return next((name for name in usual if name in there and name not in excluded), None)
 
-    # Who has no test split apart from the training data judges on the validation split and trains on the rest.
-    has_test = any(name in there for name in ("test", "test2007")) or recipe.test_split is not None
+    # Without a test split, the validation split is judged on, so it must not be trained on.
+    has_test = choose("test_split", tuple(set(_TEST_NAMES) - set(_VALIDATION_NAMES)), set()) is not None
     usual = _TRAIN_NAMES if has_test or "train" not in there else _TRAIN_NAMES[1:]
     train = choose("train_split", usual, set())
     if train is None:

@@ -28,6 +28,8 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
         "frozen": recipe.frozen,
         "deform_layers": recipe.deform_layers,
         "dilation": recipe.dilation,
+        "padded_pool": recipe.padded_pool,
+        "border": recipe.border,
         "offset_groups": recipe.offset_groups,
         "modulated": recipe.modulated,
     }
@@ -37,6 +39,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
         len(classes) + 1,
         **body,
         deform_roi=recipe.deform_roi,
+        sampling=recipe.sampling,
         min_size=recipe.short_side,
         max_size=recipe.max_side,
         anchor_scales=recipe.anchor_scales,

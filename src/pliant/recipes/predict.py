@@ -191,10 +191,12 @@ def _find(images: Sequence[Path]) -> list[Path]:
 def _unique_names(files: Sequence[Path]) -> dict[Path, str]:
     """A name for the pictures of each file: its own without the ending, with a number where that is taken."""
     names: dict[Path, str] = {}
+    taken: set[str] = set()
     for path in files:
         name, number = path.stem, 1
-        while name in names.values():
+        while name in taken:
             number += 1
             name = f"{path.stem}-{number}"
+        taken.add(name)
         names[path] = name
     return names

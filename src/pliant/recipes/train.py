@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def train(
     folder = RunFolder.create(folder.path, description)
     report_problems(folder, opened.by_split())
     _say_what(recipe, name, splits, opened.train, opened.validation, folder)
-    fit(module, opened, folder, fit_settings(recipe), description)
+    fit(module, opened, folder, fit_settings(recipe), weights_description(description))
     _console.print(f"Trained. Weights: {folder.weights()}")
     return folder
 
@@ -91,7 +91,7 @@ def resume(run: Path, *, data: Path | None = None) -> RunFolder:
     module = build_module(recipe, classes, pretrained=not folder.last.is_file())
     report_problems(folder, opened.by_split())
     _say_what(recipe, description["recipe"], splits, opened.train, opened.validation, folder)
-    start = fit(module, opened, folder, fit_settings(recipe), description)
+    start = fit(module, opened, folder, fit_settings(recipe), weights_description(description))
     if start >= recipe.max_steps:
         _console.print(f"This run is finished: {start} of {recipe.max_steps} steps are done.")
     else:
@@ -135,6 +135,11 @@ def fit_settings(recipe: Recipe) -> FitSettings:
     )
 
 
+def weights_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's description goes along with its weights: all but where its data lies on this machine."""
+    return {key: value for key, value in description.items() if key not in ("data", "strict")}
+
+
 def report_problems(folder: RunFolder, sets: dict[str, ImageSet]) -> None:
     """Print how many problems the data has, and write all of them to ``problems.txt`` of the run."""
     path = folder.path / "problems.txt"
@@ -168,6 +173,6 @@ def _say_what(
     if validation is not None:
         said["validate"] = f"{splits.validation}, {len(validation)} images"
     if recipe.weights is None:
-        said["weights"] = "none: the backbone starts from random numbers (--set weights=FILE, see pliant train --help)"
+        said["weights"] = "none: the backbone starts from random numbers (--set weights=FILE)"
     for key, value in said.items():
         _console.print(f"{key:>10}  {value}", highlight=False)

@@ -23,7 +23,7 @@ class Trained:
         recipe: With all changes it was trained with.
         classes: Foreground names for detection, the background's first for segmentation.
         step: How many steps it was trained for.
-        data: The folder of the training data, if that is still there.
+        data: The folder of the training data, which only a run folder knows.
         test_split: The split that the training left for judging.
         state: The tensors by name.
     """
@@ -58,19 +58,20 @@ def load_trained(source: Path) -> Trained:
     """
     if not source.exists():
         raise FileNotFoundError(f"{source}: there is no such run folder or file of weights")
-    path = RunFolder.open(source).weights() if source.is_dir() else source
+    run = RunFolder.open(source) if source.is_dir() else None
+    path = source if run is None else run.weights()
     state, description = read_weights(path)
     try:
         recipe = from_fields(description["kind"], description["fields"])
-        data = description["data"]
+        data = None if run is None else str(run.description()["data"])
         return Trained(
             path=path,
-            folder=source if source.is_dir() else path.parent,
+            folder=path.parent if run is None else source,
             name=str(description["recipe"]),
             recipe=recipe,
             classes=tuple(map(str, description["classes"])),
             step=int(description["step"]),
-            data=data if Path(data).is_dir() else None,
+            data=data,
             test_split=description["splits"]["test"],
             state=state,
         )
