@@ -23,6 +23,7 @@ from pliant.cli import app
 
 TINY = (
     "backbone=timm/resnet10t",
+    "frozen=false",
     "deform_layers=1",
     "max_steps=4",
     "batch_size=2",
@@ -102,7 +103,12 @@ def test_run_folder_is_complete(detector: tuple[Path, Result], data: Path) -> No
     lines = (run / "train.csv").read_text().splitlines()
     assert lines[0].startswith("step,lr,loss,")
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2", "3", "4"]
-    assert float(lines[1].split(",")[1]) == pytest.approx(0.01 * 2 / 8)
+    rows = [dict(zip(lines[0].split(","), map(float, line.split(",")), strict=True)) for line in lines[1:]]
+    assert rows[0]["lr"] == pytest.approx(0.01 * 2 / 8)
+    assert rows[3]["lr"] == pytest.approx(0.001 * 2 / 8)
+    # The offsets start at zero and are learned.
+    assert rows[0]["mean_offset"] == 0.0
+    assert rows[3]["mean_offset"] > 0.0
     assert len((run / "val.csv").read_text().splitlines()) == 3
     for name in ("last", "best"):
         assert (run / "checkpoints" / f"{name}.ckpt").is_file()

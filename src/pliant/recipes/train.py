@@ -173,6 +173,6 @@ def _say_what(
     if validation is not None:
         said["validate"] = f"{splits.validation}, {len(validation)} images"
     if recipe.weights is None:
-        said["weights"] = "none: the backbone starts from random numbers (--set weights=FILE)"
+        said["weights"] = "[yellow]none: the backbone starts from random numbers (--set weights=FILE)[/yellow]"
     for key, value in said.items():
         _console.print(f"{key:>10}  {value}", highlight=False)
