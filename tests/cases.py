@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,3 @@ ROIS = (
     (0, 0.0, 0.0, 88.0, 72.0),
     (1, 12.5, 4.0, 44.5, 36.5),
 )
-
-
-def awake(model: nn.Module) -> nn.Module:
-    """Scale every fixed norm by one: timm starts the last norm of a residual block at zero, which stops gradients."""
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d) or "FrozenBatchNorm" in type(module).__name__:
-            module.weight.fill_(1.0)
-    return model

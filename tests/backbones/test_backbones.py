@@ -93,6 +93,9 @@ def test_timm_backbones_have_the_same_interface() -> None:
     assert features["conv5"].shape == (1, body.conv5_channels, 4, 6)
     assert body.image_mean == (0.485, 0.456, 0.406)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in body.modules())
+    # timm starts the last norm of a residual block at zero; fixed, it would stop all gradients
+    features["conv5"].sum().backward()
+    assert all(p.grad.abs().sum() > 0 for name, p in body.named_parameters() if name.endswith("offset_conv.weight"))
     free = backbone("resnet10t", frozen=False)
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in free.modules())
 

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import awake
 from torch import Tensor
 
 from pliant.models import deeplab
@@ -29,7 +28,7 @@ def test_upsampling_is_bilinear_and_fixed() -> None:
 
 
 def test_starts_as_its_plain_twin_and_gradients_reach_the_branches() -> None:
-    plain, deformable = awake(deeplab(3, **{**SMALL, "deform_layers": 0})), deeplab(3, **SMALL)
+    plain, deformable = deeplab(3, **{**SMALL, "deform_layers": 0}), deeplab(3, **SMALL)
     deformable.load_state_dict(plain.state_dict(), strict=False)
     images: Tensor = torch.rand(1, 3, 60, 70)
     torch.testing.assert_close(deformable.eval()(images)["out"], plain.eval()(images)["out"], rtol=1e-4, atol=1e-5)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from cases import awake
 from torch import Tensor
 
 import pliant
@@ -21,7 +20,7 @@ def sample() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 
 
 def test_trains_with_an_image_without_boxes_and_reaches_the_offset_branches() -> None:
-    model = awake(faster_rcnn(3, **SMALL)).train()
+    model = faster_rcnn(3, **SMALL).train()
     losses = model(*sample())
     assert sorted(losses) == ["loss_box_reg", "loss_classifier", "loss_objectness", "loss_rpn_box_reg"]
     sum(losses.values()).backward()

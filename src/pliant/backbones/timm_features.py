@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 import timm
+import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -34,8 +35,18 @@ class TimmBackbone(nn.Module):
         self.conv4_channels, self.conv5_channels = body.feature_info.channels()[-2:]
         config = body.pretrained_cfg
         self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
+        if frozen and not pretrained:
+            _wake(body)
         self.body = freeze_batch_norm_2d(body) if frozen else body
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         *_, conv4, conv5 = self.body(x)
         return OrderedDict(conv4=conv4, conv5=conv5)
+
+
+@torch.no_grad()
+def _wake(body: nn.Module) -> None:
+    """Scale by one where timm starts a residual branch at zero: once fixed, such a norm would never let it train."""
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+            nn.init.ones_(module.weight)
