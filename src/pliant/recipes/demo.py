@@ -123,7 +123,11 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0) -> None:
 def _train(
     model: Segmenter, images: Tensor, masks: Tensor, steps: int, seed: int, advance: Callable[[], None]
 ) -> tuple[float, float]:
-    """AdamW on one cycle, the loss at every fourth pixel; the seconds a step took in the median, and the mean loss of the last tenth."""
+    """AdamW on one cycle, the loss at every fourth pixel.
+
+    Returns:
+        The seconds that a step took in the median, and the mean loss of the last tenth of the steps.
+    """
     groups = pliant.param_groups(model, lr=5e-3, weight_decay=1e-2, offset_lr_mult=OFFSET_LR_MULT)
     optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
