@@ -1,6 +1,6 @@
 """torch.library's side of deformable convolution: schema, fake kernels, autograd, autocast, dispatch.
 
-The reference is the default kernel, on every device. A faster kernel registers itself for its own device.
+CPU tensors go to the compiled kernels where this installation has them; everything else goes to the reference.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pliant.ops import _native
 from pliant.ops._autocast import register_autocast
-from pliant.ops.deform_conv2d import reference
+from pliant.ops.deform_conv2d import cpu, reference
 from pliant.ops.deform_conv2d.reference import Geometry
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str border"
@@ -34,14 +35,16 @@ def _geometry(stride: Any, padding: Any, dilation: Any, border: str) -> Geometry
 def _forward(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *geometry: Any
 ) -> Tensor:
-    return reference.deform_conv2d(input, offset, weight, bias, mask, _geometry(*geometry))
+    kernels = cpu if _native.serves(input) else reference
+    return kernels.deform_conv2d(input, offset, weight, bias, mask, _geometry(*geometry))
 
 
 @torch.library.impl("pliant::deform_conv2d_backward", "default")
 def _backward(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *geometry: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = reference.deform_conv2d_backward(grad, input, offset, weight, mask, _geometry(*geometry))
+    kernels = cpu if _native.serves(input) else reference
+    grads = kernels.deform_conv2d_backward(grad, input, offset, weight, mask, _geometry(*geometry))
     return *grads[:3], input.new_empty(0) if grads[3] is None else grads[3]
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pliant.ops import _native
 from pliant.ops._autocast import register_autocast
-from pliant.ops.roi_pool import reference
+from pliant.ops.roi_pool import cpu, reference
 from pliant.ops.roi_pool.reference import Pooling
 
 _POOLING = (
@@ -30,12 +31,14 @@ def _pooling(output_size: Any, group_size: Any, *rest: Any) -> Pooling:
 
 @torch.library.impl("pliant::roi_pool", "default")
 def _forward(input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> Tensor:
-    return reference.roi_pool(input, rois, offset, _pooling(*pooling))
+    kernels = cpu if _native.serves(input) else reference
+    return kernels.roi_pool(input, rois, offset, _pooling(*pooling))
 
 
 @torch.library.impl("pliant::roi_pool_backward", "default")
 def _backward(grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> tuple[Tensor, Tensor]:
-    grad_input, grad_offset = reference.roi_pool_backward(grad, input, rois, offset, _pooling(*pooling))
+    kernels = cpu if _native.serves(input) else reference
+    grad_input, grad_offset = kernels.roi_pool_backward(grad, input, rois, offset, _pooling(*pooling))
     return grad_input, input.new_empty(0) if grad_offset is None else grad_offset
 
 

@@ -100,8 +100,8 @@ def _readings(
 ) -> Iterator[tuple[slice, _Reading]]:
     """The RoIs in runs short enough that their entries fit in memory."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    check_rois(rois, input.shape[0])
     rois = rois.to(wide)
-    _check_rois(rois, input.shape[0])
     classes = 1 if offset is None else offset.shape[1] // 2
     height, width = pooling.output_size
     lines = max(1, classes * height * width)
@@ -112,7 +112,7 @@ def _readings(
         yield chunk, _reading(input, rois[chunk], some, pooling, rows)
 
 
-def _check_rois(rois: Tensor, images: int) -> None:
+def check_rois(rois: Tensor, images: int) -> None:
     """Values, not shapes: seen where the numbers are, so that compiled and traced calls are checked as well."""
     good = rois.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < images)
     if not bool(good.all()):

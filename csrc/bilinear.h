@@ -1,0 +1,85 @@
+// Bilinear sampling, one axis at a time: the two cells that a position touches, their weights, and the slopes of
+// the weights. The same rules as src/pliant/ops/bilinear.py, which explains them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "vector.h"
+
+namespace pliant {
+namespace PLIANT_ISA {
+
+template <class T>
+struct Axis {
+    int64_t cell[2];  // -1 outside
+    T weight[2];      // 0 outside; NaN where the position is NaN
+    T slope[2];       // d weight / d position, from the right at a cell's centre
+};
+
+template <class T>
+inline Axis<T> axis_of(int64_t low, int64_t high, bool low_inside, bool high_inside, T fraction, T steep, T position) {
+    const T outside = position != position ? position : T(0);
+    return {{low_inside ? low : -1, high_inside ? high : -1},
+            {low_inside ? 1 - fraction : outside, high_inside ? fraction : outside},
+            {low_inside ? -steep : T(0), high_inside ? steep : T(0)}};
+}
+
+// The cell at or before a position; -2 for what lies far outside, and for NaN.
+template <class T>
+inline int64_t cell_before(T position, int64_t size) {
+    return position >= -2 && position <= static_cast<T>(size) ? static_cast<int64_t>(std::floor(position)) : -2;
+}
+
+// Equation 3: cells outside the map are zero.
+template <class T>
+inline Axis<T> zero_padded(T position, int64_t size) {
+    const int64_t low = cell_before(position, size);
+    const T fraction = position - std::floor(position);
+    return axis_of<T>(low, low + 1, low >= 0 && low < size, low >= -1 && low < size - 1, fraction, 1, position);
+}
+
+// The authors' first convolution: nothing outside [0, size), the last cell repeated up to that edge.
+template <class T>
+inline Axis<T> cut_and_replicated(T position, int64_t size) {
+    const int64_t low = cell_before(position, size);
+    const bool inside = low >= 0 && low < size, last = low >= size - 1;
+    const T fraction = last ? T(0) : position - std::floor(position);
+    return axis_of<T>(low, last ? low : low + 1, inside, inside, fraction, last ? 0 : 1, position);
+}
+
+// The authors' sampled pooling: half a cell beyond the map is read at its border, the rest is left out.
+template <class T>
+inline Axis<T> clamped(T position, int64_t size) {
+    const bool inside = position >= T(-0.5) && position <= static_cast<T>(size) - T(0.5);
+    if (!inside) return axis_of<T>(0, 0, false, false, 0, 0, position);
+    const T inner = std::fmin(std::fmax(position, T(0)), static_cast<T>(size - 1));
+    const int64_t low = static_cast<int64_t>(inner);
+    const T fraction = inner - static_cast<T>(low);
+    const bool between = fraction > 0;
+    return axis_of<T>(low, between ? low + 1 : low, true, true, fraction, between && position == inner, position);
+}
+
+// Copies channels `first` to `first + channels` of cells `from` to `to` of one image, channels last: cell q, counted
+// row by row, goes to table[(q - from) * row].
+template <class T>
+void copy_rows(const Map& map, int64_t width, int64_t image, int64_t first, int64_t channels, int64_t from, int64_t to,
+               T* table, int64_t row) {
+    constexpr int64_t kBlock = 16;
+    const bool seamless = map.stride[2] == width * map.stride[3];
+    visit(map.dtype, [&](auto type) {
+        const auto* base = static_cast<const decltype(type)*>(map.data) + image * map.stride[0] + first * map.stride[1];
+        for (int64_t cell = from, some; cell < to; cell += some) {
+            const int64_t y = cell / width, x = cell % width;
+            some = std::min(kBlock, seamless ? to - cell : std::min(to - cell, width - x));
+            const auto* source = base + y * map.stride[2] + x * map.stride[3];
+            T* target = table + (cell - from) * row;
+            for (int64_t c = 0; c < channels; ++c)
+                for (int64_t i = 0; i < some; ++i)
+                    target[i * row + c] = convert<T>(source[c * map.stride[1] + i * map.stride[3]]);
+        }
+    });
+}
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant

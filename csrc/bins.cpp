@@ -1,0 +1,65 @@
+#include "bins.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pliant {
+namespace {
+
+int64_t floor_divide(int64_t value, int64_t divisor) {
+    return value / divisor - (value % divisor != 0 && value < 0);
+}
+
+template <class T>
+RoiAxis<T> whole_cells(T scale, T from, T to, int64_t parts, int64_t size, Bin<T>* bins) {
+    const T far = 1 << 24;
+    const T first = std::clamp(std::round(from * scale), -far, far);
+    const T length = std::max(std::clamp(std::round(to * scale), -far, far) - first, T(1));
+    const int64_t cell = static_cast<int64_t>(first), cells = static_cast<int64_t>(length);
+    for (int64_t i = 0; i < parts; ++i) {
+        const int64_t low = std::clamp(cell + floor_divide(i * cells, parts), int64_t{0}, size);
+        const int64_t high = std::clamp(cell - floor_divide(-(i + 1) * cells, parts), int64_t{0}, size);
+        bins[i] = {static_cast<T>(low), std::max(high - low, int64_t{0})};
+    }
+    return {1, length};
+}
+
+template <class T>
+RoiAxis<T> authors_whole_cells(T scale, T from, T to, int64_t parts, int64_t size, Bin<T>* bins) {
+    const T first = std::round(from) * scale;
+    const T length = std::max((std::round(to) + 1) * scale - first, T(0.1));
+    const T step = length / static_cast<T>(parts), last = static_cast<T>(size);
+    for (int64_t i = 0; i < parts; ++i) {
+        const T low = std::clamp(std::floor(static_cast<T>(i) * step + first), T(0), last);
+        const T high = std::clamp(std::ceil(static_cast<T>(i + 1) * step + first), T(0), last);
+        bins[i] = {low, static_cast<int64_t>(std::max(high - low, T(0)))};
+    }
+    return {1, length};
+}
+
+template <class T>
+RoiAxis<T> authors_samples(T scale, T from, T to, int64_t parts, int64_t samples, Bin<T>* bins) {
+    const T first = std::round(from) * scale - T(0.5);
+    const T length = std::max((std::round(to) + 1) * scale - T(0.5) - first, T(0.1));
+    const T step = length / static_cast<T>(parts);
+    for (int64_t i = 0; i < parts; ++i) bins[i] = {static_cast<T>(i) * step + first, samples};
+    return {step / static_cast<T>(samples), length};
+}
+
+}  // namespace
+
+template <class T>
+RoiAxis<T> find_bins(const Pooling& pooling, T from, T to, int64_t parts, int64_t size, Bin<T>* bins) {
+    const T scale = static_cast<T>(pooling.spatial_scale);
+    switch (pooling.rule) {
+        case BinRule::whole_cells: return whole_cells(scale, from, to, parts, size, bins);
+        case BinRule::authors_whole_cells: return authors_whole_cells(scale, from, to, parts, size, bins);
+        case BinRule::authors_samples: break;
+    }
+    return authors_samples(scale, from, to, parts, pooling.sample_per_part, bins);
+}
+
+template RoiAxis<float> find_bins(const Pooling&, float, float, int64_t, int64_t, Bin<float>*);
+template RoiAxis<double> find_bins(const Pooling&, double, double, int64_t, int64_t, Bin<double>*);
+
+}  // namespace pliant

@@ -1,0 +1,20 @@
+// The table of the kernels of one instruction set; compiled once for each.
+#include "kernels.h"
+
+#define PLIANT_STRING(text) #text
+#define PLIANT_NAME(text) PLIANT_STRING(text)
+
+namespace pliant {
+namespace PLIANT_ISA {
+
+void deform_conv2d(const Convolution&, const ConvolutionTensors&, Array, Array, int);
+void deform_conv2d_backward(const Convolution&, const ConvolutionTensors&, Map, const ConvolutionGradients&, int);
+void roi_pool(const Pooling&, const PoolingTensors&, Array, int);
+void roi_pool_backward(const Pooling&, const PoolingTensors&, Array, const PoolingGradients&, int);
+
+extern const Kernels kernels = {
+    PLIANT_NAME(PLIANT_ISA), deform_conv2d, deform_conv2d_backward, roi_pool, roi_pool_backward,
+};
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant

@@ -1,0 +1,87 @@
+// What the kernels compute, as plain structs: the border between bindings.cpp and the kernels.
+//
+// Every kernel is compiled once for each instruction set (see CMakeLists.txt) and reached through a table of
+// functions, so that one binary serves every processor. No torch headers, no Python here.
+#pragma once
+
+#include <cstdint>
+
+namespace pliant {
+
+enum class DType { float64, float32, float16, bfloat16 };
+
+// A tensor [N, C, H, W] with any strides, counted in elements.
+struct Map {
+    void* data;
+    DType dtype;
+    int64_t stride[4];
+};
+
+// A contiguous tensor; data is null where an optional one is absent.
+struct Array {
+    void* data;
+    DType dtype;
+};
+
+// Pairs are (vertical, horizontal).
+struct Convolution {
+    int64_t batch, channels, height, width;
+    int64_t out_channels, out_height, out_width;
+    int64_t kernel[2], stride[2], padding[2], dilation[2];
+    int64_t groups, offset_groups;
+    bool authors_border;
+
+    int64_t taps() const { return kernel[0] * kernel[1]; }
+    int64_t cells() const { return height * width; }
+    int64_t out_cells() const { return out_height * out_width; }
+};
+
+struct ConvolutionTensors {
+    Map input;
+    Array offset;  // [N, 2 * G * taps, Ho, Wo], y before x
+    Array mask;    // [N, G * taps, Ho, Wo] or absent
+    Array weight;  // [O, C / groups, kh, kw]
+};
+
+// Gradients are added to what these hold; they are float64 for float64 inputs, else float32.
+struct ConvolutionGradients {
+    Array input, offset, weight, mask;
+};
+
+enum class BinRule { whole_cells, authors_whole_cells, authors_samples };
+
+struct Pooling {
+    int64_t batch, channels, height, width;  // of the input: channels counts the groups'
+    int64_t rois, classes;                   // classes: how many pairs of offsets a part has
+    int64_t output[2], group[2], parts[2];
+    double spatial_scale, gamma;
+    BinRule rule;
+    int64_t sample_per_part;
+
+    int64_t cells() const { return height * width; }
+    int64_t bins() const { return output[0] * output[1]; }
+    int64_t groups() const { return group[0] * group[1]; }
+    int64_t out_channels() const { return channels / groups(); }
+};
+
+struct PoolingTensors {
+    Map input;
+    Array rois;    // [R, 5] image, x0, y0, x1, y1
+    Array offset;  // [R, 2 * T, Qh, Qw], x before y, or absent
+};
+
+struct PoolingGradients {
+    Array input, offset;  // added to, like the convolution's
+};
+
+struct Kernels {
+    const char* name;
+    void (*deform_conv2d)(const Convolution&, const ConvolutionTensors&, Array bias, Array out, int threads);
+    void (*deform_conv2d_backward)(const Convolution&, const ConvolutionTensors&, Map grad,
+                                   const ConvolutionGradients&, int threads);
+    void (*roi_pool)(const Pooling&, const PoolingTensors&, Array out, int threads);
+    void (*roi_pool_backward)(const Pooling&, const PoolingTensors&, Array grad, const PoolingGradients&,
+                              int threads);
+};
+
+}  // namespace pliant

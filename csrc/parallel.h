@@ -1,0 +1,20 @@
+// A parallel loop: on OpenMP, so that torch's pool of threads is the only one in the process, or on threads of
+// its own where there is no OpenMP (and under ThreadSanitizer, which cannot see into it).
+#pragma once
+
+#include <cstdint>
+
+namespace pliant {
+
+// Calls body(context, task, worker) for every task in 0 .. tasks - 1, in any order; worker is in 0 .. threads - 1.
+void parallel_tasks(int64_t tasks, int threads, void (*body)(const void*, int64_t, int), const void* context);
+
+template <class Body>
+void parallel(int64_t tasks, int threads, const Body& body) {
+    parallel_tasks(
+        tasks, threads,
+        [](const void* context, int64_t task, int worker) { (*static_cast<const Body*>(context))(task, worker); },
+        &body);
+}
+
+}  // namespace pliant

@@ -1,0 +1,119 @@
+// Vectors of the width that this translation unit is compiled for, number types, and aligned memory.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "kernels.h"
+
+#if defined(__AVX512F__)
+#define PLIANT_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define PLIANT_VECTOR_BYTES 32
+#else
+#define PLIANT_VECTOR_BYTES 16
+#endif
+
+namespace pliant {
+namespace PLIANT_ISA {
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+    typedef float type __attribute__((vector_size(PLIANT_VECTOR_BYTES), aligned(4), may_alias));
+};
+template <>
+struct VectorOf<double> {
+    typedef double type __attribute__((vector_size(PLIANT_VECTOR_BYTES), aligned(8), may_alias));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int lanes = PLIANT_VECTOR_BYTES / sizeof(T);
+
+template <class T>
+Vector<T>& vector_at(T* data) {
+    return *reinterpret_cast<Vector<T>*>(data);
+}
+template <class T>
+const Vector<T>& vector_at(const T* data) {
+    return *reinterpret_cast<const Vector<T>*>(data);
+}
+
+template <class T>
+T sum_of(const Vector<T>& vector) {
+    T parts[lanes<T>];
+    std::memcpy(parts, &vector, sizeof parts);
+    for (int width = lanes<T> / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
+    return parts[0];
+}
+
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+struct BFloat16 {
+    uint16_t bits;
+
+    operator float() const {
+        const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+        float value;
+        std::memcpy(&value, &wide, sizeof value);
+        return value;
+    }
+    BFloat16() = default;
+    BFloat16(float value) {
+        uint32_t wide;
+        std::memcpy(&wide, &value, sizeof wide);
+        const uint32_t rounded = wide + 0x7fff + ((wide >> 16) & 1);  // to nearest, ties to even
+        bits = static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
+    }
+};
+
+// Calls visitor with a value of the C++ type that a dtype stands for.
+template <class Visitor>
+void visit(DType dtype, const Visitor& visitor) {
+    switch (dtype) {
+        case DType::float64: return visitor(double{});
+        case DType::float32: return visitor(float{});
+        case DType::float16: return visitor(_Float16{});
+        case DType::bfloat16: return visitor(BFloat16{});
+    }
+}
+
+template <class To, class From>
+To convert(From value) {
+    if constexpr (sizeof(From) == 2 && sizeof(To) == 8) return static_cast<To>(static_cast<float>(value));
+    if constexpr (sizeof(To) == 2) return To(static_cast<float>(value));
+    return static_cast<To>(value);
+}
+
+// Copies count numbers, converted.
+template <class T>
+void read(const Array& array, int64_t first, int64_t count, T* to) {
+    visit(array.dtype, [&](auto type) {
+        const auto* from = static_cast<const decltype(type)*>(array.data) + first;
+        for (int64_t i = 0; i < count; ++i) to[i] = convert<T>(from[i]);
+    });
+}
+
+// Scratch memory, aligned to cache lines and not set.
+template <class T>
+class Buffer {
+  public:
+    explicit Buffer(int64_t count)
+        : data_(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
+    ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    T* get() const { return data_; }
+
+  private:
+    T* data_;
+};
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant

@@ -1,0 +1,63 @@
+"""Deformable convolution on the compiled CPU kernels (csrc/deform_conv2d.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pliant.ops import _native
+from pliant.ops.deform_conv2d.reference import Geometry, compute_dtype
+
+
+def deform_conv2d(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geometry: Geometry
+) -> Tensor:
+    out = input.new_empty(input.shape[0], weight.shape[0], *offset.shape[2:])
+    if out.numel():
+        # The tensors stay referenced until the call returns: the kernels know their addresses only.
+        (offset, offset_), (weight, weight_) = _native.dense(offset), _native.dense(weight)
+        (bias, bias_), (mask, mask_) = _native.dense(bias), _native.dense(mask)
+        _native.kernels.deform_conv2d(
+            _native.described(input),
+            offset_,
+            weight_,
+            bias_,
+            mask_,
+            *_arguments(geometry),
+            _native.described(out),
+            _native.threads(_work(out, weight)),
+        )
+    return out
+
+
+def deform_conv2d_backward(
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    wide = compute_dtype(input)
+    like = (input, offset, weight, *(() if mask is None else (mask,)))
+    grads = [tensor.new_zeros(tensor.shape, dtype=wide) for tensor in like]
+    if grad.numel():
+        (offset, offset_), (weight, weight_), (mask, mask_) = map(_native.dense, (offset, weight, mask))
+        _native.kernels.deform_conv2d_backward(
+            _native.described(grad),
+            _native.described(input),
+            offset_,
+            weight_,
+            mask_,
+            *_arguments(geometry),
+            *map(_native.described, (*grads, None)[:4]),
+            _native.threads(2 * _work(grad, weight)),
+        )
+    grad_input, grad_offset, grad_weight, *grad_mask = (
+        value.to(tensor.dtype) for value, tensor in zip(grads, like, strict=True)
+    )
+    return grad_input, grad_offset, grad_weight, grad_mask[0] if grad_mask else None
+
+
+def _arguments(geometry: Geometry) -> tuple[Any, ...]:
+    return geometry.stride, geometry.padding, geometry.dilation, geometry.border == "authors"
+
+
+def _work(out: Tensor, weight: Tensor) -> int:
+    return out.numel() * weight[0].numel()

@@ -1,0 +1,57 @@
+"""The RoI poolings on the compiled CPU kernels (csrc/roi_pool.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pliant.ops import _native
+from pliant.ops.deform_conv2d.reference import compute_dtype
+from pliant.ops.roi_pool.reference import Pooling, check_rois
+
+_RULES = ("whole_cells", "authors_whole_cells", "authors_samples")  # in the order of csrc/kernels.h
+
+
+def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
+    check_rois(rois, input.shape[0])
+    channels = input.shape[1] // (pooling.group_size[0] * pooling.group_size[1])
+    out = input.new_empty(rois.shape[0], channels, *pooling.output_size)
+    if out.numel():
+        (rois, rois_), (offset, offset_) = _native.dense(rois), _native.dense(offset)
+        _native.kernels.roi_pool(
+            _native.described(input), rois_, offset_, *_arguments(pooling), _native.described(out), _threads(out)
+        )
+    return out
+
+
+def roi_pool_backward(
+    grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling
+) -> tuple[Tensor, Tensor | None]:
+    check_rois(rois, input.shape[0])
+    wide = compute_dtype(input)
+    grad_input = input.new_zeros(input.shape, dtype=wide)
+    grad_offset = None if offset is None else offset.new_zeros(offset.shape, dtype=wide)
+    if grad.numel():
+        (grad, grad_), (rois, rois_), (offset, offset_) = map(_native.dense, (grad, rois, offset))
+        _native.kernels.roi_pool_backward(
+            grad_,
+            _native.described(input),
+            rois_,
+            offset_,
+            *_arguments(pooling),
+            _native.described(grad_input),
+            _native.described(grad_offset),
+            _threads(grad),
+        )
+    narrow = None if grad_offset is None or offset is None else grad_offset.to(offset.dtype)
+    return grad_input.to(input.dtype), narrow
+
+
+def _arguments(pooling: Pooling) -> tuple[Any, ...]:
+    sizes = pooling.output_size, pooling.group_size, pooling.spatial_scale, pooling.gamma
+    return *sizes, _RULES.index(pooling.rule), pooling.sample_per_part
+
+
+def _threads(bins: Tensor) -> int:
+    return _native.threads(16 * bins.numel())
