@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+kernels: Any = None
+_missing = ""
 try:
-    from pliant import _kernels as kernels
+    kernels = importlib.import_module("pliant._kernels")
 except ImportError as error:  # installed without a compiler, or built for another Python
-    kernels = None
     _missing = f"the compiled kernels are not installed ({error}); install again with a C++17 compiler at hand"
 
 REFERENCE = "reference"
@@ -74,10 +76,9 @@ def described(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[i
     return tensor.data_ptr(), _DTYPES[tensor.dtype], tuple(tensor.shape), tensor.stride()
 
 
-def dense(tensor: Tensor | None) -> tuple[Tensor | None, Any]:
-    """A tensor made contiguous, to be kept alive, and described."""
-    tensor = None if tensor is None else tensor.contiguous()
-    return tensor, described(tensor)
+def dense(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Each tensor made contiguous. Keep what is returned until the kernel is: it knows addresses only."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def threads(multiplications: int) -> int:

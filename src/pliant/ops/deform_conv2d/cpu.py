@@ -15,15 +15,9 @@ def deform_conv2d(
 ) -> Tensor:
     out = input.new_empty(input.shape[0], weight.shape[0], *offset.shape[2:])
     if out.numel():
-        # The tensors stay referenced until the call returns: the kernels know their addresses only.
-        (offset, offset_), (weight, weight_) = _native.dense(offset), _native.dense(weight)
-        (bias, bias_), (mask, mask_) = _native.dense(bias), _native.dense(mask)
+        tensors = [input, *_native.dense(offset, weight, bias, mask)]
         _native.kernels.deform_conv2d(
-            _native.described(input),
-            offset_,
-            weight_,
-            bias_,
-            mask_,
+            *map(_native.described, tensors),
             *_arguments(geometry),
             _native.described(out),
             _native.threads(_work(out, weight)),
@@ -38,13 +32,9 @@ def deform_conv2d_backward(
     like = (input, offset, weight, *(() if mask is None else (mask,)))
     grads = [tensor.new_zeros(tensor.shape, dtype=wide) for tensor in like]
     if grad.numel():
-        (offset, offset_), (weight, weight_), (mask, mask_) = map(_native.dense, (offset, weight, mask))
+        tensors = [grad, input, *_native.dense(offset, weight, mask)]
         _native.kernels.deform_conv2d_backward(
-            _native.described(grad),
-            _native.described(input),
-            offset_,
-            weight_,
-            mask_,
+            *map(_native.described, tensors),
             *_arguments(geometry),
             *map(_native.described, (*grads, None)[:4]),
             _native.threads(2 * _work(grad, weight)),

@@ -18,9 +18,9 @@ def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poolin
     channels = input.shape[1] // (pooling.group_size[0] * pooling.group_size[1])
     out = input.new_empty(rois.shape[0], channels, *pooling.output_size)
     if out.numel():
-        (rois, rois_), (offset, offset_) = _native.dense(rois), _native.dense(offset)
+        tensors = [input, *_native.dense(rois, offset)]
         _native.kernels.roi_pool(
-            _native.described(input), rois_, offset_, *_arguments(pooling), _native.described(out), _threads(out)
+            *map(_native.described, tensors), *_arguments(pooling), _native.described(out), _threads(out)
         )
     return out
 
@@ -33,12 +33,9 @@ def roi_pool_backward(
     grad_input = input.new_zeros(input.shape, dtype=wide)
     grad_offset = None if offset is None else offset.new_zeros(offset.shape, dtype=wide)
     if grad.numel():
-        (grad, grad_), (rois, rois_), (offset, offset_) = map(_native.dense, (grad, rois, offset))
+        tensors = [*_native.dense(grad), input, *_native.dense(rois, offset)]
         _native.kernels.roi_pool_backward(
-            grad_,
-            _native.described(input),
-            rois_,
-            offset_,
+            *map(_native.described, tensors),
             *_arguments(pooling),
             _native.described(grad_input),
             _native.described(grad_offset),
