@@ -1,4 +1,4 @@
-"""The command line: train, eval, predict and demo."""
+"""The command line: train, eval, predict, demo and bench."""
 
 from __future__ import annotations
 
@@ -118,6 +118,21 @@ def demo(
         from pliant.recipes.demo import run
 
         run(out, steps=steps, seed=seed)
+
+
+@app.command()
+def bench(
+    threads: Annotated[int | None, typer.Option(min=1, help="For everyone; torch's number by default.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="For each row; three rounds at least.")] = 30.0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write every number to this file.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+) -> None:
+    """Time the operators against plain convolution and their peers, each result checked first."""
+    with _user_errors():
+        from pliant.bench import run
+
+        if not run(threads=threads, seconds=seconds, out=out, markdown=markdown):
+            raise typer.Exit(1)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,134 @@
+"""The problems that are timed, and their tensors.
+
+Offsets are odd multiples of 1/512 and RoIs lie on whole pixels with sides of 28, 56, ... pixels. So every sampled
+position is exact in float32 and never a whole cell, where the operators have a kink: implementations that differ
+only in rounding then agree, in their gradients too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+"""float32: what goes in, by the names of the operator's arguments, and `grad`, the gradient of the output."""
+
+STRIDE = 16  # image pixels a cell of the map that RoIs pool from
+GAMMA = 0.125
+
+
+CONVOLUTION_HEAD = "N, C→O, map, kernel, dilation, offset groups"
+POOLING_HEAD = "operator, RoIs, channels, bins, map, sampling"
+
+
+@dataclass(frozen=True)
+class ConvRow:
+    """A deformable convolution of stride 1 whose padding is its dilation, so that the map keeps its size."""
+
+    batch: int
+    channels: int
+    out_channels: int
+    height: int
+    width: int
+    dilation: int = 1
+    offset_groups: int = 1
+    kernel: int = 3
+    spread: float = 2.0  # standard deviation of the offsets, in cells
+
+    @property
+    def name(self) -> str:
+        """The numbers in the order of `CONVOLUTION_HEAD`."""
+        return (
+            f"{self.batch}, {self.channels}→{self.out_channels}, {self.height}×{self.width}, "
+            f"{self.kernel}×{self.kernel}, {self.dilation}, {self.offset_groups}"
+        )
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * (self.kernel // 2)
+
+    def tensors(self, seed: int = 0) -> dict[str, Tensor]:
+        """input [N, C, H, W], offset [N, 2 G K, H, W], weight [O, C, kh, kw], grad [N, O, H, W]."""
+        generator = torch.Generator().manual_seed(seed)
+        size = (self.height, self.width)
+        taps = self.kernel**2
+        offset = torch.randn(self.batch, 2 * self.offset_groups * taps, *size, generator=generator) * self.spread
+        weight = torch.randn(self.out_channels, self.channels, self.kernel, self.kernel, generator=generator)
+        return {
+            "input": torch.randn(self.batch, self.channels, *size, generator=generator),
+            "offset": _between_cells(offset),
+            "weight": weight / (self.channels * taps) ** 0.5,
+            "grad": torch.randn(self.batch, self.out_channels, *size, generator=generator),
+        }
+
+
+@dataclass(frozen=True)
+class PoolRow:
+    """Deformable RoI pooling of one image's map at stride 16: position-sensitive, or all channels in every bin."""
+
+    channels: int  # of the output
+    position_sensitive: bool
+    offset_classes: int
+    sampling: str
+    rois: int = 300
+    bins: int = 7
+    height: int = 38
+    width: int = 63
+    spread: float = 1.0  # standard deviation of the offsets, in eighths of the RoI's size
+
+    @property
+    def name(self) -> str:
+        """In the order of `POOLING_HEAD`."""
+        operator = "deform_ps_roi_pool" if self.position_sensitive else "deform_roi_pool"
+        return (
+            f"{operator}, {self.rois}, {self.channels}, {self.bins}×{self.bins}, "
+            f"{self.height}×{self.width}, {self.sampling}"
+        )
+
+    @property
+    def group_size(self) -> int:
+        return self.bins if self.position_sensitive else 1
+
+    def tensors(self, seed: int = 0) -> dict[str, Tensor]:
+        """input [1, C G G, H, W], rois [R, 5], offset [R, 2 T, k, k], grad [R, C, k, k]."""
+        generator = torch.Generator().manual_seed(seed)
+        bins = (self.bins, self.bins)
+        offset = torch.randn(self.rois, 2 * self.offset_classes, *bins, generator=generator) * self.spread
+        return {
+            "input": torch.randn(1, self.channels * self.group_size**2, self.height, self.width, generator=generator),
+            "rois": self._rois(generator),
+            "offset": _between_cells(offset),
+            "grad": torch.randn(self.rois, self.channels, *bins, generator=generator),
+        }
+
+    def _rois(self, generator: torch.Generator) -> Tensor:
+        unit = 4 * self.bins
+        extent = torch.tensor([self.width * STRIDE, self.height * STRIDE])
+        most = (extent // unit).clamp(max=20)
+        sides = 1 + (torch.rand(self.rois, 2, generator=generator) * most).floor()
+        size = unit * sides  # [R, 2]
+        corner = (torch.rand(self.rois, 2, generator=generator) * (extent - size + 1)).floor()
+        return torch.cat((torch.zeros(self.rois, 1), corner, corner + size - 1), dim=1)
+
+
+def _between_cells(offset: Tensor) -> Tensor:
+    return (offset * 256).floor().add(0.5) / 256
+
+
+CONVOLUTIONS = (
+    ConvRow(1, 512, 512, 38, 63, dilation=2),
+    ConvRow(1, 512, 512, 38, 63, dilation=2, offset_groups=4),
+    ConvRow(1, 128, 128, 100, 168),
+    ConvRow(2, 64, 64, 56, 56),
+    ConvRow(1, 512, 512, 64, 128, dilation=2),
+    ConvRow(1, 16, 16, 14, 14),
+)
+POOLINGS = (
+    PoolRow(21, position_sensitive=True, offset_classes=21, sampling="paper"),
+    PoolRow(21, position_sensitive=True, offset_classes=21, sampling="authors"),
+    PoolRow(256, position_sensitive=False, offset_classes=1, sampling="paper"),
+    PoolRow(256, position_sensitive=False, offset_classes=1, sampling="authors"),
+)
