@@ -55,14 +55,16 @@ def check(implementation: Implementation, expected: Expected) -> Verdict:
         gradients = implementation.gradients(expected.grad)
         got |= {f"grad_{name}": value for name, value in gradients.items()}
         want |= {f"grad_{name}": expected.gradients[name] for name in gradients}
-    verdicts = [Verdict(_difference(got[name], want[name]), name) for name in want]
+    verdicts = [Verdict(difference(got[name], want[name]), name) for name in want]
     return max(verdicts, key=lambda verdict: verdict.error)
 
 
-def _difference(got: Tensor, want: Tensor) -> float:
+def difference(got: Tensor, want: Tensor) -> float:
+    """The largest difference as a part of the largest value wanted; infinite where it is no number."""
     if got.shape != want.shape:
         return math.inf
-    error = float((got.detach().double() - want).abs().max() / want.abs().max())
+    largest = (got.detach().double() - want).abs().max()
+    error = float(largest / want.abs().max()) if largest else 0.0
     return math.inf if math.isnan(error) else error
 
 

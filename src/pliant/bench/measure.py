@@ -49,6 +49,7 @@ class RowResult:
     name: str
     base: str
     outcomes: dict[str, Outcome]
+    passes: tuple[str, ...] = (FORWARD, TRAINING)
 
     @property
     def wrong(self) -> list[str]:
@@ -93,7 +94,7 @@ def measure(
         base = next(iter(columns))
         if base in right:
             for what, turns in _passes(right).items():
-                _note(outcomes, base, what, timed(turns, seconds / 2))
+                note(outcomes, base, what, timed(turns, seconds / 2))
     finally:
         for implementation in made:
             implementation.close()
@@ -114,7 +115,8 @@ def _passes(implementations: Mapping[str, Implementation]) -> dict[str, dict[str
     }
 
 
-def _note(outcomes: dict[str, Outcome], base: str, what: str, found: Mapping[str, list[float]]) -> None:
+def note(outcomes: dict[str, Outcome], base: str, what: str, found: Mapping[str, list[float]]) -> None:
+    """Write down the seconds of a pass, by column and round, and what follows from them."""
     for name, by_round in found.items():
         outcomes[name].seconds[what] = by_round
         outcomes[name].median_seconds[what] = statistics.median(by_round)

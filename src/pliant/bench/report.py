@@ -51,7 +51,7 @@ def row_tables(title: str, head: str, rows: Sequence[RowResult], headings: Mappi
         headings: what columns are called, where not by their names.
     """
     tables = []
-    for what in (FORWARD, TRAINING):
+    for what in rows[0].passes:
         columns = [name for name in rows[0].outcomes if what == FORWARD or _trains(rows, name)]
         names = [head, *(headings.get(name, name) for name in columns if name != rows[0].base)]
         lines = [[row.name, *(_cell(row.outcomes[name], what) for name in columns if name != row.base)] for row in rows]
