@@ -124,6 +124,10 @@ def demo(
 def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="For everyone; torch's number by default.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="For each row; three rounds at least.")] = 30.0,
+    operators: Annotated[bool, typer.Option(help="Time the operators.")] = True,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure memory beyond the tensors (Linux).")] = False,
+    network: Annotated[bool, typer.Option("--network", help="Time a training step of Faster R-CNN.")] = False,
+    scaling: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw how the cost grows.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write every number to this file.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
@@ -131,7 +135,17 @@ def bench(
     with _user_errors():
         from pliant.bench import run
 
-        if not run(threads=threads, seconds=seconds, out=out, markdown=markdown):
+        right = run(
+            threads=threads,
+            seconds=seconds,
+            operators=operators,
+            memory=memory,
+            network=network,
+            scaling=scaling,
+            out=out,
+            markdown=markdown,
+        )
+        if not right:
             raise typer.Exit(1)
 
 

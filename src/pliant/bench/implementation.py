@@ -25,12 +25,14 @@ class Implementation:
         tolerance: the largest difference from the reference, as a part of the reference's largest value.
         border: the border rule of a convolution.
         moved: whether a convolution's samples move by the offsets.
+        version: of the library, where it is not one of this process.
     """
 
     trains = False
     tolerance = FLOAT32_TOLERANCE
     border = "paper"
     moved = True
+    version = ""
 
     def forward(self) -> Tensor:
         """The output."""

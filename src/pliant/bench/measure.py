@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ class Outcome:
     Attributes:
         status: `"right"`, `"wrong"` (and so not timed) or `"missing"`.
         reason: why it is missing.
-        error: its largest difference from the float64 reference, as a part of the reference's largest value.
+        error: its largest difference from the float64 reference, as a part of the reference's largest value; None
+            where that is no number.
         where: the tensor that has this difference.
         tolerance: the largest error that is right.
+        version: of the library, where it is not in this process.
         seconds: of one call, by pass and round.
         median_seconds: by pass.
         ratios: to the row's base, by pass.
@@ -37,6 +40,7 @@ class Outcome:
     error: float | None = None
     where: str = ""
     tolerance: float | None = None
+    version: str = ""
     seconds: dict[str, list[float]] = field(default_factory=dict)
     median_seconds: dict[str, float] = field(default_factory=dict)
     ratios: dict[str, Ratio] = field(default_factory=dict)
@@ -80,14 +84,14 @@ def measure(
         for name, column in columns.items():
             try:
                 implementation = column(row, tensors, threads)
+                made.append(implementation)
+                rule = (implementation.border, implementation.moved)
+                if rule not in wanted:
+                    wanted[rule] = expected(row, tensors, *rule)
+                outcomes[name] = _judge(implementation, wanted[rule])
             except Missing as reason:
                 outcomes[name] = Outcome("missing", str(reason))
                 continue
-            made.append(implementation)
-            rule = (implementation.border, implementation.moved)
-            if rule not in wanted:
-                wanted[rule] = expected(row, tensors, *rule)
-            outcomes[name] = _judge(implementation, wanted[rule])
             if outcomes[name].status == "right":
                 right[name] = implementation
         wanted.clear()
@@ -103,8 +107,13 @@ def measure(
 
 def _judge(implementation: Implementation, wanted: Expected) -> Outcome:
     verdict = check(implementation, wanted)
-    status = "right" if verdict.error <= implementation.tolerance else "wrong"
-    return Outcome(status, error=verdict.error, where=verdict.where, tolerance=implementation.tolerance)
+    return judged(verdict.error, verdict.where, implementation.tolerance, implementation.version)
+
+
+def judged(error: float, where: str, tolerance: float, version: str = "") -> Outcome:
+    """The outcome of a comparison; an error that is no number is none."""
+    status = "right" if error <= tolerance else "wrong"
+    return Outcome(status, "", error if math.isfinite(error) else None, where, tolerance, version)
 
 
 def _passes(implementations: Mapping[str, Implementation]) -> dict[str, dict[str, Turn]]:

@@ -41,7 +41,7 @@ class MXNet(Implementation):
         numpy.savez(case, **arrays)
         self.process = _start(case, threads)
         try:
-            self._answer()
+            self.version = self._answer()["ready"]
         except Missing:
             self.close()
             raise

@@ -17,13 +17,12 @@ from torchvision.models.resnet import Bottleneck
 
 from pliant import ops
 from pliant.bench.gate import difference
-from pliant.bench.measure import TRAINING, Interleave, Outcome, RowResult, note
+from pliant.bench.measure import TRAINING, Interleave, Outcome, RowResult, judged, note
 from pliant.bench.timing import interleave
 from pliant.models import faster_rcnn
 from pliant.nn import DeformConv2d, DeformRoIPool
 
 PLAIN, PLIANT, TORCHVISION = "plain", "deformable", "deformable, torchvision's operator"
-HEAD = "network, training step of one image"
 CLASSES = 21
 TOLERANCE = 1e-3  # of gradients, as a part of each one's largest value
 CONVOLUTION_SPREAD = 2.0  # standard deviation of the offsets, in cells
@@ -118,8 +117,7 @@ def _gradients(model: nn.Module, context: Context, sample: tuple[Any, Any]) -> l
 
 
 def _judge(got: list[Tensor], want: list[Tensor]) -> Outcome:
-    error = max(map(difference, got, want))
-    return Outcome("right" if error <= TOLERANCE else "wrong", error=error, where="a gradient", tolerance=TOLERANCE)
+    return judged(max(map(difference, got, want)), "a gradient", TOLERANCE)
 
 
 def _step(model: nn.Module, context: Context, sample: tuple[Any, Any]) -> None:

@@ -20,7 +20,7 @@ from pliant.bench.rows import GAMMA, STRIDE, ConvRow, PoolRow, Tensors
 from pliant.bench.runtimes import ONNXRuntime, OpenVINO
 from pliant.ops import _native
 
-PLAIN, PLIANT, REFERENCE = "conv2d", "Pliant", "reference"
+PLAIN, PLIANT, PLIANT_BFLOAT16, REFERENCE = "conv2d", "Pliant", "Pliant bfloat16", "reference"
 Column = Callable[[Any, Tensors, int], Implementation]
 """Makes the implementation of a row, of its tensors, for so many threads; raises Missing with the reason."""
 
@@ -91,7 +91,7 @@ CONVOLUTION: Mapping[str, Column] = {
     PLAIN: plain,
     PLIANT: pliant,
     "conv2d bfloat16": in_bfloat16(plain),
-    "Pliant bfloat16": in_bfloat16(pliant),
+    PLIANT_BFLOAT16: in_bfloat16(pliant),
     "torchvision": torchvisions,
     "ONNX Runtime": ONNXRuntime,
     "OpenVINO": OpenVINO,

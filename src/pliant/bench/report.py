@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import rich.table
 from rich.console import Console
 from rich.markup import escape
 
 from pliant.bench.measure import FORWARD, TRAINING, Outcome, RowResult
+from pliant.bench.memory import MemoryResult
 from pliant.bench.timing import Ratio
 
 
@@ -41,6 +43,12 @@ class Table:
         return "\n\n".join((f"**{self.title}**", table, *self.notes)) + "\n"
 
 
+def summary(about: Mapping[str, Any]) -> str:
+    """The machine, and what ran on it, in a line."""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return f"{about['cpu']}, threads: {about['threads']}, Pliant's kernels: {about['kernels']}; {versions}"
+
+
 def row_tables(title: str, head: str, rows: Sequence[RowResult], headings: Mapping[str, str]) -> list[Table]:
     """One table a pass, of the ratios.
 
@@ -60,6 +68,16 @@ def row_tables(title: str, head: str, rows: Sequence[RowResult], headings: Mappi
     return tables
 
 
+def memory_tables(head: str, rows: Sequence[MemoryResult]) -> list[Table]:
+    """One table a pass, in MiB."""
+    tables = []
+    for what, needs in rows[0].needs.items():
+        lines = [[row.name, *(f"{row.needs[what][name] / 2**20:.1f}" for name in needs)] for row in rows]
+        title = f"Memory beyond the tensors that go in and come out, {what}, MiB"
+        tables.append(Table(title, [head, *needs], lines))
+    return tables
+
+
 def ratio_cell(ratio: Ratio) -> str:
     """Such as `1.21 (1.19 to 1.24)`: the ratio of medians, and the quartiles of the rounds' ratios."""
     return f"{_digits(ratio.value)} ({_digits(ratio.lower)} to {_digits(ratio.upper)})"
@@ -73,8 +91,12 @@ def _digits(value: float) -> str:
 
 def _cell(outcome: Outcome, what: str) -> str:
     if outcome.status == "wrong":
-        return f"wrong: {outcome.error:.1e}"
+        return f"wrong: {_error(outcome)}"
     return ratio_cell(outcome.ratios[what]) if what in outcome.ratios else "-"
+
+
+def _error(outcome: Outcome) -> str:
+    return "no number" if outcome.error is None else f"{outcome.error:.1e}"
 
 
 def _trains(rows: Sequence[RowResult], name: str) -> bool:
@@ -86,10 +108,24 @@ def _notes(rows: Sequence[RowResult]) -> list[str]:
         f"{name}: {outcome.reason}." for row in rows for name, outcome in row.outcomes.items() if outcome.reason
     )
     errors = [
-        f"{name} is wrong at {row.name}: {outcome.where} differs from the float64 reference by {outcome.error:.1e} "
-        f"of its largest value, more than {outcome.tolerance:.0e}."
+        f"{name} is wrong at {row.name}: {outcome.where} differs from the float64 reference by {_error(outcome)} "
+        f"(of its largest value), more than {outcome.tolerance:.0e}."
         for row in rows
         for name, outcome in row.outcomes.items()
         if outcome.status == "wrong"
     ]
-    return [*reasons, *errors]
+    compared = {
+        name: outcome.tolerance
+        for row in rows
+        for name, outcome in row.outcomes.items()
+        if outcome.tolerance is not None
+    }
+    limits = ", ".join(
+        f"{tolerance:.0e} ({', '.join(name for name in compared if compared[name] == tolerance)})"
+        for tolerance in dict.fromkeys(compared.values())
+    )
+    explained = (
+        "Ratios of medians; in brackets the quartiles of the ratios within rounds. Compared before they were timed; "
+        f"largest difference allowed, as a part of the largest value: {limits}."
+    )
+    return [explained, *reasons, *errors]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,23 @@ import torch
 from rich.console import Console
 
 from pliant.bench import machine, peers, report
-from pliant.bench.measure import RowResult, measure
+from pliant.bench.measure import measure
+from pliant.bench.memory import measure_memory
+from pliant.bench.memory import why_not as memory_why_not
 from pliant.bench.rows import CONVOLUTION_HEAD, CONVOLUTIONS, POOLING_HEAD, POOLINGS, ConvRow, PoolRow
 from pliant.ops import _native
+
+_WIDTH = 240  # characters of a table that goes to a file
 
 
 def run(
     *,
     threads: int | None = None,
     seconds: float = 30.0,
+    operators: bool = True,
+    memory: bool = False,
+    network: bool = False,
+    scaling: Path | None = None,
     out: Path | None = None,
     markdown: bool = False,
     convolutions: Sequence[ConvRow] = CONVOLUTIONS,
@@ -33,58 +42,113 @@ def run(
     Args:
         threads: for every implementation; torch's number by default.
         seconds: for each row, half of it for each pass; never fewer than three rounds.
+        operators: time the operators.
+        memory: measure what the convolutions need beyond their tensors.
+        network: time a training step of a whole network.
+        scaling: a picture to draw, of how the cost grows.
         out: a JSON file for every number.
         markdown: print the tables as Markdown instead.
         convolutions, poolings: the rows.
 
     Returns:
         Whether every implementation that ran was right.
+
+    Raises:
+        OSError: if there is no folder for a file to write.
     """
-    if out is not None and not out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} to")
-    show, progress = Console(), Console(stderr=True)
+    for path in (out, scaling):
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    results: dict[str, list[Any]] = {"convolution": [], "pooling": [], "network": [], "memory": [], "scaling": []}
+    memory_reason = memory_why_not() if memory else None
     with _threads(threads) as count:
-        about = _about(count, seconds)
-        results: dict[str, Any] = {
-            "convolution": _rows(convolutions, peers.CONVOLUTION, count, seconds, progress),
-            "pooling": _rows(poolings, peers.POOLING, count, seconds, progress),
-        }
-    tables = _tables(results)
-    if markdown:
-        print("\n".join(table.markdown() for table in tables))
-    else:
-        for table in tables:
-            table.show(show)
+        about = _about(count, seconds) | {"why_no_memory": memory_reason}
+        if operators:
+            results["convolution"] = _rows(convolutions, peers.CONVOLUTION, count, seconds)
+            results["pooling"] = _rows(poolings, peers.POOLING, count, seconds)
+        if network:
+            results["network"] = _network(seconds)
+        if memory and memory_reason is None:
+            results["memory"] = _memory(convolutions, count)
+        if scaling is not None:
+            results["scaling"] = _scaling(scaling, count, seconds)
+    _show(report.summary(about), _tables(results, memory_reason), markdown)
     if out is not None:
-        out.write_text(json.dumps({"about": about} | _plain(results), indent=1) + "\n")
-    return not any(row.wrong for row in (*results["convolution"], *results["pooling"]))
+        found = {name: [asdict(result) for result in each] for name, each in results.items()}
+        out.write_text(json.dumps({"about": about} | found, indent=1, allow_nan=False) + "\n")
+    return not any(getattr(result, "wrong", None) for each in results.values() for result in each)
 
 
 def _rows(
-    rows: Sequence[ConvRow | PoolRow],
-    columns: Mapping[str, peers.Column],
-    threads: int,
-    seconds: float,
-    progress: Console,
-) -> list[RowResult]:
+    rows: Sequence[ConvRow | PoolRow], columns: Mapping[str, peers.Column], threads: int, seconds: float
+) -> list[Any]:
     found = []
     for row in rows:
-        progress.print(f"{row.name} ...", highlight=False)
+        _say(row.name)
         found.append(measure(row, columns, threads, seconds))
     return found
 
 
-def _tables(results: Mapping[str, Any]) -> list[report.Table]:
+def _network(seconds: float) -> list[Any]:
+    from pliant.bench.network import measure_network  # needs timm
+
+    _say("a network's training step")
+    return [measure_network(seconds)]
+
+
+def _memory(rows: Sequence[ConvRow], threads: int) -> list[Any]:
+    found = []
+    for row in rows:
+        _say(f"memory, {row.name}")
+        found.append(measure_memory(row, threads))
+    return found
+
+
+def _scaling(path: Path, threads: int, seconds: float) -> list[Any]:
+    from pliant.bench.scaling import draw, measure_scaling, points  # needs matplotlib
+
+    panels = []
+    for quantity, along in points(threads).items():
+        _say(f"scaling with {quantity}")
+        panels.append(measure_scaling(quantity, along, seconds))
+    draw(panels, path)
+    return panels
+
+
+def _say(doing: str) -> None:
+    Console(stderr=True).print(f"{doing} ...", highlight=False)
+
+
+def _show(summary: str, tables: Sequence[report.Table], markdown: bool) -> None:
+    if markdown:
+        print("\n".join((f"{summary}\n", *(table.markdown() for table in tables))))
+        return
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    console.print(summary, highlight=False, markup=False)
+    for table in tables:
+        table.show(console)
+
+
+def _tables(results: Mapping[str, list[Any]], memory_reason: str | None) -> list[report.Table]:
     tables = []
     reason = _native.why_not()
-    headings = {peers.PLIANT: "Pliant (reference)"} if reason else {}
     if results["convolution"]:
+        headings = {name: f"{name} (reference)" for name in (peers.PLIANT, peers.PLIANT_BFLOAT16)} if reason else {}
         found = report.row_tables("Deformable convolution", CONVOLUTION_HEAD, results["convolution"], headings)
         if reason:
             found[-1].notes.insert(0, f"Pliant ran its reference, in plain PyTorch: {reason}.")
         tables += found
     if results["pooling"]:
         tables += report.row_tables("Deformable RoI pooling", POOLING_HEAD, results["pooling"], {})
+    if results["network"]:
+        tables += report.row_tables("A network's training step", "network, backbone, image", results["network"], {})
+    if results["memory"]:
+        tables += report.memory_tables(CONVOLUTION_HEAD, results["memory"])
+    if memory_reason:
+        tables.append(report.Table("Memory", ["not measured"], [[memory_reason]]))
+    wrong = [[line] for panel in results["scaling"] for line in panel.wrong]
+    if wrong:
+        tables.append(report.Table("Scaling", ["wrong, and so not timed"], wrong))
     return tables
 
 
@@ -111,12 +175,3 @@ def _threads(wanted: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: dataclasses become dicts."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ from pliant.bench.timing import Turn, interleave
 COLUMNS: Mapping[str, Column] = {PLAIN: plain, PLIANT: pliant}
 BASE = ConvRow(1, 128, 128, 38, 63)
 THREADS = "threads"
-_STYLE = {
+_STYLE: dict[tuple[str, str], dict[str, Any]] = {
     (PLAIN, FORWARD): {"color": "#999999", "linestyle": "-", "marker": "o"},
     (PLAIN, TRAINING): {"color": "#999999", "linestyle": "--", "marker": "s"},
     (PLIANT, FORWARD): {"color": "#0072B2", "linestyle": "-", "marker": "o"},
