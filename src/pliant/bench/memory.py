@@ -25,7 +25,10 @@ from pliant import ops
 from pliant.bench.rows import ConvRow, Tensors
 
 FORWARD, BACKWARD = "forward", "backward"
-_TINY = ConvRow(1, 8, 8, 6, 6)
+PASSES = (FORWARD, BACKWARD)
+Call = Callable[[ConvRow, Tensors], Sequence[Tensor]]
+"""Runs a pass on a row's tensors and returns what comes out."""
+
 # Blocks from 64 KiB on come from the system and go back to it, so that none is hidden in what was freed before.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -56,9 +59,7 @@ def measure_memory(row: ConvRow, threads: int) -> MemoryResult:
     Raises:
         RuntimeError: if one fails, with the end of what it said.
     """
-    needs = {
-        what: {name: _in_fresh_process(row, name, what, threads) for name in CALLS} for what in (FORWARD, BACKWARD)
-    }
+    needs = {what: {name: _in_fresh_process(row, name, what, threads) for name in CALLS} for what in PASSES}
     return MemoryResult(row.name, needs)
 
 
@@ -75,7 +76,8 @@ def _in_fresh_process(row: ConvRow, name: str, what: str, threads: int) -> int:
 def needs(row: ConvRow, name: str, what: str) -> int:
     """Bytes that one call needs beyond its tensors, in this process, which should be a fresh one."""
     call = CALLS[name][what]
-    call(_TINY, _TINY.tensors())
+    tiny = dataclasses.replace(row, batch=1, channels=8 * row.offset_groups, out_channels=8, height=12, width=12)
+    call(tiny, tiny.tensors())
     tensors = row.tensors()
     _RESET.write_text("5")
     before = _peak()
@@ -122,7 +124,7 @@ def _pliant_backward(row: ConvRow, tensors: Tensors) -> Sequence[Tensor]:
     return torch.ops.pliant.deform_conv2d_backward(*values, None, *where)
 
 
-CALLS: dict[str, dict[str, Callable[[ConvRow, Tensors], Sequence[Tensor]]]] = {
+CALLS: dict[str, dict[str, Call]] = {
     "conv2d": {FORWARD: _plain, BACKWARD: _plain_backward},
     "Pliant": {FORWARD: _pliant, BACKWARD: _pliant_backward},
     "torchvision": {FORWARD: _torchvision, BACKWARD: _torchvision_backward},

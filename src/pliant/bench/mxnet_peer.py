@@ -34,15 +34,16 @@ class MXNet(Implementation):
         operator, options = _pooling(row) if isinstance(row, PoolRow) else _convolution(row)
         self.names = ("input", "rois", "offset") if isinstance(row, PoolRow) else ("input", "offset", "weight")
         self.grad = tensors["grad"]
-        self.folder = tempfile.TemporaryDirectory(prefix="pliant-bench-")
-        case = Path(self.folder.name) / "case.npz"
         arrays: dict[str, Any] = {f"input{i}": tensors[name].numpy() for i, name in enumerate(self.names)}
         arrays |= {"operator": operator, "options": json.dumps(options), "grad": self.grad.numpy()}
-        numpy.savez(case, **arrays)
-        self.process = _start(case, threads)
+        self.process: subprocess.Popen[str] | None = None
+        self.folder = tempfile.TemporaryDirectory(prefix="pliant-bench-")
         try:
+            case = Path(self.folder.name) / "case.npz"
+            numpy.savez(case, **arrays)
+            self.process = _start(case, threads)
             self.version = self._answer()["ready"]
-        except Missing:
+        except BaseException:
             self.close()
             raise
 
@@ -57,8 +58,9 @@ class MXNet(Implementation):
         return float(self._ask({"training": training, "calls": calls})["seconds"])
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
         self.folder.cleanup()
 
     def _results(self, grad: Tensor) -> dict[str, Tensor]:
@@ -68,11 +70,13 @@ class MXNet(Implementation):
         return {name: torch.from_numpy(value) for name, value in numpy.load(target).items()}
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.process is not None
         assert self.process.stdin is not None
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
+        assert self.process is not None
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:

@@ -72,7 +72,7 @@ def memory_tables(head: str, rows: Sequence[MemoryResult]) -> list[Table]:
     """One table a pass, in MiB."""
     tables = []
     for what, needs in rows[0].needs.items():
-        lines = [[row.name, *(f"{row.needs[what][name] / 2**20:.1f}" for name in needs)] for row in rows]
+        lines = [[row.name, *(f"{max(0, row.needs[what][name]) / 2**20:.1f}" for name in needs)] for row in rows]
         title = f"Memory beyond the tensors that go in and come out, {what}, MiB"
         tables.append(Table(title, [head, *needs], lines))
     return tables

@@ -29,10 +29,9 @@ class ONNXRuntime(Implementation):
         # Else its threads spin on after a call, and take the cores from whose turn is next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self.inputs = {name: tensors[name].numpy() for name in ("input", "offset")}
+        model = _onnx_model(row, tensors["weight"].numpy())
         try:
-            self.session = onnxruntime.InferenceSession(
-                _onnx_model(row, tensors["weight"].numpy()), options, providers=["CPUExecutionProvider"]
-            )
+            self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             self.forward()
         except Exception as error:  # onnxruntime's errors have no common class
             raise Missing(f"onnxruntime cannot run DeformConv: {_first_line(error)}") from error
