@@ -12,52 +12,54 @@ namespace PLIANT_ISA {
 
 template <class T>
 struct Axis {
-    int64_t cell[2];  // -1 outside
+    int32_t cell[2];  // -1 outside
     T weight[2];      // 0 outside; NaN where the position is NaN
     T slope[2];       // d weight / d position, from the right at a cell's centre
 };
 
 template <class T>
-inline Axis<T> axis_of(int64_t low, int64_t high, bool low_inside, bool high_inside, T fraction, T steep, T position) {
+inline Axis<T> axis_of(int32_t low, int32_t high, bool low_in, bool high_in, T fraction, T steep, T position) {
     const T outside = position != position ? position : T(0);
-    return {{low_inside ? low : -1, high_inside ? high : -1},
-            {low_inside ? 1 - fraction : outside, high_inside ? fraction : outside},
-            {low_inside ? -steep : T(0), high_inside ? steep : T(0)}};
+    return {{low_in ? low : -1, high_in ? high : -1},
+            {low_in ? 1 - fraction : outside, high_in ? fraction : outside},
+            {low_in ? -steep : T(0), high_in ? steep : T(0)}};
 }
 
-// The cell at or before a position; -2 for what lies far outside, and for NaN.
+// The cell at or before a position, kept within -2 .. size; NaN goes to size.
 template <class T>
-inline int64_t cell_before(T position, int64_t size) {
-    return position >= -2 && position <= static_cast<T>(size) ? static_cast<int64_t>(std::floor(position)) : -2;
+inline int32_t cell_before(T floor, int32_t size) {
+    const T low = floor < static_cast<T>(size) ? floor : static_cast<T>(size);
+    return static_cast<int32_t>(low > -2 ? low : T(-2));
 }
 
 // Equation 3: cells outside the map are zero.
 template <class T>
-inline Axis<T> zero_padded(T position, int64_t size) {
-    const int64_t low = cell_before(position, size);
-    const T fraction = position - std::floor(position);
-    return axis_of<T>(low, low + 1, low >= 0 && low < size, low >= -1 && low < size - 1, fraction, 1, position);
+inline Axis<T> zero_padded(T position, int32_t size) {
+    const T floor = std::floor(position);
+    const int32_t low = cell_before(floor, size);
+    return axis_of<T>(low, low + 1, low >= 0 && low < size, low >= -1 && low < size - 1, position - floor, 1,
+                      position);
 }
 
 // The authors' first convolution: nothing outside [0, size), the last cell repeated up to that edge.
 template <class T>
-inline Axis<T> cut_and_replicated(T position, int64_t size) {
-    const int64_t low = cell_before(position, size);
+inline Axis<T> cut_and_replicated(T position, int32_t size) {
+    const T floor = std::floor(position);
+    const int32_t low = cell_before(floor, size);
     const bool inside = low >= 0 && low < size, last = low >= size - 1;
-    const T fraction = last ? T(0) : position - std::floor(position);
-    return axis_of<T>(low, last ? low : low + 1, inside, inside, fraction, last ? 0 : 1, position);
+    return axis_of<T>(low, last ? low : low + 1, inside, inside, last ? T(0) : position - floor, last ? 0 : 1,
+                      position);
 }
 
 // The authors' sampled pooling: half a cell beyond the map is read at its border, the rest is left out.
 template <class T>
-inline Axis<T> clamped(T position, int64_t size) {
+inline Axis<T> clamped(T position, int32_t size) {
     const bool inside = position >= T(-0.5) && position <= static_cast<T>(size) - T(0.5);
-    if (!inside) return axis_of<T>(0, 0, false, false, 0, 0, position);
-    const T inner = std::fmin(std::fmax(position, T(0)), static_cast<T>(size - 1));
-    const int64_t low = static_cast<int64_t>(inner);
+    const T inner = inside ? std::fmin(std::fmax(position, T(0)), static_cast<T>(size - 1)) : T(0);
+    const int32_t low = static_cast<int32_t>(inner);
     const T fraction = inner - static_cast<T>(low);
     const bool between = fraction > 0;
-    return axis_of<T>(low, between ? low + 1 : low, true, true, fraction, between && position == inner, position);
+    return axis_of<T>(low, between ? low + 1 : low, inside, inside, fraction, between && position == inner, position);
 }
 
 // Copies channels `first` to `first + channels` of cells `from` to `to` of one image, channels last: cell q, counted

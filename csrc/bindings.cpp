@@ -22,6 +22,7 @@ PLIANT_DECLARE(generic)
 #ifdef PLIANT_X86
 PLIANT_DECLARE(avx2)
 PLIANT_DECLARE(avx512)
+PLIANT_DECLARE(avx512_bf16)
 #endif
 
 namespace {
@@ -31,8 +32,10 @@ const std::vector<const Kernels*>& available() {
         std::vector<const Kernels*> found;
 #ifdef PLIANT_X86
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+            if (__builtin_cpu_supports("avx512bf16")) found.push_back(&avx512_bf16::kernels);
             found.push_back(&avx512::kernels);
+        }
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
 #endif
         found.push_back(&generic::kernels);

@@ -1,4 +1,7 @@
 // c += a b for blocks that fit in the cache; the columns of b and c come in vectors.
+//
+// T is the type of the sums, E that of the factors: the same, or BFloat16 where the processor multiplies pairs of
+// them. Pairs run along the depth: b holds two rows side by side, [depth / 2, column, 2].
 #pragma once
 
 #include <algorithm>
@@ -8,57 +11,84 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
-constexpr int kRows = 6;                                          // rows of c held in registers
-constexpr int kVectors = PLIANT_VECTOR_BYTES == 64 ? 4 : 2;       // vectors of c held in registers, a row
-constexpr int64_t kDepth = 256;                                   // rows of b that stay in the first cache
+constexpr int64_t kRows = 12;      // c and a come in multiples of so many rows
+constexpr int64_t kDepth = 256;    // rows of b that stay in the first cache
+constexpr int kVectors = PLIANT_VECTOR_BYTES == 64 ? 4 : 2;  // vectors of a row of c held in registers
+constexpr int kSums = PLIANT_VECTOR_BYTES == 64 ? 24 : 12;   // vectors held in registers
 
-// Strides count elements: a(m, k) = a[m * row + k * depth], vector v of row k of b = b[k * row + v * column].
-template <class T>
+// Strides count elements: a(m, k) = a.data[m * a.row + k * a.depth].
+template <class E>
 struct Left {
-    const T* data;
+    const E* data;
     int64_t row, depth;
 };
-template <class T>
+// Row k, vector v of b begins at b.data[k * b.row + v * b.column].
+template <class E>
 struct Right {
-    const T* data;
+    const E* data;
     int64_t row, column;
 };
 
+template <class E>
+constexpr int64_t pair_of = std::is_same_v<E, BFloat16> ? 2 : 1;
+
 template <class T, int V>
-inline void product_block(int64_t depth, Left<T> a, Right<T> b, T* c, int64_t c_row) {
-    constexpr int L = lanes<T>;
-    Vector<T> sum[kRows][V];
-    for (int m = 0; m < kRows; ++m)
-        for (int v = 0; v < V; ++v) sum[m][v] = vector_at(c + m * c_row + v * L);
-    for (int64_t k = 0; k < depth; ++k) {
-        Vector<T> line[V];
-        for (int v = 0; v < V; ++v) line[v] = vector_at(b.data + k * b.row + v * b.column);
-        for (int m = 0; m < kRows; ++m) {
-            const T factor = a.data[m * a.row + k * a.depth];
-            for (int v = 0; v < V; ++v) sum[m][v] += factor * line[v];
-        }
-    }
-    for (int m = 0; m < kRows; ++m)
-        for (int v = 0; v < V; ++v) vector_at(c + m * c_row + v * L) = sum[m][v];
+inline void multiply(Vector<T> (&sum)[V], const T* factor, const T* line, int64_t column) {
+    for (int v = 0; v < V; ++v) sum[v] += *factor * vector_at(line + v * column);
+}
+
+#ifdef __AVX512BF16__
+template <class T, int V>
+inline void multiply(Vector<float> (&sum)[V], const BFloat16* factor, const BFloat16* line, int64_t column) {
+    int pair;
+    std::memcpy(&pair, factor, sizeof pair);
+    const __m512bh factors = (__m512bh)_mm512_set1_epi32(pair);
+    for (int v = 0; v < V; ++v)
+        sum[v] = _mm512_dpbf16_ps(sum[v], factors, (__m512bh)_mm512_loadu_si512(line + v * column));
+}
+#endif
+
+// V vectors of R rows of c.
+template <class T, class E, int R, int V>
+inline void product_block(int64_t depth, Left<E> a, Right<E> b, T* c, int64_t c_row) {
+    Vector<T> sum[R][V];
+    for (int m = 0; m < R; ++m)
+        for (int v = 0; v < V; ++v) sum[m][v] = vector_at(c + m * c_row + v * lanes<T>);
+    for (int64_t k = 0; k < depth; k += pair_of<E>)
+        for (int m = 0; m < R; ++m)
+            multiply<T, V>(sum[m], a.data + m * a.row + k * a.depth, b.data + k / pair_of<E> * b.row, b.column);
+    for (int m = 0; m < R; ++m)
+        for (int v = 0; v < V; ++v) vector_at(c + m * c_row + v * lanes<T>) = sum[m][v];
+}
+
+// V vectors of all rows.
+template <class T, class E, int V>
+void product_column(int64_t rows, int64_t depth, Left<E> a, Right<E> b, T* c, int64_t c_row) {
+    constexpr int R = kSums / V >= 12 ? 12 : kSums / V >= 6 ? 6 : 4;
+    static_assert(kRows % R == 0, "blocks fill the rows");
+    for (int64_t m = 0; m < rows; m += R)
+        product_block<T, E, R, V>(depth, {a.data + m * a.row, a.row, a.depth}, b, c + m * c_row, c_row);
 }
 
 // c[rows, vectors] += a[rows, depth] b[depth, vectors]. Rows are rounded up to a multiple of kRows: a and c must
 // have so many, and what stands in the extra ones does not matter.
-template <class T>
-void add_product(int64_t rows, int64_t vectors, int64_t depth, Left<T> a, Right<T> b, T* c, int64_t c_row) {
+template <class T, class E>
+void add_product(int64_t rows, int64_t vectors, int64_t depth, Left<E> a, Right<E> b, T* c, int64_t c_row) {
     for (int64_t k = 0; k < depth; k += kDepth) {
         const int64_t some = std::min(kDepth, depth - k);
-        for (int64_t v = 0; v < vectors; v += kVectors) {
-            const Right<T> right{b.data + k * b.row + v * b.column, b.row, b.column};
-            for (int64_t m = 0; m < rows; m += kRows) {
-                const Left<T> left{a.data + m * a.row + k * a.depth, a.row, a.depth};
-                T* to = c + m * c_row + v * lanes<T>;
-                switch (std::min<int64_t>(kVectors, vectors - v)) {
-                    case 1: product_block<T, 1>(some, left, right, to, c_row); break;
-                    case 2: product_block<T, 2>(some, left, right, to, c_row); break;
-                    case 3: product_block<T, kVectors == 4 ? 3 : 2>(some, left, right, to, c_row); break;
-                    case 4: product_block<T, kVectors>(some, left, right, to, c_row); break;
-                }
+        const Left<E> left{a.data + k * a.depth, a.row, a.depth};
+        for (int64_t v = 0; v < vectors;) {
+            const Right<E> right{b.data + k / pair_of<E> * b.row + v * b.column, b.row, b.column};
+            T* to = c + v * lanes<T>;
+            if (vectors - v >= kVectors) {
+                product_column<T, E, kVectors>(rows, some, left, right, to, c_row);
+                v += kVectors;
+            } else if (vectors - v >= 2) {
+                product_column<T, E, 2>(rows, some, left, right, to, c_row);
+                v += 2;
+            } else {
+                product_column<T, E, 1>(rows, some, left, right, to, c_row);
+                v += 1;
             }
         }
     }

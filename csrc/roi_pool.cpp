@@ -33,9 +33,11 @@ struct Reading {
 
     // From the positions start, start + step, ...
     void read(const Pooling& pooling, T start, T step, int64_t count, int64_t size) {
+        const bool sampled = pooling.rule == BinRule::authors_samples;
+        const int32_t cells = static_cast<int32_t>(size);
         const auto axis = [&](int64_t i) {
             const T position = start + static_cast<T>(i) * step;
-            return pooling.rule == BinRule::authors_samples ? clamped(position, size) : zero_padded(position, size);
+            return sampled ? clamped(position, cells) : zero_padded(position, cells);
         };
         nan = start != start;
         first = size, length = 0, counted = 0;
@@ -53,7 +55,7 @@ struct Reading {
         for (int64_t i = 0; i < count; ++i) {
             const Axis<T> at = axis(i);
             // The sampled rule leaves out what lies outside; the others count it as zero.
-            counted += pooling.rule != BinRule::authors_samples || at.cell[0] >= 0;
+            counted += !sampled || at.cell[0] >= 0;
             for (int j = 0; j < 2; ++j)
                 if (at.cell[j] >= 0) {
                     weight[at.cell[j] - first] += at.weight[j];

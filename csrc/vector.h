@@ -5,6 +5,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <type_traits>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #include "kernels.h"
 
@@ -44,13 +49,20 @@ const Vector<T>& vector_at(const T* data) {
     return *reinterpret_cast<const Vector<T>*>(data);
 }
 
+// The sum of all lanes, by halves.
+template <class T, int N = lanes<T>>
+T sum_of(const T* parts) {
+    if constexpr (N == 1) return *parts;
+    constexpr int H = N / 2;
+    T half[H];
+    for (int i = 0; i < H; ++i) half[i] = parts[i] + parts[i + H];
+    return sum_of<T, H>(half);
+}
 template <class T>
 T sum_of(const Vector<T>& vector) {
     T parts[lanes<T>];
     std::memcpy(parts, &vector, sizeof parts);
-    for (int width = lanes<T> / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
-    return parts[0];
+    return sum_of<T, lanes<T>>(parts);
 }
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -72,6 +84,19 @@ struct BFloat16 {
         bits = static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
     }
 };
+
+template <class T>
+void store(T* to, const Vector<T>& vector) {
+    vector_at(to) = vector;
+}
+inline void store(BFloat16* to, const Vector<float>& vector) {
+#ifdef __AVX512BF16__
+    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)vector);
+    std::memcpy(to, &narrow, sizeof narrow);
+#else
+    for (int i = 0; i < lanes<float>; ++i) to[i] = BFloat16(vector[i]);
+#endif
+}
 
 // Calls visitor with a value of the C++ type that a dtype stands for.
 template <class Visitor>
@@ -100,12 +125,14 @@ void read(const Array& array, int64_t first, int64_t count, T* to) {
     });
 }
 
-// Scratch memory, aligned to cache lines and not set.
+// Scratch memory, aligned to cache lines; not set unless asked for.
 template <class T>
 class Buffer {
   public:
-    explicit Buffer(int64_t count)
-        : data_(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
+    explicit Buffer(int64_t count, bool zero = false)
+        : data_(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t{64}))) {
+        if (zero) std::memset(static_cast<void*>(data_), 0, static_cast<size_t>(count) * sizeof(T));
+    }
     ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;

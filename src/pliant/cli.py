@@ -124,6 +124,7 @@ def demo(
 def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="For everyone; torch's number by default.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="For each row; three rounds at least.")] = 30.0,
+    only: Annotated[str | None, typer.Option(metavar="TEXT", help="Rows whose names contain this: 38x63.")] = None,
     operators: Annotated[bool, typer.Option(help="Time the operators.")] = True,
     memory: Annotated[bool, typer.Option("--memory", help="Measure memory beyond the tensors (Linux).")] = False,
     network: Annotated[bool, typer.Option("--network", help="Time a training step of Faster R-CNN.")] = False,
@@ -138,6 +139,7 @@ def bench(
         right = run(
             threads=threads,
             seconds=seconds,
+            only=only,
             operators=operators,
             memory=memory,
             network=network,

@@ -47,6 +47,17 @@ def test_right_convolutions_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert 0 < verdict.error <= implementation.tolerance
 
 
+@pytest.mark.parametrize(("module", "name"), [("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")])
+def test_runtimes_compute_the_same(module: str, name: str) -> None:
+    pytest.importorskip(module)
+    pytest.importorskip("onnx")
+    tensors = CONVOLUTION.tensors()
+    runtime = peers.CONVOLUTION[name](CONVOLUTION, tensors, 1)
+    assert not runtime.trains
+    assert 0 < check(runtime, expected(CONVOLUTION, tensors)).error <= FLOAT32_TOLERANCE
+    assert runtime.turn(False, 2) > 0
+
+
 @pytest.mark.parametrize("row", POOLINGS, ids=["position-sensitive", "plain"])
 def test_right_poolings_pass(row: PoolRow) -> None:
     tensors = row.tensors()

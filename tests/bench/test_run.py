@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib.image
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -189,6 +190,19 @@ def test_an_unwritable_file_is_refused_at_once(tmp_path: Path) -> None:
     assert "there is no folder" in done.output
 
 
+def test_rows_are_chosen_by_their_names(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    few(monkeypatch, OWN)
+    other = ConvRow(1, 4, 8, 7, 6)
+    assert run(seconds=0.0, only="4->8, 7x6", markdown=True, convolutions=[CONVOLUTION, other], poolings=[POOLING])
+    shown = capsys.readouterr().out
+    assert other.name in shown
+    assert CONVOLUTION.name not in shown
+    assert POOLING.name not in shown
+    done = CliRunner().invoke(app, ["bench", "--only", "7x7x7"])
+    assert done.exit_code == 2
+    assert "no row is called '7x7x7'" in done.output
+
+
 def test_scaling_draws_lines_over_interleaved_points(tmp_path: Path) -> None:
     def timed(turns: Any, seconds: float) -> dict[str, list[float]]:
         for turn in turns.values():
@@ -222,3 +236,17 @@ def test_networks_agree_and_are_timed_together() -> None:
     assert list(result.outcomes) == ["plain", "deformable", "deformable, torchvision's operator"]
     assert all(outcome.ratios[TRAINING].value > 0 for outcome in result.outcomes.values())
     assert 0 < result.outcomes["deformable, torchvision's operator"].error < 1e-3
+
+
+def test_another_operator_in_the_network_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pliant.bench import network
+
+    def slightly_off(input: Tensor, offset: Tensor, *others: Any, border: str) -> Tensor:
+        return torchvision.ops.deform_conv2d(input, 1.1 * offset, *others)
+
+    monkeypatch.setattr(network, "_call_torchvision", slightly_off)
+    result = network.measure_network(
+        1.0, (64, 96), "resnet10t", 1, lambda turns, _: {name: [1.0] * 2 for name in turns}
+    )
+    assert result.wrong == ["deformable, torchvision's operator"]
+    assert set(result.outcomes["deformable"].ratios) == {TRAINING}

@@ -146,13 +146,22 @@ def test_a_nan_offset_shows_at_its_own_place_only() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_wide(dtype: torch.dtype) -> None:
+def test_half_precision_sums_wide(dtype: torch.dtype) -> None:
     case = ConvCase()
     tensors = {name: value.detach().to(dtype) for name, value in case.tensors(torch.float32).items()}
-    exact = call({name: value.double() for name, value in tensors.items()}, case)
-    out = call(tensors, case)
+    wide = {name: value.double().requires_grad_() for name, value in tensors.items()}
+    half = {name: value.requires_grad_() for name, value in tensors.items()}
+    exact, out = call(wide, case), call(half, case)
     assert out.dtype == dtype
-    torch.testing.assert_close(out, exact.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-4)
+    # One rounding of every factor and of the result: the error is at most so many parts of the sum of magnitudes.
+    magnitude = call({name: value.abs() if name != "offset" else value for name, value in wide.items()}, case)
+    assert ((out - exact).abs() <= 1.01 * torch.finfo(dtype).eps * magnitude).all()
+    grad = torch.randn_like(out)
+    expected = torch.autograd.grad(exact, list(wide.values()), grad.double())
+    for name, got, want in zip(NAMES, torch.autograd.grad(out, list(half.values()), grad), expected, strict=True):
+        assert got.dtype == dtype
+        error = (got - want).norm() / want.norm()
+        assert error < 2 * torch.finfo(dtype).eps, f"{name}: {error}"
 
 
 def test_autocast_lowers_values_and_keeps_positions() -> None:

@@ -88,7 +88,7 @@ class MXNet(Implementation):
 
 def _start(case: Path, threads: int) -> subprocess.Popen[str]:
     python = os.environ[VARIABLE]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     pipe = subprocess.PIPE
     try:
         return subprocess.Popen(

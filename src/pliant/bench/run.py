@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -21,6 +21,7 @@ from pliant.bench.memory import why_not as memory_why_not
 from pliant.bench.rows import CONVOLUTION_HEAD, CONVOLUTIONS, POOLING_HEAD, POOLINGS, ConvRow, PoolRow
 from pliant.ops import _native
 
+Row = TypeVar("Row", ConvRow, PoolRow)
 _WIDTH = 240  # characters of a table that goes to a file
 
 
@@ -28,6 +29,7 @@ def run(
     *,
     threads: int | None = None,
     seconds: float = 30.0,
+    only: str | None = None,
     operators: bool = True,
     memory: bool = False,
     network: bool = False,
@@ -42,6 +44,7 @@ def run(
     Args:
         threads: for every implementation; torch's number by default.
         seconds: for each row, half of it for each pass; never fewer than three rounds.
+        only: take the rows whose names contain this; x and -> stand for × and →.
         operators: time the operators.
         memory: measure what the convolutions need beyond their tensors.
         network: time a training step of a whole network.
@@ -55,10 +58,13 @@ def run(
 
     Raises:
         OSError: if there is no folder for a file to write.
+        ValueError: if no row is called so.
     """
-    for path in (out, scaling):
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    _check_folders(out, scaling)
+    if only is not None:
+        convolutions, poolings = _called(only, convolutions), _called(only, poolings)
+        if not convolutions and not poolings:
+            raise ValueError(f"no row is called {only!r}; rows are called like {CONVOLUTIONS[0].name!r}")
     results: dict[str, list[Any]] = {"convolution": [], "pooling": [], "network": [], "memory": [], "scaling": []}
     memory_reason = memory_why_not() if memory else None
     with _threads(threads) as count:
@@ -77,6 +83,19 @@ def run(
         found = {name: [asdict(result) for result in each] for name, each in results.items()}
         out.write_text(json.dumps({"about": about} | found, indent=1, allow_nan=False) + "\n")
     return not any(getattr(result, "wrong", None) for each in results.values() for result in each)
+
+
+def _check_folders(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+
+
+def _called(text: str, rows: Sequence[Row]) -> list[Row]:
+    def typed(name: str) -> str:
+        return name.replace("×", "x").replace("→", "->")
+
+    return [row for row in rows if typed(text) in typed(row.name)]
 
 
 def _rows(

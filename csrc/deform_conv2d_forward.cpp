@@ -1,0 +1,201 @@
+// Deformable convolution. A task is a tile of output positions: for each run of input channels and each tap it gathers
+// the tile's columns [positions, channels] and multiplies them with the weight [channels, outputs]. Columns never
+// leave the cache, and what a sum runs over does not depend on the number of threads.
+#include "kernels.h"
+#include "parallel.h"
+#include "samples.h"
+
+namespace pliant {
+namespace PLIANT_ISA {
+namespace {
+
+constexpr int64_t kSliceChannels = 512;
+
+// Consecutive input channels of one group of the weight, gathered and multiplied together.
+struct Slice {
+    int64_t first, channels, group;
+    std::vector<Run> runs;  // its parts that share offsets
+};
+
+std::vector<Slice> slices_of(const Convolution& conv, int64_t from, int64_t to) {
+    const int64_t group = conv.channels / conv.groups;
+    std::vector<Slice> slices;
+    for (int64_t first = from, end; first < to; first = end) {
+        end = std::min({to, first + kSliceChannels, (first / group + 1) * group});
+        slices.push_back({first, end - first, first / group, runs_of(conv, first, end, kSliceChannels)});
+    }
+    return slices;
+}
+
+// T is the type of the sums, E that of columns and packed weight.
+template <class T, class E>
+class Forward {
+  public:
+    Forward(const Convolution& conv, const ConvolutionTensors& in, Array bias, Array out, int threads)
+        : conv_(conv), in_(in), bias_(bias), out_(out), threads_(threads), outputs_(conv.out_channels / conv.groups),
+          out_row_(round_up(outputs_, lanes<T>)), sum_row_(conv.groups * out_row_),
+          in_place_(reads_in_place<T>(conv, in.input.dtype, conv.cells() * lanes<T> * int64_t{sizeof(T)})),
+          held_(channels_held()), slice_row_(round_up(std::min(held_, kSliceChannels), lanes<T>) + lanes<T>),
+          images_(in_place_ ? conv.batch
+                            : std::clamp<int64_t>(kTableBytes / (conv.cells() * held_ * int64_t{sizeof(T)}), 1,
+                                                  conv.batch)),
+          table_(in_place_ ? 0 : images_ * conv.cells() * held_ + lanes<T>),
+          packed_(conv.taps() * out_row_ * (held_ + conv.groups)), columns_(threads * kTile * slice_row_, true),
+          sums_(threads * kTile * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true), samples_(threads) {}
+
+    // Blocks of channels one after the other, each added to what the ones before it left in the output.
+    void run() {
+        for (block_ = 0; block_ < conv_.channels; block_ = block_end_) {
+            block_end_ = std::min(conv_.channels, block_ + held_);
+            slices_ = slices_of(conv_, block_, block_end_);
+            start_sums();
+            pack_weight();
+            for (int64_t image = 0; image < conv_.batch; image += images_) {
+                const int64_t some = std::min(images_, conv_.batch - image);
+                if (!in_place_) copy_images(image, some);
+                const int64_t tiles = (conv_.out_cells() + kTile - 1) / kTile;
+                parallel(some * tiles, threads_, [&](int64_t task, int worker) {
+                    compute_tile(image, task / tiles, task % tiles * kTile, worker);
+                });
+            }
+        }
+    }
+
+  private:
+    int64_t channels_held() const {
+        const int64_t size = sizeof(T);
+        int64_t held = kPackedBytes / (conv_.taps() * out_row_ * int64_t{sizeof(E)});
+        if (!in_place_) held = std::min(held, kTableBytes / (conv_.cells() * size));
+        held = std::max<int64_t>(held / lanes<T> * lanes<T>, lanes<T>);
+        return std::min(held, conv_.channels);
+    }
+
+    void start_sums() {
+        std::fill(first_sums_.get(), first_sums_.get() + sum_row_, T(0));
+        if (!bias_.data || block_ > 0) return;
+        for (int64_t group = 0; group < conv_.groups; ++group)
+            read(bias_, group * outputs_, outputs_, first_sums_.get() + group * out_row_);
+    }
+
+    // Each slice as panels [tap, outputs / lanes, channels / pair, lanes, pair], outputs padded with zeros.
+    E* packed(const Slice& slice) const {
+        return packed_.get() + conv_.taps() * out_row_ * (slice.first - block_ + slice.group);
+    }
+    int64_t packed_channels(const Slice& slice) const { return round_up(slice.channels, pair_of<E>); }
+
+    void pack_weight() {
+        const int64_t panels = out_row_ / lanes<T>;
+        parallel(static_cast<int64_t>(slices_.size()) * panels, threads_, [&](int64_t task, int) {
+            const Slice& slice = slices_[task / panels];
+            visit(in_.weight.dtype, [&](auto type) {
+                pack_panel(slice, task % panels * lanes<T>, static_cast<const decltype(type)*>(in_.weight.data));
+            });
+        });
+    }
+
+    template <class S>
+    void pack_panel(const Slice& slice, int64_t first_output, const S* weight) {
+        const int64_t inputs = conv_.channels / conv_.groups, taps = conv_.taps();
+        const int64_t some = std::min<int64_t>(lanes<T>, outputs_ - first_output);
+        const int64_t channels = packed_channels(slice), tap_size = out_row_ * channels;
+        const S* from = weight + ((slice.group * outputs_ + first_output) * inputs + slice.first % inputs) * taps;
+        E* to = packed(slice) + first_output * channels;
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t tap = 0; tap < taps; ++tap) {
+                E* line = to + tap * tap_size + c / pair_of<E> * pair_of<E> * lanes<T> + c % pair_of<E>;
+                for (int64_t o = 0; o < lanes<T>; ++o)
+                    line[o * pair_of<E>] =
+                        o < some && c < slice.channels ? convert<E>(from[(o * inputs + c) * taps + tap]) : E(0);
+            }
+    }
+
+    void copy_images(int64_t image, int64_t some) {
+        const int64_t cells = conv_.cells(), row = block_end_ - block_;
+        const int64_t chunk = std::max<int64_t>(16, cells / (4 * threads_)), chunks = (cells + chunk - 1) / chunk;
+        parallel(some * chunks, threads_, [&](int64_t task, int) {
+            const int64_t i = task / chunks, from = task % chunks * chunk, to = std::min(cells, from + chunk);
+            copy_rows(in_.input, conv_.width, image + i, block_, row, from, to,
+                      table_.get() + (i * cells + from) * row, row);
+        });
+    }
+
+    Rows<T> rows(int64_t image, int64_t i, int64_t first) const {
+        if (in_place_) return rows_in_place<T>(in_.input.data, in_.input.stride, image + i, first);
+        const int64_t row = block_end_ - block_;
+        return {table_.get() + i * conv_.cells() * row + first - block_, conv_.width * row, row, 1, true};
+    }
+
+    void compute_tile(int64_t image, int64_t i, int64_t first, int worker) {
+        const int64_t count = std::min(kTile, conv_.out_cells() - first);
+        T* const sums = sums_.get() + worker * kTile * sum_row_;
+        E* const columns = columns_.get() + worker * kTile * slice_row_;
+        Samples<T>& samples = samples_.get()[worker];
+        for (int64_t m = 0; m < count; ++m)
+            std::copy(first_sums_.get(), first_sums_.get() + sum_row_, sums + m * sum_row_);
+        for (const Slice& slice : slices_) {
+            const int64_t channels = packed_channels(slice);
+            const E* weight = packed(slice);
+            for (int64_t tap = 0; tap < conv_.taps(); ++tap, weight += out_row_ * channels) {
+                for (const Run& run : slice.runs) {
+                    const Rows<T> from = rows(image, i, run.first);
+                    find_samples(conv_, in_, image + i, first, count, run.offset_group, tap, from, samples);
+                    gather(from, zeros_.get(), samples, count, run.channels, columns + run.first - slice.first,
+                           slice_row_);
+                }
+                if (channels > slice.channels)  // the other half of the last pair
+                    for (int64_t m = 0; m < count; ++m) columns[m * slice_row_ + slice.channels] = E(0);
+                add_product<T, E>(count, out_row_ / lanes<T>, channels, {columns, slice_row_, 1},
+                                  {weight, lanes<T> * pair_of<E>, channels * lanes<T>},
+                                  sums + slice.group * out_row_, sum_row_);
+            }
+        }
+        visit(out_.dtype, [&](auto type) {
+            store_tile(sums, image + i, first, count, static_cast<decltype(type)*>(out_.data));
+        });
+    }
+
+    // Sums [positions, outputs] to the planes of the output.
+    template <class S>
+    void store_tile(const T* sums, int64_t image, int64_t first, int64_t count, S* out) const {
+        constexpr int64_t kPlanes = 16;
+        for (int64_t group = 0; group < conv_.groups; ++group)
+            for (int64_t o = 0; o < outputs_; o += kPlanes) {
+                const int64_t some = std::min(kPlanes, outputs_ - o);
+                S* to = out + (image * conv_.out_channels + group * outputs_ + o) * conv_.out_cells() + first;
+                const T* from = sums + group * out_row_ + o;
+                for (int64_t m = 0; m < count; ++m)
+                    for (int64_t plane = 0; plane < some; ++plane) {
+                        S& value = to[plane * conv_.out_cells() + m];
+                        const T before = block_ > 0 ? convert<T>(value) : T(0);
+                        value = convert<S>(from[m * sum_row_ + plane] + before);
+                    }
+            }
+    }
+
+    const Convolution& conv_;
+    const ConvolutionTensors& in_;
+    const Array bias_, out_;
+    const int threads_;
+    const int64_t outputs_, out_row_, sum_row_;  // outputs of a group, padded to vectors; of all groups
+    const bool in_place_;
+    const int64_t held_, slice_row_, images_;  // channels and images held at once; a row of columns
+    const Buffer<T> table_;
+    const Buffer<E> packed_, columns_;
+    const Buffer<T> sums_, first_sums_, zeros_;
+    const Buffer<Samples<T>> samples_;
+    int64_t block_ = 0, block_end_ = 0;
+    std::vector<Slice> slices_;
+};
+
+}  // namespace
+
+void deform_conv2d(const Convolution& conv, const ConvolutionTensors& in, Array bias, Array out, int threads) {
+    if (in.input.dtype == DType::float64) return Forward<double, double>(conv, in, bias, out, threads).run();
+#ifdef __AVX512BF16__
+    if (in.input.dtype == DType::bfloat16) return Forward<float, BFloat16>(conv, in, bias, out, threads).run();
+#endif
+    Forward<float, float>(conv, in, bias, out, threads).run();
+}
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant

@@ -1,0 +1,168 @@
+// Where the taps of a deformable convolution read, and moving numbers between those cells and columns.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "bilinear.h"
+#include "product.h"
+
+namespace pliant {
+namespace PLIANT_ISA {
+
+constexpr int64_t kTile = 96;  // output positions at a time
+static_assert(kTile % kRows == 0, "a tile fills whole blocks of the product");
+
+// Scratch memory of a call, whatever its size: the input channels last, the weight packed. Small in the checks, where
+// small problems must take every path.
+#ifndef PLIANT_SCRATCH_BYTES
+#define PLIANT_SCRATCH_BYTES (26 << 20)
+#endif
+constexpr int64_t kPackedBytes = PLIANT_SCRATCH_BYTES / 13 * 5;
+constexpr int64_t kTableBytes = PLIANT_SCRATCH_BYTES - kPackedBytes;
+
+// Consecutive input channels that are treated alike: within one group of the weight and one offset group.
+struct Run {
+    int64_t first, channels, group, offset_group;
+};
+
+inline std::vector<Run> runs_of(const Convolution& conv, int64_t from, int64_t to, int64_t most) {
+    const int64_t group = conv.channels / conv.groups, offset_group = conv.channels / conv.offset_groups;
+    std::vector<Run> runs;
+    for (int64_t first = from, end; first < to; first = end) {
+        end = std::min({to, first + most, (first / group + 1) * group, (first / offset_group + 1) * offset_group});
+        runs.push_back({first, end - first, first / group, first / offset_group});
+    }
+    return runs;
+}
+
+// Rows of channels, one a cell: a table of our own, channels last, or a map as it lies in memory. In a table lanes
+// beyond the last channel may be read and written.
+template <class T>
+struct Rows {
+    T* data;
+    int64_t y, x, channel;  // strides
+    bool table;
+};
+
+template <class T>
+Rows<T> rows_in_place(void* data, const int64_t* stride, int64_t image, int64_t first) {
+    return {static_cast<T*>(data) + image * stride[0] + first * stride[1], stride[2], stride[3], stride[1], false};
+}
+
+// A table costs a copy of the input: it pays if it fits and if enough is read.
+template <class T>
+bool reads_in_place(const Convolution& conv, DType dtype, int64_t table_bytes) {
+    const bool possible = dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32);
+    return possible && (table_bytes > kTableBytes || conv.cells() / 16 > conv.out_cells() * conv.taps());
+}
+
+// The four cells that one tap reads at each position of a tile, in the order (y0, x0), (y0, x1), (y1, x0), (y1, x1).
+template <class T>
+struct Samples {
+    int64_t cell[4][kTile];  // elements from Rows::data, -1 outside the map
+    T weight[4][kTile];      // of equation 4, times the mask
+};
+
+// What the backward needs besides: d weight / d offset, and the weight without the mask.
+template <class T>
+struct Slopes {
+    T y[4][kTile], x[4][kTile], unmasked[4][kTile];
+};
+
+// Positions first .. first + count - 1 of the output.
+template <class T>
+void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t image, int64_t first, int64_t count,
+                  int64_t offset_group, int64_t tap, const Rows<T>& rows, Samples<T>& samples,
+                  Slopes<T>* slopes = nullptr) {
+    const int64_t channel = (image * conv.offset_groups + offset_group) * conv.taps() + tap;
+    T y[kTile], x[kTile], mask[kTile];
+    read(in.offset, 2 * channel * conv.out_cells() + first, count, y);
+    read(in.offset, (2 * channel + 1) * conv.out_cells() + first, count, x);
+    if (in.mask.data)
+        read(in.mask, channel * conv.out_cells() + first, count, mask);
+    else
+        std::fill(mask, mask + count, T(1));
+    const int64_t tap_y = tap / conv.kernel[1] * conv.dilation[0] - conv.padding[0];
+    const int64_t tap_x = tap % conv.kernel[1] * conv.dilation[1] - conv.padding[1];
+    for (int64_t m = 0, row = first / conv.out_width, column = first % conv.out_width; m < count; ++m) {
+        y[m] += static_cast<T>(row * conv.stride[0] + tap_y);
+        x[m] += static_cast<T>(column * conv.stride[1] + tap_x);
+        if (++column == conv.out_width) column = 0, ++row;
+    }
+    const int32_t height = static_cast<int32_t>(conv.height), width = static_cast<int32_t>(conv.width);
+    const auto place = [&](auto rule) {
+        for (int64_t m = 0; m < count; ++m) {
+            const Axis<T> at_y = rule(y[m], height), at_x = rule(x[m], width);
+            for (int i = 0; i < 4; ++i) {
+                const int32_t cell_y = at_y.cell[i / 2], cell_x = at_x.cell[i % 2];
+                const T weight = at_y.weight[i / 2] * at_x.weight[i % 2];
+                const int64_t cell = cell_y * rows.y + cell_x * rows.x;
+                samples.cell[i][m] = (cell_y | cell_x) < 0 ? -1 : cell;
+                samples.weight[i][m] = weight * mask[m];
+                if (!slopes) continue;
+                slopes->y[i][m] = at_y.slope[i / 2] * at_x.weight[i % 2] * mask[m];
+                slopes->x[i][m] = at_y.weight[i / 2] * at_x.slope[i % 2] * mask[m];
+                slopes->unmasked[i][m] = weight;
+            }
+        }
+    };
+    if (conv.authors_border)
+        place([](T position, int32_t size) { return cut_and_replicated(position, size); });
+    else
+        place([](T position, int32_t size) { return zero_padded(position, size); });
+}
+
+// The columns of one tap, [count, channels]: weighted sums of four cells. `zeros` stands for cells outside.
+template <class T, class E>
+void gather(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels, E* columns,
+            int64_t row) {
+    for (int64_t m = 0; m < count; ++m, columns += row) {
+        const T* cell[4];
+        for (int i = 0; i < 4; ++i) cell[i] = samples.cell[i][m] < 0 ? zeros : rows.data + samples.cell[i][m];
+        const T w0 = samples.weight[0][m], w1 = samples.weight[1][m];
+        const T w2 = samples.weight[2][m], w3 = samples.weight[3][m];
+        if (rows.table) {
+            for (int64_t c = 0; c < channels; c += lanes<T>)
+                store(columns + c, Vector<T>(w0 * vector_at(cell[0] + c) + w1 * vector_at(cell[1] + c) +
+                                             w2 * vector_at(cell[2] + c) + w3 * vector_at(cell[3] + c)));
+            continue;
+        }
+        int64_t step[4];
+        for (int i = 0; i < 4; ++i) step[i] = samples.cell[i][m] < 0 ? 0 : rows.channel;
+        for (int64_t c = 0; c < channels; ++c)
+            columns[c] = convert<E>(w0 * cell[0][c * step[0]] + w1 * cell[1][c * step[1]] + w2 * cell[2][c * step[2]] +
+                                    w3 * cell[3][c * step[3]]);
+    }
+}
+
+// The transpose of `gather`: adds the columns' gradient to the cells that they were read from. Leaves in `dots` the
+// product of each column's gradient with each of its four cells.
+template <class T>
+void scatter(const Rows<T>& rows, const T* zeros, const Rows<T>& grad_rows, T* nowhere, const Samples<T>& samples,
+             int64_t count, int64_t channels, const T* grad, int64_t row, T (&dots)[4][kTile]) {
+    for (int64_t m = 0; m < count; ++m, grad += row)
+        for (int i = 0; i < 4; ++i) {
+            const bool outside = samples.cell[i][m] < 0;
+            const T* cell = outside ? zeros : rows.data + samples.cell[i][m];
+            T* to = outside ? nowhere : grad_rows.data + samples.cell[i][m];
+            const T weight = samples.weight[i][m];
+            if (rows.table) {
+                Vector<T> dot{};
+                for (int64_t c = 0; c < channels; c += lanes<T>) {
+                    dot += vector_at(grad + c) * vector_at(cell + c);
+                    vector_at(to + c) += weight * vector_at(grad + c);
+                }
+                dots[i][m] = sum_of<T>(dot);
+                continue;
+            }
+            dots[i][m] = 0;
+            for (int64_t c = 0; !outside && c < channels; ++c) {
+                dots[i][m] += grad[c] * cell[c * rows.channel];
+                to[c * rows.channel] += weight * grad[c];
+            }
+        }
+}
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant
