@@ -24,7 +24,7 @@ from pliant.nn import DeformConv2d, DeformRoIPool
 
 PLAIN, PLIANT, TORCHVISION = "plain", "deformable", "deformable, torchvision's operator"
 CLASSES = 21
-# Of gradients, by their norms: where layers follow each other, rounding moves a sample across a cell's kink now and then.
+# Of gradients, by their norms: in layer after layer, rounding moves a sample across a cell's kink now and then.
 TOLERANCE = 2e-2
 CONVOLUTION_SPREAD = 2.0  # standard deviation of the offsets, in cells
 POOLING_SPREAD = 1.0  # and in tenths of a RoI's size
