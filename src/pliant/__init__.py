@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pliant import backbones, data, engine, introspect, models, nn, ops, recipes
+    from pliant.drop_in import patch_torchvision
+    from pliant.explanation import explain
     from pliant.surgery import deform, param_groups, undeform
 
 _SUBMODULES = ("backbones", "data", "engine", "introspect", "models", "nn", "ops", "recipes")
@@ -19,6 +21,8 @@ _NAMES = {
     "deform": "pliant.surgery",
     "undeform": "pliant.surgery",
     "param_groups": "pliant.surgery",
+    "explain": "pliant.explanation",
+    "patch_torchvision": "pliant.drop_in",
 }
 
 __all__ = [
@@ -27,11 +31,13 @@ __all__ = [
     "data",
     "deform",
     "engine",
+    "explain",
     "introspect",
     "models",
     "nn",
     "ops",
     "param_groups",
+    "patch_torchvision",
     "recipes",
     "undeform",
 ]

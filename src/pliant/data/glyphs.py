@@ -64,6 +64,7 @@ class Glyphs(Dataset[tuple[Any, Any]]):
         digits: The least and largest number of digits; fewer where no room is found for another.
         sides: The least and largest longer side of a digit in pixels, before the elastic deformation; drawn
             evenly on a logarithmic scale.
+        warp: How strongly digits are turned, stretched, sheared and bent: 1 as described, 0 not at all.
         task: ``"segmentation"``: samples are (image, mask); ``"detection"``: (image, target), see
             `DetectionSet`.
         transforms: Called with the two parts of a sample.
@@ -85,6 +86,7 @@ class Glyphs(Dataset[tuple[Any, Any]]):
         size: int = 112,
         digits: tuple[int, int] = (2, 4),
         sides: tuple[float, float] = (14, 80),
+        warp: float = 1.0,
         task: Literal["segmentation", "detection"] = "segmentation",
         transforms: Transforms | None = None,
     ) -> None:
@@ -98,12 +100,15 @@ class Glyphs(Dataset[tuple[Any, Any]]):
             raise ValueError(f"digits must be (least, largest) from 0 to 254, got {digits}")
         if not 8 <= sides[0] <= sides[1] <= size:
             raise ValueError(f"8 <= sides[0] <= sides[1] <= size is needed, got {sides} and size {size}")
+        if not 0 <= warp <= 1:
+            raise ValueError(f"warp must be from 0 to 1, got {warp}")
         self.length = length
         self.split = split
         self.seed = seed
         self.size = size
         self.digits = digits
         self.sides = sides
+        self.warp = warp
         self.task = task
         self.transforms = transforms
         self.classes = ("background", *DIGITS) if task == "segmentation" else DIGITS
@@ -157,7 +162,7 @@ class Glyphs(Dataset[tuple[Any, Any]]):
             source = int(rng.integers(len(values)))
             for _ in range(_ATTEMPTS):
                 side = math.exp(rng.uniform(*np.log(self.sides)))
-                ink = _warp(rng, glyphs[source], side)  # [h, w]
+                ink = _warp(rng, glyphs[source], side, self.warp)  # [h, w]
                 place = _place(rng, ink > 0.5, instances, whole)
                 if place is not None:
                     break
@@ -211,17 +216,17 @@ def _enlargement(cells: int, size: int) -> np.ndarray:
     return functional.interpolate(identity, (size, cells), mode="bicubic", align_corners=True)[0, 0].numpy()
 
 
-def _warp(rng: np.random.Generator, glyph: np.ndarray, side: float) -> np.ndarray:
+def _warp(rng: np.random.Generator, glyph: np.ndarray, side: float, warp: float) -> np.ndarray:
     """Turn, stretch, shear and bend a digit so that its longer side is about `side` pixels.
 
     Returns:
         How much each pixel is covered: float32 [h, w] in 0..1, cut to the rows and columns with more than a
         half.
     """
-    angle = rng.uniform(-0.7, 0.7)
-    stretch = math.exp(rng.uniform(-0.45, 0.45))
+    angle = warp * rng.uniform(-0.7, 0.7)
+    stretch = math.exp(warp * rng.uniform(-0.45, 0.45))
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    linear = rotation @ np.array([[stretch, rng.uniform(-0.3, 0.3)], [0.0, 1 / stretch]])
+    linear = rotation @ np.array([[stretch, warp * rng.uniform(-0.3, 0.3)], [0.0, 1 / stretch]])
     rows, columns = np.nonzero(glyph > 0.5)
     outline = linear @ (np.stack([columns, rows]) * (2 / (_GLYPH - 1)) - 1)  # [2 (x, y), points]
     low, high = outline.min(axis=1), outline.max(axis=1)
@@ -233,7 +238,7 @@ def _warp(rng: np.random.Generator, glyph: np.ndarray, side: float) -> np.ndarra
     y = (np.arange(height) + 0.5 - height / 2) / scale + (low[1] + high[1]) / 2
     inverse = np.linalg.inv(linear)
     points = np.einsum("ij,jhw->ihw", inverse, np.stack(np.meshgrid(x, y))).astype(np.float32)
-    points += _bend(rng, points)  # [2, h, w], -1..1 in the source
+    points += warp * _bend(rng, points)  # [2, h, w], -1..1 in the source
     grid = torch.from_numpy(points.transpose(1, 2, 0)[None])
     value = functional.grid_sample(torch.from_numpy(glyph)[None, None], grid, align_corners=True)[0, 0]
     # A stroke's edge fades over about a pixel and a half of the 8 x 8 original; sharpen it to one here.
