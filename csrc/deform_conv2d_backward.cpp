@@ -22,7 +22,8 @@ class Backward {
         : conv_(conv), in_(in), grad_(grad), to_(to), threads_(threads), outputs_(conv.out_channels / conv.groups),
           out_rows_(round_up(outputs_, kRows)), all_(conv.batch * conv.out_cells()),
           blocks_(runs_of(conv, 0, conv.channels, kBlockChannels)), row_(widest_block()),
-          in_place_(reads_in_place<T>(conv, in.input.dtype, 2 * conv.cells() * row_ * int64_t{sizeof(T)})),
+          in_place_(contiguous(in.input) &&
+                    reads_in_place<T>(conv, in.input.dtype, 2 * conv.cells() * row_ * int64_t{sizeof(T)})),
           table_(in_place_ ? 0 : conv.cells() * row_),
           workers_(static_cast<int>(std::clamp<int64_t>(kTableBytes / desk_bytes(), 1, threads))), span_(span_length()),
           grads_((span_ + kRows) * conv.out_channels + kRows, true),
@@ -60,6 +61,10 @@ class Backward {
         T dots[4][kTile];
     };
 
+    // Samples are places in the input and in its gradient, which is contiguous.
+    bool contiguous(const Map& map) const {
+        return map.stride[1] == conv_.cells() && map.stride[2] == conv_.width && map.stride[3] == 1;
+    }
     int64_t block_count() const { return static_cast<int64_t>(blocks_.size()); }
 
     int64_t widest_block() const {

@@ -16,7 +16,6 @@ namespace PLIANT_ISA {
 namespace {
 
 constexpr int64_t kBlock = 64;  // channels of a task
-constexpr int64_t kTableBytes = int64_t{24} << 20;
 
 // Output channels of one class within one block: they move together.
 struct Run {
@@ -98,12 +97,14 @@ class Pooler {
     Pooler(const Pooling& pooling, const PoolingTensors& in, bool backward, int threads)
         : pooling_(pooling), in_(in), bins_(pooling, in.rois), channels_(pooling.out_channels()),
           class_channels_(channels_ / pooling.classes) {
-        const int64_t tables = backward ? 2 : 1;
-        int64_t block = kTableBytes / tables / static_cast<int64_t>(threads * pooling.cells() * sizeof(T));
+        // The same blocks for any number of threads, or sums over blocks would differ.
+        const int64_t cell_bytes = (backward ? 2 : 1) * pooling.cells() * int64_t{sizeof(T)};
+        int64_t block = kScratchBytes / 8 / cell_bytes;
         block = std::clamp(block / lanes<T> * lanes<T>, int64_t{lanes<T>}, kBlock);
         block_ = std::min(block, channels_);
         row_ = round_up(block_, lanes<T>);
         table_ = pooling.cells() * row_;
+        workers_ = static_cast<int>(std::clamp<int64_t>(kScratchBytes / (cell_bytes * row_), 1, threads));
         runs_ = runs();
     }
 
@@ -111,6 +112,7 @@ class Pooler {
     const PoolingTensors& in_;
     const Bins<T> bins_;
     int64_t channels_, class_channels_, block_, row_, table_;
+    int workers_;
     std::vector<Run> runs_;
 
     int64_t blocks() const { return (channels_ + block_ - 1) / block_; }
@@ -203,23 +205,39 @@ struct Desk {
 };
 
 template <class T>
-std::vector<std::unique_ptr<Desk<T>>> desks_of(const Pooler<T>& pooler, bool backward, int workers) {
+std::vector<std::unique_ptr<Desk<T>>> desks_of(const Pooler<T>& pooler, bool backward) {
     std::vector<std::unique_ptr<Desk<T>>> desks;
-    for (int i = 0; i < workers; ++i) desks.push_back(std::make_unique<Desk<T>>(pooler, backward));
+    for (int i = 0; i < pooler.workers_; ++i) desks.push_back(std::make_unique<Desk<T>>(pooler, backward));
     return desks;
 }
 
-// Calls visitor(channel, value): values are vectors as long as they fit, then single numbers.
+// Calls visitor(channel, wide): a vector of channels at a time as long as they fit, then single ones.
 template <class T, class Visitor>
 void for_channels(int64_t channels, const Visitor& visitor) {
     int64_t c = 0;
-    for (; c + lanes<T> <= channels; c += lanes<T>) visitor(c, Vector<T>{});
-    for (; c < channels; ++c) visitor(c, T{});
+    for (; c + lanes<T> <= channels; c += lanes<T>) visitor(c, std::true_type{});
+    for (; c < channels; ++c) visitor(c, std::false_type{});
 }
 
-template <class V, class T>
-V& at(T* data) {
-    return *reinterpret_cast<V*>(data);
+template <class T>
+Vector<T>& at(T* data, std::true_type) {
+    return vector_at(data);
+}
+template <class T>
+const Vector<T>& at(const T* data, std::true_type) {
+    return vector_at(data);
+}
+template <class T>
+T& at(T* data, std::false_type) {
+    return *data;
+}
+template <class T>
+Vector<T> zero(std::true_type) {
+    return Vector<T>{};
+}
+template <class T>
+T zero(std::false_type) {
+    return 0;
 }
 
 // line[c] = share * sum over cells of y weight * x weight * cell[c]
@@ -227,16 +245,15 @@ template <class T>
 void sum_cells(const T* cells, int64_t width, int64_t row, const Reading<T>& y, const Reading<T>& x, T share,
                int64_t channels, T* line) {
     cells += (y.first * width + x.first) * row;
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
-        using V = decltype(zero);
-        V sum{};
+    for_channels<T>(channels, [&](int64_t c, auto wide) {
+        auto sum = zero<T>(wide);
         for (int64_t i = 0; i < y.length; ++i) {
-            V across{};
+            auto across = zero<T>(wide);
             for (int64_t j = 0; j < x.length; ++j)
-                across += x.weight[j] * at<const V>(cells + (i * width + j) * row + c);
+                across += x.weight[j] * at(cells + (i * width + j) * row + c, wide);
             sum += y.weight[i] * across;
         }
-        at<V>(line + c) = share * sum;
+        at(line + c, wide) = share * sum;
     });
 }
 
@@ -249,9 +266,8 @@ void spread_over_cells(T* cells, int64_t width, int64_t row, const Reading<T>& y
         for (int64_t j = 0; j < x.length; ++j) {
             const T weight = y.weight[i] * x.weight[j];
             T* cell = cells + (i * width + j) * row;
-            for_channels<T>(channels, [&](int64_t c, auto zero) {
-                using V = decltype(zero);
-                at<V>(cell + c) += weight * at<const V>(line + c);
+            for_channels<T>(channels, [&](int64_t c, auto wide) {
+                at(cell + c, wide) += weight * at(line + c, wide);
             });
         }
 }
@@ -267,21 +283,20 @@ Slopes<T> slopes_of_bin(const T* cells, int64_t width, int64_t row, const Readin
                         int64_t channels, const T* line) {
     Slopes<T> slopes{0, 0};
     cells += (y.first * width + x.first) * row;
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
-        using V = decltype(zero);
-        V by_y{}, by_x{};
+    for_channels<T>(channels, [&](int64_t c, auto wide) {
+        auto by_y = zero<T>(wide), by_x = zero<T>(wide);
         for (int64_t i = 0; i < y.length; ++i) {
-            V across{}, slope{};
+            auto across = zero<T>(wide), slope = zero<T>(wide);
             for (int64_t j = 0; j < x.length; ++j) {
-                const V cell = at<const V>(cells + (i * width + j) * row + c);
+                const auto cell = at(cells + (i * width + j) * row + c, wide);
                 across += x.weight[j] * cell;
                 slope += x.slope[j] * cell;
             }
             by_y += y.slope[i] * across;
             by_x += y.weight[i] * slope;
         }
-        const V value = at<const V>(line + c);
-        if constexpr (sizeof(V) > sizeof(T)) {
+        const auto value = at(line + c, wide);
+        if constexpr (decltype(wide)::value) {
             slopes.y += sum_of<T>(by_y * value);
             slopes.x += sum_of<T>(by_x * value);
         } else {
@@ -295,8 +310,8 @@ Slopes<T> slopes_of_bin(const T* cells, int64_t width, int64_t row, const Readin
 template <class T>
 void forward(const Pooling& pooling, const PoolingTensors& in, Array out, int threads) {
     const Pooler<T> pooler(pooling, in, false, threads);
-    const auto desks = desks_of(pooler, false, threads);
-    parallel(pooler.tasks(), threads, [&](int64_t index, int worker) {
+    const auto desks = desks_of(pooler, false);
+    parallel(pooler.tasks(), pooler.workers_, [&](int64_t index, int worker) {
         const Task task = pooler.task(index);
         const auto& rois = pooler.bins_.rois_of_image[task.image];
         if (rois.empty()) return;
@@ -321,12 +336,12 @@ void forward(const Pooling& pooling, const PoolingTensors& in, Array out, int th
 template <class T>
 void backward(const Pooling& pooling, const PoolingTensors& in, Array grad, const PoolingGradients& to, int threads) {
     const Pooler<T> pooler(pooling, in, true, threads);
-    const auto desks = desks_of(pooler, true, threads);
+    const auto desks = desks_of(pooler, true);
     const bool moved = in.offset.data != nullptr;
     // What each run of channels says to each bin's offset, x first. A class may have several runs.
     const std::vector<Run>& runs = pooler.runs_;
     Buffer<T> partial(moved ? runs.size() * pooling.rois * pooling.bins() * 2 : 1);
-    parallel(pooler.tasks(), threads, [&](int64_t index, int worker) {
+    parallel(pooler.tasks(), pooler.workers_, [&](int64_t index, int worker) {
         const Task task = pooler.task(index);
         const auto& rois = pooler.bins_.rois_of_image[task.image];
         if (rois.empty()) return;

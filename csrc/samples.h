@@ -13,13 +13,9 @@ namespace PLIANT_ISA {
 constexpr int64_t kTile = 96;  // output positions at a time
 static_assert(kTile % kRows == 0, "a tile fills whole blocks of the product");
 
-// Scratch memory of a call, whatever its size: the input channels last, the weight packed. Small in the checks, where
-// small problems must take every path.
-#ifndef PLIANT_SCRATCH_BYTES
-#define PLIANT_SCRATCH_BYTES (26 << 20)
-#endif
-constexpr int64_t kPackedBytes = PLIANT_SCRATCH_BYTES / 13 * 5;
-constexpr int64_t kTableBytes = PLIANT_SCRATCH_BYTES - kPackedBytes;
+// Of the scratch memory: the weight packed, and the input channels last.
+constexpr int64_t kPackedBytes = kScratchBytes / 13 * 5;
+constexpr int64_t kTableBytes = kScratchBytes - kPackedBytes;
 
 // Consecutive input channels that are treated alike: within one group of the weight and one offset group.
 struct Run {

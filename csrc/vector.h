@@ -24,6 +24,13 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
+// What a call may take beyond its tensors, whatever their sizes. Small in the checks, where small problems must take
+// the paths of large ones.
+#ifndef PLIANT_SCRATCH_BYTES
+#define PLIANT_SCRATCH_BYTES (26 << 20)
+#endif
+constexpr int64_t kScratchBytes = PLIANT_SCRATCH_BYTES;
+
 template <class T>
 struct VectorOf;
 template <>

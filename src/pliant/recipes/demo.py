@@ -29,7 +29,7 @@ from pliant.engine.metrics import SegmentationMetrics
 from pliant.introspect import SamplingPoints, draw, sampling_points
 
 NETWORKS = ("plain", "dilated", "deformable")
-STEPS, BATCH, TRAIN_SCENES, TEST_SCENES = 1400, 16, 2000, 256
+STEPS, BATCH, TRAIN_SCENES, TEST_SCENES = 1200, 16, 2000, 256
 SCENES: dict[str, Any] = {"size": 112, "digits": (1, 3), "sides": (24, 104), "warp": 0.5}
 TASK = "digits of {} to {} pixels".format(*SCENES["sides"])
 BACKGROUND_WEIGHT = 0.3  # nine pixels in ten are background; the same for all three networks

@@ -1,0 +1,216 @@
+// Random geometries through every kernel, for the sanitizers: `run` beside this file builds it with them.
+//
+// Buffers are allocated to the element, so that AddressSanitizer sees a read beside them. Results of one thread and of
+// several must be the same to the bit, and instruction sets must agree with the generic one.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "../kernels.h"
+
+namespace pliant {
+#define PLIANT_DECLARE(isa)           \
+    namespace isa {                   \
+    extern const Kernels kernels;     \
+    }
+PLIANT_DECLARE(generic)
+PLIANT_DECLARE(avx2)
+PLIANT_DECLARE(avx512)
+PLIANT_DECLARE(avx512_bf16)
+}  // namespace pliant
+
+using namespace pliant;
+
+namespace {
+
+std::mt19937_64 random_bits;
+
+int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random_bits); }
+
+int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+
+struct Values {
+    std::unique_ptr<char[]> memory;
+    int64_t count;
+    DType dtype;
+
+    Values(int64_t count_, DType dtype_) : memory(new char[count_ * size_of(dtype_)]()), count(count_), dtype(dtype_) {}
+
+    Array array() const { return {memory.get(), dtype}; }
+    void set(int64_t i, double value) {
+        if (dtype == DType::float64) return void(reinterpret_cast<double*>(memory.get())[i] = value);
+        const float single = static_cast<float>(value);
+        if (dtype == DType::float32) return void(reinterpret_cast<float*>(memory.get())[i] = single);
+        if (dtype == DType::float16) return void(reinterpret_cast<_Float16*>(memory.get())[i] = static_cast<_Float16>(single));
+        uint32_t bits;
+        std::memcpy(&bits, &single, 4);
+        reinterpret_cast<uint16_t*>(memory.get())[i] = static_cast<uint16_t>(bits >> 16);
+    }
+    double get(int64_t i) const {
+        if (dtype == DType::float64) return reinterpret_cast<double*>(memory.get())[i];
+        if (dtype == DType::float32) return reinterpret_cast<float*>(memory.get())[i];
+        if (dtype == DType::float16) return static_cast<float>(reinterpret_cast<_Float16*>(memory.get())[i]);
+        const uint32_t bits = static_cast<uint32_t>(reinterpret_cast<uint16_t*>(memory.get())[i]) << 16;
+        float single;
+        std::memcpy(&single, &bits, 4);
+        return single;
+    }
+    bool same(const Values& other) const {
+        return std::memcmp(memory.get(), other.memory.get(), count * size_of(dtype)) == 0;
+    }
+    double distance(const Values& other) const {
+        double worst = 0, largest = 1;
+        for (int64_t i = 0; i < count; ++i) {
+            const double a = get(i), b = other.get(i);
+            if (std::isnan(a) && std::isnan(b)) continue;
+            largest = std::fmax(largest, std::fabs(b));
+            const double gap = std::fabs(a - b);
+            worst = gap <= worst ? worst : gap;  // a NaN on one side only stays
+        }
+        return worst / largest;
+    }
+};
+
+Values drawn(int64_t count, DType dtype, double spread = 1) {
+    Values values(count, dtype);
+    std::normal_distribution<double> normal(0, spread);
+    for (int64_t i = 0; i < count; ++i) values.set(i, normal(random_bits));
+    return values;
+}
+
+void make_extreme(Values& offset) {
+    const double extremes[] = {NAN, INFINITY, -INFINITY, 1e30, -1e30, 1e6, -0.0, -1, 1};
+    for (int64_t i = 0; i < offset.count; i += between(1, 40)) offset.set(i, extremes[between(0, 8)]);
+}
+
+// A map over just enough memory, contiguous or channels last.
+Map map_over(const Values& values, int64_t channels, int64_t height, int64_t width) {
+    if (between(0, 1))
+        return {values.memory.get(), values.dtype, {channels * height * width, height * width, width, 1}};
+    return {values.memory.get(), values.dtype, {channels * height * width, 1, width * channels, channels}};
+}
+
+int failures = 0;
+
+void compare(const char* what, const char* name, const std::vector<Values>& one, const std::vector<Values>& other,
+             bool to_the_bit, double tolerance) {
+    for (size_t i = 0; i < one.size(); ++i) {
+        const double gap = one[i].distance(other[i]);
+        if (to_the_bit ? one[i].same(other[i]) : gap <= tolerance) continue;
+        std::printf("%s %s: result %zu differs by %g\n", what, name, i, gap);
+        ++failures;
+    }
+}
+
+// Runs a call on one thread and on three, and against the first instruction set.
+template <class Call>
+void check(const char* what, const std::vector<const Kernels*>& tables, double tolerance, const Call& call) {
+    std::vector<Values> first;
+    for (const Kernels* kernels : tables) {
+        std::vector<Values> one = call(*kernels, 1);
+        compare(what, kernels->name, call(*kernels, 3), one, true, 0);
+        if (first.empty())
+            first = std::move(one);
+        else
+            compare(what, kernels->name, one, first, false, tolerance);
+    }
+}
+
+double tolerance_of(DType dtype) {
+    return dtype == DType::float64 ? 1e-12 : dtype == DType::float32 ? 1e-4 : dtype == DType::float16 ? 4e-3 : 4e-2;
+}
+
+void check_convolution(const std::vector<const Kernels*>& tables) {
+    const DType dtype = static_cast<DType>(between(0, 3)), wide = dtype == DType::float64 ? dtype : DType::float32;
+    Convolution conv{};
+    conv.groups = between(1, 3), conv.offset_groups = between(1, 3);
+    conv.channels = conv.groups * conv.offset_groups * between(1, 24);
+    conv.out_channels = conv.groups * between(1, 40);
+    conv.batch = between(1, 3);
+    conv.authors_border = between(0, 1);
+    int64_t size[2], out[2];
+    for (int i = 0; i < 2; ++i) {
+        conv.kernel[i] = between(1, 4), conv.stride[i] = between(1, 3);
+        conv.padding[i] = between(0, 3), conv.dilation[i] = between(1, 3);
+        const int64_t reach = conv.dilation[i] * (conv.kernel[i] - 1) + 1;
+        size[i] = std::max<int64_t>(between(1, 17), reach - 2 * conv.padding[i]);
+        out[i] = (size[i] + 2 * conv.padding[i] - reach) / conv.stride[i] + 1;
+    }
+    conv.height = size[0], conv.width = size[1], conv.out_height = out[0], conv.out_width = out[1];
+    const bool masked = between(0, 1);
+    const int64_t maps = conv.batch * conv.offset_groups * conv.taps() * conv.out_cells();
+    const int64_t outputs = conv.batch * conv.out_channels * conv.out_cells();
+    const Values input = drawn(conv.batch * conv.channels * conv.cells(), dtype);
+    Values offset = drawn(2 * maps, dtype, 3);
+    if (between(0, 1)) make_extreme(offset);
+    const Values mask = drawn(maps, dtype), bias = drawn(conv.out_channels, dtype), grad = drawn(outputs, dtype);
+    const Values weight = drawn(conv.out_channels * conv.channels / conv.groups * conv.taps(), dtype);
+    const ConvolutionTensors in{map_over(input, conv.channels, conv.height, conv.width), offset.array(),
+                                masked ? mask.array() : Array{nullptr, dtype}, weight.array()};
+    const Map grad_map = map_over(grad, conv.out_channels, conv.out_height, conv.out_width);
+    check("deform_conv2d", tables, tolerance_of(dtype), [&](const Kernels& kernels, int threads) {
+        std::vector<Values> results;
+        results.emplace_back(outputs, dtype);
+        kernels.deform_conv2d(conv, in, bias.array(), results[0].array(), threads);
+        for (int64_t count : {input.count, offset.count, weight.count, mask.count}) results.emplace_back(count, wide);
+        kernels.deform_conv2d_backward(conv, in, grad_map,
+                                       {results[1].array(), results[2].array(), results[3].array(),
+                                        masked ? results[4].array() : Array{nullptr, wide}},
+                                       threads);
+        return results;
+    });
+}
+
+void check_pooling(const std::vector<const Kernels*>& tables) {
+    const DType dtype = static_cast<DType>(between(0, 3)), wide = dtype == DType::float64 ? dtype : DType::float32;
+    Pooling pooling{};
+    for (int i = 0; i < 2; ++i)
+        pooling.output[i] = between(1, 5), pooling.group[i] = between(1, 3), pooling.parts[i] = between(1, 5);
+    pooling.batch = between(1, 3), pooling.height = between(1, 20), pooling.width = between(1, 20);
+    pooling.classes = between(1, 4), pooling.rois = between(1, 12);
+    pooling.channels = pooling.classes * between(1, 30) * pooling.groups();
+    pooling.spatial_scale = 1.0 / between(1, 8), pooling.gamma = 0.1;
+    pooling.rule = static_cast<BinRule>(between(0, 2)), pooling.sample_per_part = between(1, 4);
+    const bool moved = between(0, 1);
+    if (!moved) pooling.classes = 1, pooling.parts[0] = pooling.parts[1] = 1;
+    const Values input = drawn(pooling.batch * pooling.channels * pooling.cells(), dtype);
+    Values rois(5 * pooling.rois, DType::float32);
+    for (int64_t r = 0; r < pooling.rois; ++r) {
+        rois.set(5 * r, static_cast<double>(between(0, pooling.batch - 1)));
+        for (int i = 1; i < 5; ++i) rois.set(5 * r + i, static_cast<double>(between(-400, 1600)) / 10);
+    }
+    Values offset = drawn(2 * pooling.rois * pooling.classes * pooling.parts[0] * pooling.parts[1], dtype, 3);
+    if (between(0, 1)) make_extreme(offset);
+    const int64_t outputs = pooling.rois * pooling.out_channels() * pooling.bins();
+    const Values grad = drawn(outputs, dtype);
+    const PoolingTensors in{map_over(input, pooling.channels, pooling.height, pooling.width), rois.array(),
+                            moved ? offset.array() : Array{nullptr, dtype}};
+    check("roi_pool", tables, tolerance_of(dtype), [&](const Kernels& kernels, int threads) {
+        std::vector<Values> results;
+        results.emplace_back(outputs, dtype);
+        kernels.roi_pool(pooling, in, results[0].array(), threads);
+        for (int64_t count : {input.count, offset.count}) results.emplace_back(count, wide);
+        kernels.roi_pool_backward(pooling, in, grad.array(),
+                                  {results[1].array(), moved ? results[2].array() : Array{nullptr, wide}}, threads);
+        return results;
+    });
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const int64_t rounds = count > 1 ? std::atoll(arguments[1]) : 200;
+    random_bits.seed(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 0);
+    std::vector<const Kernels*> tables{&generic::kernels};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&avx2::kernels);
+    if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) tables.push_back(&avx512::kernels);
+    if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&avx512_bf16::kernels);
+    for (int64_t i = 0; i < rounds; ++i) check_convolution(tables), check_pooling(tables);
+    std::printf("%lld geometries on %zu instruction sets, %d differences\n", static_cast<long long>(2 * rounds),
+                tables.size(), failures);
+    return failures != 0;
+}
