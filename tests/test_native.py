@@ -1,0 +1,181 @@
+"""How the compiled kernels live in a process: threads, forks, the interpreter's lock, large indices."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cases import ConvCase
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pliant.ops import _native, deform_conv2d, deform_ps_roi_pool
+
+pytestmark = pytest.mark.skipif(_native.kernels is None, reason="the compiled kernels are not installed")
+LARGE = ConvCase(batch=2, channels=48, out_channels=32, size=(40, 37), kernel=(3, 3), padding=(1, 1))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def convolution(case: ConvCase = LARGE) -> list[Tensor]:
+    tensors = case.tensors(torch.float32)
+    out = deform_conv2d(**tensors, **case.geometry)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), list(tensors.values()))]
+
+
+def pooling() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 40 * 9, 30, 31, generator=generator, requires_grad=True)
+    corner = 200 * torch.rand(64, 4, generator=generator)
+    rois = torch.cat([torch.arange(64).remainder(2).view(-1, 1), corner[:, :2], corner[:, :2] + corner[:, 2:]], dim=1)
+    offset = torch.randn(64, 2, 3, 3, generator=generator, requires_grad=True)
+    out = deform_ps_roi_pool(maps, rois, offset, 3, 1 / 8, sampling="authors")
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), [maps, offset])]
+
+
+@pytest.mark.parametrize("operator", [convolution, pooling])
+def test_the_same_numbers_for_every_number_of_threads(operator) -> None:  # type: ignore[no-untyped-def]
+    torch.set_num_threads(1)
+    alone = operator()
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        for got, want in zip(operator(), alone, strict=True):
+            assert torch.equal(got, want)
+
+
+def test_threads_follow_torch_and_small_problems_take_one() -> None:
+    torch.set_num_threads(3)
+    assert _native.threads(1 << 30) == 3
+    assert _native.threads(1000) == 1
+
+
+OPENMP = """
+import re, torch, pliant
+from pathlib import Path
+torch.set_num_threads(2)
+def loaded():
+    maps = Path("/proc/self/maps").read_text()
+    return set(re.findall(r"\\S*/lib(?:gomp|omp|iomp5)\\S*", maps))
+torch.ones(1 << 20).sum()
+tasks = lambda: len(list(Path("/proc/self/task").iterdir()))
+before, torch_alone = tasks(), loaded()
+x, weight = torch.randn(1, 64, 40, 40), torch.randn(64, 64, 3, 3)
+pliant.ops.deform_conv2d(x, torch.zeros(1, 18, 40, 40), weight, padding=1)
+print(tasks() - before, len(torch_alone), *sorted(loaded() - torch_alone))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_kernels_run_on_torchs_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", OPENMP], capture_output=True, text=True, check=True)
+    new_threads, *_ = done.stdout.split()
+    assert new_threads == "0", f"threads of its own beside torch's: {done.stdout}"
+
+
+def test_the_interpreter_is_free_during_a_call() -> None:
+    torch.set_num_threads(1)
+    case = ConvCase(batch=1, channels=256, out_channels=256, size=(60, 60), groups=1, offset_groups=1)
+    tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
+    done, ticks = threading.Event(), 0
+
+    def call() -> None:
+        deform_conv2d(**tensors, **case.geometry)
+        done.set()
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    while not done.is_set():
+        ticks += 1
+        time.sleep(0.0005)
+    thread.join()
+    assert ticks > 3
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+def test_a_forked_child_computes() -> None:
+    torch.set_num_threads(2)
+    expected = [float(value.double().sum()) for value in convolution()]
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child_without_torchs_threads, args=(queue,))
+    child.start()
+    try:
+        assert queue.get(timeout=60) == pytest.approx(expected, rel=1e-9)
+    finally:
+        child.kill()
+        child.join()
+
+
+def _in_child_without_torchs_threads(queue: multiprocessing.Queue[list[float]]) -> None:
+    """torch's own operators hang on two threads after a fork; ours, on as many as it asks for, may not."""
+    torch.set_num_threads(1)
+    inputs = [value.detach() for value in LARGE.tensors(torch.float32).values()]
+    results = convolution()
+    threads, _native.threads = _native.threads, lambda work: 2  # type: ignore[assignment]
+    again = deform_conv2d(**dict(zip(LARGE.tensors(), inputs, strict=True)), **LARGE.geometry)
+    _native.threads = threads
+    assert torch.equal(again, results[0])
+    queue.put([float(value.double().sum()) for value in results])
+
+
+class _Computing(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return convolution()[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_workers_of_a_data_loader_compute() -> None:
+    torch.set_num_threads(2)
+    expected = convolution()[0]
+    for item in DataLoader(_Computing(), batch_size=None, num_workers=2, timeout=60):
+        torch.testing.assert_close(item, expected)
+
+
+def test_indices_beyond_two_to_the_31() -> None:
+    """A map of 2^32 elements in the memory of one row: all rows are the same."""
+    width = 1 << 16
+    row = torch.randn(1, 1, 1, width)
+    tall = row.expand(1, 1, 1 << 16, width)
+    offset = torch.zeros(1, 2, 2, 2)
+    offset[0, 0, 1] = 30000.5  # the lower row of samples reads at 62767.5
+    weight = torch.ones(1, 1, 1, 1)
+    out = deform_conv2d(tall, offset, weight, stride=(1 << 15, 1 << 15))
+    expected = row[0, 0, 0, [0, 1 << 15]].expand(2, 2)
+    torch.testing.assert_close(out[0, 0], expected)
+    beyond = torch.zeros(1, 2, 2, 2)
+    beyond[0, 1] = float(width)  # to the right of the map
+    assert deform_conv2d(tall, beyond, weight, stride=(1 << 15, 1 << 15)).count_nonzero() == 0
+
+
+def test_the_compiled_module_refuses_what_does_not_fit() -> None:
+    tensors = [torch.ones(1, 2, 5, 5), torch.zeros(1, 18, 5, 5), torch.ones(2, 2, 3, 3), None, None]
+    out = torch.empty(1, 2, 5, 5)
+
+    def call(*changed: Tensor | None, out: Tensor = out) -> None:
+        described = [_native.described(tensor) for tensor in changed]
+        _native.kernels.deform_conv2d(*described, (1, 1), (1, 1), (1, 1), False, _native.described(out), 1)
+
+    call(*tensors)
+    for position, wrong in ((1, torch.zeros(1, 18, 4, 5)), (2, torch.ones(2, 3, 3, 3)), (4, torch.ones(1, 8, 5, 5))):
+        with pytest.raises(ValueError, match=r"\w"):
+            call(*tensors[:position], wrong, *tensors[position + 1 :])
+    with pytest.raises(ValueError, match="out"):
+        call(*tensors, out=torch.empty(1, 2, 5, 4))
+    with pytest.raises(ValueError, match="offset"):
+        call(tensors[0], torch.zeros(1, 18, 5, 10)[..., ::2], *tensors[2:])
