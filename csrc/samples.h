@@ -66,6 +66,33 @@ struct Slopes {
     T y[4][kTile], x[4][kTile], unmasked[4][kTile];
 };
 
+// The positions of a tile on one axis.
+template <class T>
+struct AxisTile {
+    int32_t cell[2][kTile];
+    T weight[2][kTile], slope[2][kTile];
+};
+
+template <class T, class Rule>
+void place(Rule rule, const T* position, int64_t count, int32_t size, AxisTile<T>& tile) {
+    for (int64_t m = 0; m < count; ++m) {
+        const Axis<T> axis = rule(position[m], size);
+        for (int i = 0; i < 2; ++i) {
+            tile.cell[i][m] = axis.cell[i];
+            tile.weight[i][m] = axis.weight[i];
+            tile.slope[i][m] = axis.slope[i];
+        }
+    }
+}
+
+template <class T>
+void place(bool authors, const T* position, int64_t count, int32_t size, AxisTile<T>& tile) {
+    if (authors)
+        place([](T at, int32_t length) { return cut_and_replicated(at, length); }, position, count, size, tile);
+    else
+        place([](T at, int32_t length) { return zero_padded(at, length); }, position, count, size, tile);
+}
+
 // Positions first .. first + count - 1 of the output.
 template <class T>
 void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t image, int64_t first, int64_t count,
@@ -86,27 +113,25 @@ void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t
         x[m] += static_cast<T>(column * conv.stride[1] + tap_x);
         if (++column == conv.out_width) column = 0, ++row;
     }
-    const int32_t height = static_cast<int32_t>(conv.height), width = static_cast<int32_t>(conv.width);
-    const auto place = [&](auto rule) {
+    AxisTile<T> at_y, at_x;
+    place(conv.authors_border, y, count, static_cast<int32_t>(conv.height), at_y);
+    place(conv.authors_border, x, count, static_cast<int32_t>(conv.width), at_x);
+    for (int i = 0; i < 4; ++i) {
+        const int32_t *cell_y = at_y.cell[i / 2], *cell_x = at_x.cell[i % 2];
+        const T *weight_y = at_y.weight[i / 2], *weight_x = at_x.weight[i % 2];
         for (int64_t m = 0; m < count; ++m) {
-            const Axis<T> at_y = rule(y[m], height), at_x = rule(x[m], width);
-            for (int i = 0; i < 4; ++i) {
-                const int32_t cell_y = at_y.cell[i / 2], cell_x = at_x.cell[i % 2];
-                const T weight = at_y.weight[i / 2] * at_x.weight[i % 2];
-                const int64_t cell = cell_y * rows.y + cell_x * rows.x;
-                samples.cell[i][m] = (cell_y | cell_x) < 0 ? -1 : cell;
-                samples.weight[i][m] = weight * mask[m];
-                if (!slopes) continue;
-                slopes->y[i][m] = at_y.slope[i / 2] * at_x.weight[i % 2] * mask[m];
-                slopes->x[i][m] = at_y.weight[i / 2] * at_x.slope[i % 2] * mask[m];
-                slopes->unmasked[i][m] = weight;
-            }
+            const int64_t cell = cell_y[m] * rows.y + cell_x[m] * rows.x;
+            samples.cell[i][m] = (cell_y[m] | cell_x[m]) < 0 ? -1 : cell;
+            samples.weight[i][m] = weight_y[m] * weight_x[m] * mask[m];
         }
-    };
-    if (conv.authors_border)
-        place([](T position, int32_t size) { return cut_and_replicated(position, size); });
-    else
-        place([](T position, int32_t size) { return zero_padded(position, size); });
+        if (!slopes) continue;
+        const T *slope_y = at_y.slope[i / 2], *slope_x = at_x.slope[i % 2];
+        for (int64_t m = 0; m < count; ++m) {
+            slopes->y[i][m] = slope_y[m] * weight_x[m] * mask[m];
+            slopes->x[i][m] = weight_y[m] * slope_x[m] * mask[m];
+            slopes->unmasked[i][m] = weight_y[m] * weight_x[m];
+        }
+    }
 }
 
 // The columns of one tap, [count, channels]: weighted sums of four cells. `zeros` stands for cells outside.
