@@ -45,7 +45,8 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def pair(name: str, value: int | tuple[int, int], least: int) -> None:
     values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2 or not all(isinstance(item, int | torch.SymInt) for item in values):
+    # A tuple of types: the compiler of torch 2.6 does not know unions here.
+    if len(values) != 2 or not all(isinstance(item, (int, torch.SymInt)) for item in values):
         raise ShapeError(f"{name} must be an int or a pair of ints, got {value!r}")
     if any(item < least for item in values):
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
