@@ -1,4 +1,4 @@
-"""Asymmetric shapes for the operators, shared by tests and benchmarks."""
+"""Asymmetric shapes for the operators."""
 
 from __future__ import annotations
 

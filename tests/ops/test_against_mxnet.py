@@ -1,6 +1,6 @@
 """The `authors` options against the authors' own operators, run by MXNet 1.9.1 in an environment of its own.
 
-Set PLIANT_MXNET_PYTHON to that environment's interpreter; `bench/mxnet_operators.py` says how to make one.
+Set PLIANT_MXNET_PYTHON to that environment's interpreter; `mxnet_operators.py` beside it says how to make one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pliant import ops
 
 MXNET_PYTHON = os.environ.get("PLIANT_MXNET_PYTHON")
 pytestmark = pytest.mark.skipif(not MXNET_PYTHON, reason="PLIANT_MXNET_PYTHON names no interpreter with MXNet 1.9.1")
-SCRIPT = Path(__file__).parents[2] / "bench" / "mxnet_operators.py"
+SCRIPT = Path(__file__).with_name("mxnet_operators.py")
 
 
 def convolution(seed: int) -> tuple[str, dict, list[Tensor], Callable[..., Tensor]]:

@@ -3,7 +3,7 @@
 MXNet needs an environment of its own (Python 3.10 or older, numpy < 1.24)::
 
     python3.10 -m venv mxnet && mxnet/bin/pip install mxnet==1.9.1 "numpy<1.24"
-    mxnet/bin/python bench/mxnet_operators.py cases.npz results.npz
+    mxnet/bin/python tests/ops/mxnet_operators.py cases.npz results.npz
 
 A case is a group of arrays `NAME/operator`, `NAME/options` (JSON) and `NAME/input0` ...; its results are
 `NAME/output`, and `NAME/grad0` ... for the output gradient `NAME/grad`.

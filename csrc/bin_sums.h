@@ -1,0 +1,151 @@
+// What one bin of a RoI reads, and the sums over it. All positions of a bin move together, so on each axis they come to
+// one weight a cell: a bin is a small rectangle of cells, each with y weight times x weight.
+#pragma once
+
+#include <algorithm>
+
+#include "bilinear.h"
+
+namespace pliant {
+namespace PLIANT_ISA {
+
+// All that a bin reads on one axis: cells first .. first + weight.size() - 1.
+template <class T>
+struct Reading {
+    int64_t first, length;
+    T *weight, *slope;
+    int64_t counted;
+    bool nan;
+
+    // From the positions start, start + step, ...
+    void read(const Pooling& pooling, T start, T step, int64_t count, int64_t size) {
+        const bool sampled = pooling.rule == BinRule::authors_samples;
+        const int32_t cells = static_cast<int32_t>(size);
+        const auto axis = [&](int64_t i) {
+            const T position = start + static_cast<T>(i) * step;
+            return sampled ? clamped(position, cells) : zero_padded(position, cells);
+        };
+        nan = start != start;
+        first = size, length = 0, counted = 0;
+        if (nan) {
+            counted = count;
+            return;
+        }
+        int64_t last = -1;
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t cell : axis(i).cell)
+                if (cell >= 0) first = std::min(first, cell), last = std::max(last, cell);
+        length = std::max<int64_t>(last - first + 1, 0);
+        std::fill(weight, weight + length, T(0));
+        std::fill(slope, slope + length, T(0));
+        for (int64_t i = 0; i < count; ++i) {
+            const Axis<T> at = axis(i);
+            // The sampled rule leaves out what lies outside; the others count it as zero.
+            counted += !sampled || at.cell[0] >= 0;
+            for (int j = 0; j < 2; ++j)
+                if (at.cell[j] >= 0) {
+                    weight[at.cell[j] - first] += at.weight[j];
+                    slope[at.cell[j] - first] += at.slope[j];
+                }
+        }
+    }
+};
+
+// Calls visitor(channel, wide): a vector of channels at a time as long as they fit, then single ones.
+template <class T, class Visitor>
+void for_channels(int64_t channels, const Visitor& visitor) {
+    int64_t c = 0;
+    for (; c + lanes<T> <= channels; c += lanes<T>) visitor(c, std::true_type{});
+    for (; c < channels; ++c) visitor(c, std::false_type{});
+}
+
+template <class T>
+Vector<T>& at(T* data, std::true_type) {
+    return vector_at(data);
+}
+template <class T>
+const Vector<T>& at(const T* data, std::true_type) {
+    return vector_at(data);
+}
+template <class T>
+T& at(T* data, std::false_type) {
+    return *data;
+}
+template <class T>
+Vector<T> zero(std::true_type) {
+    return Vector<T>{};
+}
+template <class T>
+T zero(std::false_type) {
+    return 0;
+}
+
+// line[c] = share * sum over cells of y weight * x weight * cell[c]
+template <class T>
+void sum_cells(const T* cells, int64_t width, int64_t row, const Reading<T>& y, const Reading<T>& x, T share,
+               int64_t channels, T* line) {
+    cells += (y.first * width + x.first) * row;
+    for_channels<T>(channels, [&](int64_t c, auto wide) {
+        auto sum = zero<T>(wide);
+        for (int64_t i = 0; i < y.length; ++i) {
+            auto across = zero<T>(wide);
+            for (int64_t j = 0; j < x.length; ++j)
+                across += x.weight[j] * at(cells + (i * width + j) * row + c, wide);
+            sum += y.weight[i] * across;
+        }
+        at(line + c, wide) = share * sum;
+    });
+}
+
+// Adds y weight * x weight * line[c] to every cell.
+template <class T>
+void spread_over_cells(T* cells, int64_t width, int64_t row, const Reading<T>& y, const Reading<T>& x,
+                       int64_t channels, const T* line) {
+    cells += (y.first * width + x.first) * row;
+    for (int64_t i = 0; i < y.length; ++i)
+        for (int64_t j = 0; j < x.length; ++j) {
+            const T weight = y.weight[i] * x.weight[j];
+            T* cell = cells + (i * width + j) * row;
+            for_channels<T>(channels, [&](int64_t c, auto wide) {
+                at(cell + c, wide) += weight * at(line + c, wide);
+            });
+        }
+}
+
+template <class T>
+struct Slopes {
+    T y, x;
+};
+
+// How the dot product of line and bin changes when the bin moves down, and to the right.
+template <class T>
+Slopes<T> slopes_of_bin(const T* cells, int64_t width, int64_t row, const Reading<T>& y, const Reading<T>& x,
+                        int64_t channels, const T* line) {
+    Slopes<T> slopes{0, 0};
+    cells += (y.first * width + x.first) * row;
+    for_channels<T>(channels, [&](int64_t c, auto wide) {
+        auto by_y = zero<T>(wide), by_x = zero<T>(wide);
+        for (int64_t i = 0; i < y.length; ++i) {
+            auto across = zero<T>(wide), slope = zero<T>(wide);
+            for (int64_t j = 0; j < x.length; ++j) {
+                const auto cell = at(cells + (i * width + j) * row + c, wide);
+                across += x.weight[j] * cell;
+                slope += x.slope[j] * cell;
+            }
+            by_y += y.slope[i] * across;
+            by_x += y.weight[i] * slope;
+        }
+        const auto value = at(line + c, wide);
+        if constexpr (decltype(wide)::value) {
+            slopes.y += sum_of<T>(by_y * value);
+            slopes.x += sum_of<T>(by_x * value);
+        } else {
+            slopes.y += by_y * value;
+            slopes.x += by_x * value;
+        }
+    });
+    return slopes;
+}
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant
