@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "vector.h"
+#include "transpose.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
@@ -67,18 +67,23 @@ inline Axis<T> clamped(T position, int32_t size) {
 template <class T>
 void copy_rows(const Map& map, int64_t width, int64_t image, int64_t first, int64_t channels, int64_t from, int64_t to,
                T* table, int64_t row) {
-    constexpr int64_t kBlock = 16;
     const bool seamless = map.stride[2] == width * map.stride[3];
     visit(map.dtype, [&](auto type) {
         const auto* base = static_cast<const decltype(type)*>(map.data) + image * map.stride[0] + first * map.stride[1];
         for (int64_t cell = from, some; cell < to; cell += some) {
             const int64_t y = cell / width, x = cell % width;
-            some = std::min(kBlock, seamless ? to - cell : std::min(to - cell, width - x));
+            some = seamless ? to - cell : std::min(to - cell, width - x);
             const auto* source = base + y * map.stride[2] + x * map.stride[3];
             T* target = table + (cell - from) * row;
-            for (int64_t c = 0; c < channels; ++c)
+            if (map.stride[3] == 1)
+                for_columns<T>(source, map.stride[1], channels, some,
+                               [&](int64_t i, int64_t c, int64_t count, const Vector<T>& values) {
+                                   store<T>(target + i * row + c, values, count);
+                               });
+            else
                 for (int64_t i = 0; i < some; ++i)
-                    target[i * row + c] = convert<T>(source[c * map.stride[1] + i * map.stride[3]]);
+                    for (int64_t c = 0; c < channels; ++c)
+                        target[i * row + c] = convert<T>(source[c * map.stride[1] + i * map.stride[3]]);
         }
     });
 }

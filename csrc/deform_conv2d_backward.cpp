@@ -182,8 +182,11 @@ class Backward {
 
     void add_input_grad(const Run& run, int64_t image, const T* table) {
         T* planes = static_cast<T*>(to_.input.data) + (image * conv_.channels + run.first) * conv_.cells();
-        for (int64_t cell = 0; cell < conv_.cells(); ++cell)
-            for (int64_t c = 0; c < run.channels; ++c) planes[c * conv_.cells() + cell] += table[cell * row_ + c];
+        for_columns<T>(table, row_, conv_.cells(), run.channels,
+                       [&](int64_t c, int64_t cell, int64_t count, const Vector<T>& values) {
+                           T* to = planes + c * conv_.cells() + cell;
+                           store<T>(to, load<T>(to, count) + values, count);
+                       });
     }
 
     void add_weight_grad(const Run& run, const T* sums) {

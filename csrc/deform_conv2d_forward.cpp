@@ -100,13 +100,19 @@ class Forward {
         const int64_t channels = packed_channels(slice), tap_size = out_row_ * channels;
         const S* from = weight + ((slice.group * outputs_ + first_output) * inputs + slice.first % inputs) * taps;
         E* to = packed(slice) + first_output * channels;
-        for (int64_t c = 0; c < channels; ++c)
-            for (int64_t tap = 0; tap < taps; ++tap) {
-                E* line = to + tap * tap_size + c / pair_of<E> * pair_of<E> * lanes<T> + c % pair_of<E>;
-                for (int64_t o = 0; o < lanes<T>; ++o)
-                    line[o * pair_of<E>] =
-                        o < some && c < slice.channels ? convert<E>(from[(o * inputs + c) * taps + tap]) : E(0);
-            }
+        if (channels > slice.channels)  // the other half of the last pair
+            for (int64_t tap = 0; tap < taps; ++tap)
+                std::fill(to + tap * tap_size + (slice.channels - 1) * lanes<T>, to + tap * tap_size + channels * lanes<T>,
+                          E(0));
+        for_columns<T>(from, inputs * taps, some, slice.channels * taps,
+                       [&](int64_t at, int64_t, int64_t, const Vector<T>& values) {
+                           const int64_t c = at / taps;
+                           E* line = to + at % taps * tap_size + c / pair_of<E> * pair_of<E> * lanes<T> + c % pair_of<E>;
+                           if constexpr (pair_of<E> == 1)
+                               store(line, values);
+                           else
+                               for (int o = 0; o < lanes<T>; ++o) line[o * pair_of<E>] = E(values[o]);
+                       });
     }
 
     void copy_images(int64_t image, int64_t some) {
@@ -157,19 +163,14 @@ class Forward {
     // Sums [positions, outputs] to the planes of the output.
     template <class S>
     void store_tile(const T* sums, int64_t image, int64_t first, int64_t count, S* out) const {
-        constexpr int64_t kPlanes = 16;
-        for (int64_t group = 0; group < conv_.groups; ++group)
-            for (int64_t o = 0; o < outputs_; o += kPlanes) {
-                const int64_t some = std::min(kPlanes, outputs_ - o);
-                S* to = out + (image * conv_.out_channels + group * outputs_ + o) * conv_.out_cells() + first;
-                const T* from = sums + group * out_row_ + o;
-                for (int64_t m = 0; m < count; ++m)
-                    for (int64_t plane = 0; plane < some; ++plane) {
-                        S& value = to[plane * conv_.out_cells() + m];
-                        const T before = block_ > 0 ? convert<T>(value) : T(0);
-                        value = convert<S>(from[m * sum_row_ + plane] + before);
-                    }
-            }
+        for (int64_t group = 0; group < conv_.groups; ++group) {
+            S* const planes = out + (image * conv_.out_channels + group * outputs_) * conv_.out_cells() + first;
+            for_columns<T>(sums + group * out_row_, sum_row_, count, outputs_,
+                           [&](int64_t o, int64_t m, int64_t some, const Vector<T>& values) {
+                               S* const to = planes + o * conv_.out_cells() + m;
+                               store<T>(to, block_ > 0 ? Vector<T>(values + load<T>(to, some)) : values, some);
+                           });
+        }
     }
 
     const Convolution& conv_;

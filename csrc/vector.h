@@ -92,19 +92,6 @@ struct BFloat16 {
     }
 };
 
-template <class T>
-void store(T* to, const Vector<T>& vector) {
-    vector_at(to) = vector;
-}
-inline void store(BFloat16* to, const Vector<float>& vector) {
-#ifdef __AVX512BF16__
-    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)vector);
-    std::memcpy(to, &narrow, sizeof narrow);
-#else
-    for (int i = 0; i < lanes<float>; ++i) to[i] = BFloat16(vector[i]);
-#endif
-}
-
 // Calls visitor with a value of the C++ type that a dtype stands for.
 template <class Visitor>
 void visit(DType dtype, const Visitor& visitor) {
@@ -121,6 +108,35 @@ To convert(From value) {
     if constexpr (sizeof(From) == 2 && sizeof(To) == 8) return static_cast<To>(static_cast<float>(value));
     if constexpr (sizeof(To) == 2) return To(static_cast<float>(value));
     return static_cast<To>(value);
+}
+
+template <class T>
+void store(T* to, const Vector<T>& vector) {
+    vector_at(to) = vector;
+}
+inline void store(BFloat16* to, const Vector<float>& vector) {
+#ifdef __AVX512BF16__
+    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)vector);
+    std::memcpy(to, &narrow, sizeof narrow);
+#else
+    for (int i = 0; i < lanes<float>; ++i) to[i] = BFloat16(vector[i]);
+#endif
+}
+
+// The first `count` lanes of a vector, converted.
+template <class T, class S>
+Vector<T> load(const S* from, int64_t count) {
+    if constexpr (std::is_same_v<T, S>)
+        if (count == lanes<T>) return vector_at(from);
+    Vector<T> vector{};
+    for (int64_t i = 0; i < count; ++i) vector[i] = convert<T>(from[i]);
+    return vector;
+}
+template <class T, class S>
+void store(S* to, const Vector<T>& vector, int64_t count) {
+    if constexpr (std::is_same_v<T, S>)
+        if (count == lanes<T>) return store(to, vector);
+    for (int64_t i = 0; i < count; ++i) to[i] = convert<S>(vector[i]);
 }
 
 // Copies count numbers, converted.

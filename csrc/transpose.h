@@ -1,0 +1,49 @@
+// Matrices turned over, a square of vectors at a time.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "vector.h"
+
+namespace pliant {
+namespace PLIANT_ISA {
+
+// Lanes of a and b in turn: those of their first halves, or of their second.
+template <class T, int Half, size_t... I>
+Vector<T> interleaved(const Vector<T>& a, const Vector<T>& b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I / 2 + Half * lanes<T> / 2 + I % 2 * lanes<T>)...);
+}
+
+// Each step moves the row's highest bit behind the column's lowest, and the column's highest behind the row's lowest.
+template <class T>
+void transpose(Vector<T> (&square)[lanes<T>]) {
+    constexpr int L = lanes<T>;
+    constexpr auto all = std::make_index_sequence<L>();
+    for (int step = 1; step < L; step *= 2) {
+        Vector<T> next[L];
+        for (int i = 0; i < L / 2; ++i) {
+            next[2 * i] = interleaved<T, 0>(square[i], square[i + L / 2], all);
+            next[2 * i + 1] = interleaved<T, 1>(square[i], square[i + L / 2], all);
+        }
+        for (int i = 0; i < L; ++i) square[i] = next[i];
+    }
+}
+
+// Calls put(c, r, some, values) with each column of from[rows, columns], a vector at a time: `some` values of column c,
+// those of rows r, r + 1, ... The lanes beyond are zero. `row` counts elements.
+template <class T, class S, class Put>
+void for_columns(const S* from, int64_t row, int64_t rows, int64_t columns, const Put& put) {
+    constexpr int64_t L = lanes<T>;
+    for (int64_t c = 0; c < columns; c += L)
+        for (int64_t r = 0; r < rows; r += L) {
+            const int64_t wide = std::min(L, columns - c), tall = std::min(L, rows - r);
+            Vector<T> square[L] = {};
+            for (int64_t i = 0; i < tall; ++i) square[i] = load<T>(from + (r + i) * row + c, wide);
+            transpose<T>(square);
+            for (int64_t i = 0; i < wide; ++i) put(c + i, r, tall, square[i]);
+        }
+}
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant
