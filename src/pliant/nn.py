@@ -178,6 +178,16 @@ class DeformRoIPool(RoIPool):
         return f"{super().extra_repr()}, gamma={self.gamma}"
 
 
+class PSRoIPool(RoIPool):
+    """Plain position-sensitive RoI pooling by averages, `pliant.ops.ps_roi_pool` as a module.
+
+    Shape: input `[B, C * k * k, H, W]` and rois `[R, 5]` or a list of `[L, 4]`, to `[R, C, k, k]`.
+    """
+
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+        return ops.ps_roi_pool(input, rois, self.output_size, self.spatial_scale, sampling=self.sampling)
+
+
 class DeformPSRoIPool(nn.Module):
     """Deformable position-sensitive RoI pooling with its offset fields (Dai et al. 2017, figure 4).
 

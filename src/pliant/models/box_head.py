@@ -1,0 +1,135 @@
+"""The second stage of the paper's detectors: which RoIs are learned from, the losses, and the detections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.ops import box_iou
+
+
+class BoxHead(RoIHeads):
+    """torchvision's heads with the authors' losses, hard example mining, and boxes that all classes share.
+
+    RoIs that overlap an object by half or more are learned as that object. By default 128 RoIs of an image are
+    drawn, a quarter of them objects; `hardest` takes all and learns from the 128 with the largest loss
+    (Shrivastava et al. 2016).
+
+    Args:
+        box_roi_pool, box_head, box_predictor: called one after the other, the first with features, boxes and image
+            sizes; the last gives scores `[R, C]` and boxes `[R, 4 * C]`, background first, or `[R, 8]` for boxes
+            without classes.
+        num_classes: C, with the background.
+        hardest: whether RoIs are chosen by their loss.
+        background_iou: RoIs that overlap every object by less are not learned from.
+        score_thresh, nms_thresh, detections_per_image: of the final detections.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: Any,
+        box_head: Any,
+        box_predictor: Any,
+        *,
+        num_classes: int,
+        hardest: bool = False,
+        background_iou: float = 0.0,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_image: int,
+    ) -> None:
+        super().__init__(
+            box_roi_pool,
+            box_head,
+            box_predictor,
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=128,
+            positive_fraction=0.25,
+            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+            detections_per_img=detections_per_image,
+        )
+        self.num_classes = num_classes
+        self.hardest = hardest
+        self.background_iou = background_iou
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if not self.training:
+            return super().forward(features, proposals, image_shapes, targets)
+        rois, _, labels, goals = self.select_training_samples(proposals, targets)
+        scores, boxes = self.box_predictor(self.box_head(self.box_roi_pool(features, rois, image_shapes)))
+        classified, placed = _roi_losses(scores, boxes, torch.cat(labels), torch.cat(goals))
+        if self.hardest:
+            chosen = self._hardest((classified + placed).detach(), [len(roi) for roi in rois])
+            classified, placed = classified[chosen], placed[chosen]
+        count = max(len(classified), 1)
+        return [], {"loss_classifier": classified.sum() / count, "loss_box_reg": placed.sum() / count}
+
+    def _hardest(self, loss: Tensor, counts: list[int]) -> Tensor:
+        most, chosen, first = self.fg_bg_sampler.batch_size_per_image, [], 0
+        for of_image in loss.split(counts):
+            chosen.append(first + of_image.topk(min(most, len(of_image))).indices)
+            first += len(of_image)
+        return torch.cat(chosen)
+
+    def subsample(self, labels: list[Tensor]) -> list[Tensor]:
+        if self.hardest:
+            return [torch.where(label >= 0)[0] for label in labels]
+        return super().subsample(labels)
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        for rois, boxes, label in zip(proposals, gt_boxes, labels, strict=True):
+            if self.background_iou > 0 and len(boxes):
+                label[box_iou(boxes, rois).amax(dim=0) < self.background_iou] = -1
+        return matched, labels
+
+    def check_targets(self, targets: list[dict[str, Tensor]] | None) -> None:
+        super().check_targets(targets)
+        for target in targets or ():
+            check_labels(target["labels"], self.num_classes)
+
+    def postprocess_detections(
+        self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        return super().postprocess_detections(
+            class_logits, _for_classes(box_regression, self.num_classes).flatten(1), proposals, image_shapes
+        )
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises ValueError unless labels are integers from 1 to `num_classes` - 1."""
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}")
+    if len(labels) and not (labels.min() >= 1 and labels.max() < num_classes):
+        raise ValueError(
+            f"labels must lie between 1 and {num_classes - 1}, got {int(labels.min())} to {int(labels.max())}"
+        )
+
+
+def _for_classes(boxes: Tensor, num_classes: int) -> Tensor:
+    """`[R, 4 * C]` or `[R, 8]` as `[R, C, 4]`."""
+    by_class = boxes.view(len(boxes), -1, 4)
+    return by_class if by_class.shape[1] == num_classes else by_class[:, 1:].expand(-1, num_classes, -1)
+
+
+def _roi_losses(scores: Tensor, boxes: Tensor, labels: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of each RoI, `[R]` each: cross entropy, and smooth L1 of an object's four numbers."""
+    objects = torch.where(labels > 0)[0]
+    own = _for_classes(boxes, scores.shape[1])[objects, labels[objects]]
+    placed = F.smooth_l1_loss(own, goals[objects], reduction="none").sum(dim=1)
+    classified = F.cross_entropy(scores, labels, reduction="none")
+    return classified, torch.zeros_like(classified).index_put((objects,), placed.to(classified.dtype))

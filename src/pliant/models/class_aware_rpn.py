@@ -1,0 +1,187 @@
+"""Class-aware RPN of the paper: a detector of one stage, in which the RPN tells classes apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from pliant.backbones import backbone as build_backbone
+from pliant.models.anchors import STRIDE, Anchors, assign
+from pliant.models.box_head import check_labels
+from pliant.models.detector import Detector, arguments, start
+from pliant.models.framing import image_transform
+
+
+class ClassAwareRPN(Detector):
+    """What `class_aware_rpn` builds."""
+
+
+def class_aware_rpn(
+    num_classes: int,
+    *,
+    backbone: str = "resnet101",
+    weights: str | Path | None = None,
+    frozen: bool = True,
+    deform_layers: int = 3,
+    dilation: int = 2,
+    padded_pool: bool = False,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    border: str = "paper",
+    hidden: bool = True,
+    min_size: int = 600,
+    max_size: int = 1000,
+    anchor_scales: Sequence[int] = (8, 16, 32),
+    score_thresh: float = 1e-3,
+    nms_thresh: float = 0.3,
+    detections_per_image: int = 300,
+) -> ClassAwareRPN:
+    """RPN with a classifier of C classes in place of two (Dai et al. 2017, section 3.2), "a simplified SSD".
+
+    The paper says no more. Here the head stands on conv5 reduced to 1024 channels, since the paper's deformable
+    layers change its result; boxes are shared by all classes; anchors, and which are learned from, are the RPN's.
+    Images, targets and results are those of `pliant.models.faster_rcnn`.
+
+    Args:
+        num_classes: with the background.
+        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border: see
+            `pliant.backbones.backbone`.
+        hidden: the RPN's 3x3 convolution to 512 channels before the outputs; without it they are 1x1 on 1024.
+        min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
+        anchor_scales: anchor sides in multiples of 16 pixels; aspect ratios are 1:2, 1:1, 2:1.
+        score_thresh, nms_thresh, detections_per_image: of the final detections.
+    """
+    config = arguments(locals())
+    body = build_backbone(
+        backbone,
+        weights=weights,
+        frozen=frozen,
+        deform_layers=deform_layers,
+        dilation=dilation,
+        padded_pool=padded_pool,
+        offset_groups=offset_groups,
+        modulated=modulated,
+        border=border,
+    )
+    head = DenseHead(
+        body.conv5_channels,
+        num_classes,
+        anchor_scales,
+        hidden=hidden,
+        score_thresh=score_thresh,
+        nms_thresh=nms_thresh,
+        detections_per_image=detections_per_image,
+    )
+    head.apply(start)
+    transform = image_transform("paper", min_size, max_size, body.image_mean, body.image_std, STRIDE)
+    return ClassAwareRPN(body, NoProposals(), head, transform, config)
+
+
+class NoProposals(nn.Module):
+    """Stands where a detector of two stages has its RPN."""
+
+    def forward(
+        self, images: object, features: object, targets: object = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        return [], {}
+
+
+class DenseHead(nn.Module):
+    """Classes and boxes of all anchors on conv5; called as torchvision's `RoIHeads`, without proposals.
+
+    Args:
+        in_channels: of conv5.
+        num_classes: C, with the background.
+        anchor_scales: see `Anchors`.
+        hidden: see `class_aware_rpn`.
+        score_thresh, nms_thresh, detections_per_image: of the final detections.
+        candidates: the most pairs of anchor and class, best first, that NMS looks at.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        anchor_scales: Sequence[int],
+        *,
+        hidden: bool,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_image: int,
+        candidates: int = 6000,
+    ) -> None:
+        super().__init__()
+        self.anchors = Anchors(anchor_scales)
+        count = self.anchors.num_anchors_per_location()[0]
+        self.reduce = nn.Conv2d(in_channels, 1024, 1)
+        self.hidden = nn.Conv2d(1024, 512, 3, padding=1) if hidden else None
+        width = 512 if hidden else 1024
+        self.scores = nn.Conv2d(width, count * num_classes, 1)
+        self.boxes = nn.Conv2d(width, count * 4, 1)
+        self.num_classes = num_classes
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_img = detections_per_image
+        self.candidates = candidates
+        self.sampler = BalancedPositiveNegativeSampler(256, 0.5)
+        self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        x = F.relu(self.reduce(features["conv5"]))
+        if self.hidden is not None:
+            x = F.relu(self.hidden(x))
+        scores = _by_anchor(self.scores(x), self.num_classes)  # [N, A, C]
+        deltas = _by_anchor(self.boxes(x), 4)  # [N, A, 4]
+        anchors = self.anchors.on(x)  # [A, 4]
+        if not self.training:
+            each = zip(scores.softmax(dim=2), deltas, image_shapes, strict=True)
+            return [self._detect(score, delta, anchors, size) for score, delta, size in each], {}
+        if targets is None:
+            raise ValueError("targets are needed in training, got None")
+        return [], self._losses(scores, deltas, anchors, targets, image_shapes)
+
+    def _losses(
+        self,
+        scores: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        targets: list[dict[str, Tensor]],
+        sizes: list[tuple[int, int]],
+    ) -> dict[str, Tensor]:
+        for target in targets:
+            check_labels(target["labels"], self.num_classes)
+        assigned = [assign(anchors, target, size) for target, size in zip(targets, sizes, strict=True)]
+        positive, negative = (torch.stack(chosen).bool() for chosen in self.sampler([label for label, _ in assigned]))
+        labels = torch.stack([label for label, _ in assigned])
+        goals = torch.stack(self.box_coder.encode([box for _, box in assigned], [anchors] * len(targets)))
+        sampled = positive | negative
+        count = sampled.sum().clamp(min=1)
+        classified = F.cross_entropy(scores[sampled], labels[sampled], reduction="sum")
+        placed = F.smooth_l1_loss(deltas[positive], goals[positive], beta=1 / 9, reduction="sum")
+        return {"loss_classifier": classified / count, "loss_box_reg": placed / count}
+
+    def _detect(self, scores: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        pairs = scores[:, 1:].flatten()
+        best = pairs.topk(min(self.candidates, len(pairs))).indices
+        best = best[pairs[best] > self.score_thresh]
+        score, which, label = pairs[best], best // (self.num_classes - 1), best % (self.num_classes - 1) + 1
+        box = clip_boxes_to_image(self.box_coder.decode_single(deltas[which], anchors[which]), size)
+        keep = batched_nms(box, score, label, self.nms_thresh)[: self.detections_per_img]
+        return {"boxes": box[keep], "labels": label[keep], "scores": score[keep]}
+
+
+def _by_anchor(map: Tensor, numbers: int) -> Tensor:
+    """`[N, A * numbers, H, W]` as `[N, H * W * A, numbers]`."""
+    return map.view(len(map), -1, numbers, *map.shape[2:]).permute(0, 3, 4, 1, 2).flatten(1, 3)

@@ -1,0 +1,51 @@
+"""What the paper's detectors have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+
+class Detector(GeneralizedRCNN):
+    """torchvision's detector interface; `config` holds the arguments of the function that built it.
+
+    Images are a list of `Tensor[3, H, W]` in 0..1, targets a list of dicts with `boxes` (x0, y0, x1, y1) and
+    `labels`; a dict of losses in training, else a list of dicts with `boxes`, `labels`, `scores`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rpn: nn.Module,
+        roi_heads: nn.Module,
+        transform: GeneralizedRCNNTransform,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__(backbone, rpn, roi_heads, transform)
+        self.config = config
+
+
+def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a building function, as JSON can hold them, but for the file of first weights.
+
+    Raises:
+        ValueError: if `num_classes` is below 2.
+    """
+    if given["num_classes"] < 2:
+        raise ValueError(f"num_classes counts the background and must be at least 2, got {given['num_classes']}")
+    config = {name: value for name, value in given.items() if name != "weights"}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+@torch.no_grad()
+def start(module: nn.Module) -> None:
+    """New layers start from N(0, 0.01), biases at zero."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

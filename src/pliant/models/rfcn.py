@@ -1,0 +1,126 @@
+"""R-FCN of the paper: position-sensitive score and box maps on conv5, pooled plainly or deformably."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pliant.backbones import backbone as build_backbone
+from pliant.models.anchors import STRIDE
+from pliant.models.box_head import BoxHead
+from pliant.models.detector import Detector, arguments, start
+from pliant.models.faster_rcnn import rois_of
+from pliant.models.framing import image_transform
+from pliant.models.proposals import Conv4RPN
+from pliant.nn import DeformPSRoIPool, PSRoIPool
+
+
+class RFCN(Detector):
+    """What `rfcn` builds."""
+
+
+def rfcn(
+    num_classes: int,
+    *,
+    backbone: str = "resnet101",
+    weights: str | Path | None = None,
+    frozen: bool = True,
+    deform_layers: int = 3,
+    deform_roi: bool = True,
+    dilation: int = 2,
+    padded_pool: bool = False,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    border: str = "paper",
+    sampling: str = "paper",
+    framing: str = "paper",
+    bins: int = 7,
+    hardest: bool = True,
+    min_size: int = 600,
+    max_size: int = 1000,
+    anchor_scales: Sequence[int] = (8, 16, 32),
+    score_thresh: float = 1e-3,
+    nms_thresh: float = 0.3,
+    detections_per_image: int = 300,
+) -> RFCN:
+    """R-FCN (Dai et al. 2016, as Dai et al. 2017, section 3.2 and figure 4, make it deformable).
+
+    A 1x1 convolution reduces conv5 to 1024 channels; from these come k x k score maps for each class and k x k box
+    maps that all classes share. Each RoI is the mean of its bins. Offsets of the bins are class-aware for scores
+    and class-agnostic for boxes. Images, targets and results are those of `pliant.models.faster_rcnn`.
+
+    Args:
+        num_classes: with the background.
+        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border: see
+            `pliant.backbones.backbone`.
+        deform_roi: deformable position-sensitive RoI pooling instead of the plain one.
+        sampling, framing: see `pliant.models.faster_rcnn`.
+        bins: k.
+        hardest: learn from the 128 of all RoIs of an image that have the largest loss; else from 128 drawn ones.
+        min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
+        anchor_scales: anchor sides in multiples of 16 pixels; aspect ratios are 1:2, 1:1, 2:1.
+        score_thresh, nms_thresh, detections_per_image: of the final detections.
+    """
+    config = arguments(locals())
+    body = build_backbone(
+        backbone,
+        weights=weights,
+        frozen=frozen,
+        deform_layers=deform_layers,
+        dilation=dilation,
+        padded_pool=padded_pool,
+        offset_groups=offset_groups,
+        modulated=modulated,
+        border=border,
+    )
+    maps = PositionSensitiveMaps(body.conv5_channels, num_classes, bins, deform=deform_roi, sampling=sampling)
+    heads = BoxHead(
+        maps,
+        nn.Identity(),
+        nn.Identity(),
+        num_classes=num_classes,
+        hardest=hardest,
+        score_thresh=score_thresh,
+        nms_thresh=nms_thresh,
+        detections_per_image=detections_per_image,
+    )
+    rpn = Conv4RPN(body.conv4_channels, anchor_scales, framing)
+    for module in (rpn, maps.reduce, maps.scores, maps.boxes):
+        module.apply(start)
+    transform = image_transform(framing, min_size, max_size, body.image_mean, body.image_std, STRIDE)
+    return RFCN(body, rpn, heads, transform, config)
+
+
+class PositionSensitiveMaps(nn.Module):
+    """Scores `[R, C]` and boxes `[R, 8]` (background, object) of RoIs, by voting over position-sensitive bins."""
+
+    def __init__(self, in_channels: int, num_classes: int, bins: int, *, deform: bool, sampling: str) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(in_channels, 1024, 1)
+        self.scores = nn.Conv2d(1024, num_classes * bins**2, 1)
+        self.boxes = nn.Conv2d(1024, 8 * bins**2, 1)
+        self.sampling = sampling
+        self.score_pool: DeformPSRoIPool | PSRoIPool
+        self.box_pool: DeformPSRoIPool | PSRoIPool
+        if deform:
+            self.score_pool = DeformPSRoIPool(1024, bins, 1 / STRIDE, num_classes, sampling=sampling)
+            self.box_pool = DeformPSRoIPool(1024, bins, 1 / STRIDE, sampling=sampling)
+        else:
+            self.score_pool = PSRoIPool(bins, 1 / STRIDE, sampling)
+            self.box_pool = PSRoIPool(bins, 1 / STRIDE, sampling)
+
+    def forward(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        reduced = F.relu(self.reduce(features["conv5"]))
+        rois = rois_of(boxes, reduced, self.sampling)
+        scores = _vote(self.score_pool, self.scores(reduced), reduced, rois)
+        return scores, _vote(self.box_pool, self.boxes(reduced), reduced, rois)
+
+
+def _vote(pool: DeformPSRoIPool | PSRoIPool, maps: Tensor, features: Tensor, rois: list[Tensor]) -> Tensor:
+    bins = pool(maps, features, rois) if isinstance(pool, DeformPSRoIPool) else pool(maps, rois)  # [R, C, k, k]
+    return bins.mean(dim=(2, 3))
