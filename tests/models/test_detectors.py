@@ -128,7 +128,7 @@ def test_every_number_of_deformable_layers(build: Any, layers: int) -> None:
 @pytest.mark.parametrize("dilation", [2, 4, 6, 8])
 def test_every_dilation(build: Any, dilation: int) -> None:
     with torch.device("meta"):
-        model = build(5, **{"backbone": "resnet50", "dilation": dilation, "deform_layers": 0})
+        model = build(5, backbone="resnet50", dilation=dilation, deform_layers=0)
     for block in model.backbone.layer4:
         assert block.conv2.dilation == block.conv2.padding == (dilation, dilation)
 

@@ -36,7 +36,7 @@ class TimmBackbone(nn.Module):
         config = body.pretrained_cfg
         self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
         if frozen and not pretrained:
-            _wake(body)
+            wake(body)
         self.body = freeze_batch_norm_2d(body) if frozen else body
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
@@ -45,7 +45,7 @@ class TimmBackbone(nn.Module):
 
 
 @torch.no_grad()
-def _wake(body: nn.Module) -> None:
+def wake(body: nn.Module) -> None:
     """Scale by one where timm starts a residual branch at zero: once fixed, such a norm would never let it train."""
     for module in body.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():

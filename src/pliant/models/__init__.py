@@ -3,15 +3,18 @@
 from pliant.models.class_aware_rpn import ClassAwareRPN, class_aware_rpn
 from pliant.models.deeplab import DeepLab, deeplab
 from pliant.models.faster_rcnn import FasterRCNN, faster_rcnn
+from pliant.models.fpn_faster_rcnn import FPNFasterRCNN, fpn_faster_rcnn
 from pliant.models.rfcn import RFCN, rfcn
 
 __all__ = [
     "RFCN",
     "ClassAwareRPN",
     "DeepLab",
+    "FPNFasterRCNN",
     "FasterRCNN",
     "class_aware_rpn",
     "deeplab",
     "faster_rcnn",
+    "fpn_faster_rcnn",
     "rfcn",
 ]

@@ -1,0 +1,142 @@
+"""Backbones for feature pyramids: four maps of stride 4 to 32, the last stages deformable."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from pliant import surgery
+from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD, CaffeResNet
+from pliant.backbones.timm_features import wake
+from pliant.backbones.weights import load_weights
+
+STRIDES = (4, 8, 16, 32)
+_PAPER = {"resnet50": 50, "resnet101": 101}
+
+
+class CaffePyramid(CaffeResNet):
+    """conv2 to conv5 of the paper's ResNets at their own strides, batch norms fixed.
+
+    Shape: normalised images `[N, 3, H, W]` to maps `"0"` to `"3"`, of strides 4 to 32.
+    """
+
+    channels = (256, 512, 1024, 2048)
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    image_mean = IMAGE_MEAN
+    image_std = IMAGE_STD
+
+    def __init__(self, depth: int, *, padded_pool: bool = False) -> None:
+        super().__init__(depth, frozen=True, padded_pool=padded_pool)
+        del self.fc, self.avgpool
+        for module in (self.conv1, self.layer1):
+            module.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps = []
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+            maps.append(x)
+        return OrderedDict((str(level), map) for level, map in enumerate(maps))
+
+
+class TimmPyramid(nn.Module):
+    """The maps of stride 4 to 32 of a timm model.
+
+    Args:
+        name: a timm model that knows `features_only` and has these strides.
+        pretrained: load timm's weights (from the Hugging Face Hub).
+        frozen: batch norms with fixed statistics and affine parts, and the layers up to stride 4 without training.
+
+    Shape: normalised images `[N, 3, H, W]` to maps `"0"` to `"3"`, of strides 4 to 32.
+    """
+
+    def __init__(self, name: str, *, pretrained: bool = False, frozen: bool = True) -> None:
+        super().__init__()
+        name = name.removeprefix("timm/")
+        if not timm.is_model(name):
+            raise ValueError(f"backbone must be resnet50, resnet101 or a timm model, got {name!r}")
+        body: Any = timm.create_model(name, pretrained=pretrained, features_only=True)
+        info = body.feature_info
+        strides = list(info.reduction())
+        if not set(STRIDES) <= set(strides):
+            raise ValueError(f"{name} does not give maps of strides 4 to 32 but {strides}")
+        self.levels = [strides.index(stride) for stride in STRIDES]
+        self.channels = tuple(info.channels()[level] for level in self.levels)
+        self.stages = tuple(f"body.{info.module_name()[level].replace('.', '_')}" for level in self.levels)
+        config = body.pretrained_cfg
+        self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
+        if frozen and not pretrained:
+            wake(body)
+        self.body = freeze_batch_norm_2d(body) if frozen else body
+        if frozen:
+            self._freeze_first_stage()
+
+    def _freeze_first_stage(self) -> None:
+        later = tuple(f"{stage.removeprefix('body.')}." for stage in self.stages[1:])
+        for name, parameter in self.body.named_parameters():
+            if not name.startswith(later):
+                parameter.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        maps = self.body(x)
+        return OrderedDict((str(i), maps[level]) for i, level in enumerate(self.levels))
+
+
+Pyramid = CaffePyramid | TimmPyramid
+
+
+def pyramid(
+    name: str = "resnet50",
+    *,
+    weights: str | Path | None = None,
+    frozen: bool = True,
+    deform_stages: int = 0,
+    padded_pool: bool = False,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    border: str = "paper",
+) -> Pyramid:
+    """Maps of stride 4 to 32 with the last stages deformable.
+
+    Args:
+        name, weights, frozen: as for `pliant.backbones.backbone`.
+        deform_stages: in how many of the last stages, 0 to 3, all convolutions with a kernel larger than 1 are
+            deformable; 3 is conv3 to conv5, as Zhu et al. (2019) have it.
+        padded_pool: as for `pliant.backbones.backbone`.
+        offset_groups, modulated, border: as for `pliant.nn.DeformConv2d`.
+    """
+    if not 0 <= deform_stages <= 3:
+        raise ValueError(f"deform_stages must be 0 to 3, got {deform_stages}")
+    model: Pyramid
+    if name in _PAPER:
+        if not frozen:
+            raise ValueError(f"{name} has fixed batch norms; frozen=False is for timm models")
+        model = CaffePyramid(_PAPER[name], padded_pool=padded_pool)
+        if weights is not None:
+            load_weights(model, weights)
+    else:
+        if padded_pool:
+            raise ValueError(f"padded_pool=True is for the paper's ResNets, not for {name}")
+        if weights not in (None, "pretrained"):
+            raise ValueError(f"weights of a timm model must be None or 'pretrained', got {str(weights)!r}")
+        model = TimmPyramid(name, pretrained=weights == "pretrained", frozen=frozen)
+    if deform_stages:
+        prefixes = tuple(f"{stage}." for stage in model.stages[len(model.stages) - deform_stages :])
+        surgery.deform(
+            model,
+            lambda name, module: name.startswith(prefixes) and _spatial(module),
+            offset_groups=offset_groups,
+            modulated=modulated,
+            border=border,
+        )
+    return model
+
+
+def _spatial(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1

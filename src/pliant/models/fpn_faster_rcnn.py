@@ -1,0 +1,152 @@
+"""Faster R-CNN on a feature pyramid with deformable conv3 to conv5: what most people train today."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from pliant.backbones.pyramid import STRIDES, Pyramid
+from pliant.backbones.pyramid import pyramid as build_pyramid
+from pliant.models.detector import arguments
+
+CHANNELS = 256
+
+
+class FPNFasterRCNN(TorchvisionFasterRCNN):
+    """What `fpn_faster_rcnn` builds; `config` holds the arguments."""
+
+    config: dict[str, Any]
+
+
+def fpn_faster_rcnn(
+    num_classes: int,
+    *,
+    backbone: str = "resnet50",
+    weights: str | Path | None = None,
+    frozen: bool = True,
+    deform_stages: int = 3,
+    padded_pool: bool = False,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    border: str = "paper",
+    min_size: int = 800,
+    max_size: int = 1333,
+    score_thresh: float = 0.05,
+    nms_thresh: float = 0.5,
+    detections_per_image: int = 100,
+) -> FPNFasterRCNN:
+    """Faster R-CNN with a feature pyramid (Lin et al. 2017) and deformable stages (Zhu et al. 2019).
+
+    torchvision's detector with aligned RoI pooling and anchors that keep their strides on every level, as
+    mmdetection's has them, so that its checkpoints run. Images, targets and results are those of
+    `pliant.models.faster_rcnn`.
+
+    Args:
+        num_classes: with the background.
+        backbone, weights, frozen, deform_stages, padded_pool, offset_groups, modulated, border: see
+            `pliant.backbones.pyramid.pyramid`.
+        min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
+        score_thresh, nms_thresh, detections_per_image: of the final detections.
+    """
+    config = arguments(locals())
+    body = build_pyramid(
+        backbone,
+        weights=weights,
+        frozen=frozen,
+        deform_stages=deform_stages,
+        padded_pool=padded_pool,
+        offset_groups=offset_groups,
+        modulated=modulated,
+        border=border,
+    )
+    model = FPNFasterRCNN(
+        PyramidBackbone(body),
+        num_classes,
+        min_size=min_size,
+        max_size=max_size,
+        image_mean=list(body.image_mean),
+        image_std=list(body.image_std),
+        rpn_anchor_generator=PyramidAnchors(),
+        box_roi_pool=PyramidRoIAlign(7),
+        box_score_thresh=score_thresh,
+        box_nms_thresh=nms_thresh,
+        box_detections_per_img=detections_per_image,
+    )
+    model.config = config
+    return model
+
+
+class PyramidBackbone(nn.Module):
+    """Maps of stride 4 to 64 with 256 channels each, in the names of torchvision's `BackboneWithFPN`."""
+
+    out_channels = CHANNELS
+
+    def __init__(self, body: Pyramid) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(list(body.channels), CHANNELS, LastLevelMaxPool())
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        return self.fpn(self.body(x))
+
+
+class PyramidAnchors(AnchorGenerator):
+    """Anchors of 8 times the stride on every level, in three ratios, not rounded to pixels.
+
+    torchvision divides image by map for the stride, which on the last level comes to 61 where it is 64.
+    """
+
+    strides = (*STRIDES, 2 * STRIDES[-1])
+
+    def __init__(self) -> None:
+        super().__init__(tuple((8 * stride,) for stride in self.strides), ((0.5, 1.0, 2.0),) * len(self.strides))
+
+    def generate_anchors(
+        self,
+        scales: list[int],
+        aspect_ratios: list[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> Tensor:
+        """The anchors of one cell around the origin, `[ratios * scales, 4]`, ratio by ratio."""
+        side = torch.as_tensor(scales, dtype=dtype, device=device)
+        stretch = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
+        half = torch.stack((side / stretch, side * stretch), dim=2).flatten(0, 1) / 2
+        return torch.cat((-half, half), dim=1)
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        first = feature_maps[0]
+        self.set_cell_anchors(first.dtype, first.device)
+        strides = [[torch.tensor(stride, device=first.device)] * 2 for stride in self.strides]
+        anchors = torch.cat(self.grid_anchors([list(map.shape[-2:]) for map in feature_maps], strides))
+        return [anchors] * len(image_list.image_sizes)
+
+
+class PyramidRoIAlign(MultiScaleRoIAlign):
+    """RoIAlign on the level of stride 4 to 32 that fits a RoI's size (Lin et al. 2017, equation 1).
+
+    torchvision's with `aligned=True`, and in each bin as many samples as it has cells.
+    """
+
+    def __init__(self, output_size: int) -> None:
+        super().__init__([str(level) for level in range(len(STRIDES))], output_size, sampling_ratio=-1)
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        maps = [x[name] for name in self.featmap_names]
+        rois = torch.cat([torch.cat((box.new_full((len(box), 1), i), box), dim=1) for i, box in enumerate(boxes)])
+        levels = (box_area(rois[:, 1:]).sqrt() / (14 * STRIDES[0]) + 1e-6).log2().floor().clamp(0, len(STRIDES) - 1)
+        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
+        for level, (map, stride) in enumerate(zip(maps, STRIDES, strict=True)):
+            chosen = torch.where(levels == level)[0]
+            parts = roi_align(map, rois[chosen].to(map.dtype), self.output_size, 1 / stride, -1, aligned=True)
+            pooled = pooled.index_put((chosen,), parts)
+        return pooled
