@@ -61,6 +61,18 @@ def test_authors_border_reaches_the_operator() -> None:
     assert not torch.allclose(layer(x), expected)
 
 
+def test_the_offset_branch_may_have_a_dilation_of_its_own() -> None:
+    layer = DeformConv2d(4, 6, (3, 5), stride=2, padding=(4, 7), dilation=(4, 3), offset_dilation=(2, 1))
+    assert layer.offset_conv.dilation == (2, 1)
+    assert layer.offset_conv.padding == (2, 3)
+    assert (
+        layer(torch.rand(1, 4, 9, 12)).shape
+        == nn.Conv2d(4, 6, (3, 5), 2, (4, 7), (4, 3))(torch.rand(1, 4, 9, 12)).shape
+    )
+    with pytest.raises(ValueError, match=r"output size .*padding \(0, 0\).*got 1"):
+        DeformConv2d(4, 4, 3, dilation=2, offset_dilation=1)
+
+
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="offset_groups must divide in_channels 4, got 3"):
         DeformConv2d(4, 4, 3, offset_groups=3)

@@ -14,8 +14,8 @@ from pliant import ops
 class DeformConv2d(nn.Conv2d):
     """A deformable convolution with its offset branch (Dai et al. 2017, section 2.1).
 
-    A convolution, and so loads its weights; beside it `offset_conv`, of the same kernel, stride, padding and
-    dilation, predicts from the same input where each tap samples. The branch starts at zero, so at first the
+    A convolution, and so loads its weights; beside it `offset_conv`, of the same kernel, stride and dilation,
+    predicts from the same input where each tap samples. The branch starts at zero, so at first the
     layer computes what the plain convolution does.
 
     Args:
@@ -25,6 +25,7 @@ class DeformConv2d(nn.Conv2d):
         modulated: also predict a factor for every sample, `2 * sigmoid(logit)`, one at the start (Zhu et al.
             2019; twice theirs, so that the layer starts as the plain convolution).
         border: `"paper"` or `"authors"`, see `pliant.ops.deform_conv2d`.
+        offset_dilation: of the offset branch, if not `dilation` (the authors' DeepLab has 1 where that is 2).
 
     Shape: `[B, in_channels, H, W]` to `[B, out_channels, Ho, Wo]`, Ho and Wo as a convolution's.
 
@@ -46,6 +47,7 @@ class DeformConv2d(nn.Conv2d):
         offset_groups: int = 1,
         modulated: bool = False,
         border: str = "paper",
+        offset_dilation: int | tuple[int, int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,8 +69,7 @@ class DeformConv2d(nn.Conv2d):
             (3 if modulated else 2) * offset_groups * taps,
             self.kernel_size,  # type: ignore[arg-type]
             self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.dilation,  # type: ignore[arg-type]
+            **_narrowed(self, offset_dilation),
             **factory,
         )
         nn.init.zeros_(self.offset_conv.weight)
@@ -102,6 +103,21 @@ class DeformConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         extra = f", offset_groups={self.offset_groups}" if self.offset_groups != 1 else ""
         return f"{super().extra_repr()}{extra}{', modulated=True' if self.modulated else ''}"
+
+
+def _narrowed(conv: nn.Conv2d, dilation: int | tuple[int, int] | None) -> dict[str, tuple[int, int]]:
+    """Padding and dilation of a branch whose output has the size of the convolution's."""
+    if dilation is None:
+        dilation = conv.dilation  # type: ignore[assignment]
+    pair = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)  # type: ignore[arg-type]
+    spare = [(own - new) * (kernel - 1) for own, new, kernel in zip(conv.dilation, pair, conv.kernel_size, strict=True)]
+    padding = tuple(pad - extra // 2 for pad, extra in zip(conv.padding, spare, strict=True))  # type: ignore[operator]
+    if min(pair) < 1 or any(extra % 2 for extra in spare) or min(padding) < 0:
+        raise ValueError(
+            f"offset_dilation must give the convolution's output size (kernel_size {conv.kernel_size}, padding "
+            f"{conv.padding}, dilation {conv.dilation}), got {dilation}"
+        )
+    return {"padding": padding, "dilation": pair}  # type: ignore[dict-item]
 
 
 def _explicit_padding(conv: nn.Conv2d) -> tuple[int, int]:

@@ -15,7 +15,13 @@ Where = str | int | Callable[[str, nn.Module], bool]
 
 
 def deform(
-    model: nn.Module, where: Where, *, offset_groups: int = 1, modulated: bool = False, border: str = "paper"
+    model: nn.Module,
+    where: Where,
+    *,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    border: str = "paper",
+    offset_dilation: int | tuple[int, int] | None = None,
 ) -> nn.Module:
     """Turn convolutions of a model into deformable ones, in place; weights stay, and so does the output at first.
 
@@ -25,7 +31,7 @@ def deform(
         where: which ones: a glob pattern on module names (`"layer4.*.conv2"`), a predicate
             `(name, module) -> bool`, or an int, the last n convolutions with a kernel larger than 1, in the order
             of `model.named_modules()`.
-        offset_groups, modulated, border: as for `pliant.nn.DeformConv2d`.
+        offset_groups, modulated, border, offset_dilation: as for `pliant.nn.DeformConv2d`.
 
     Returns:
         The model itself (a new module only when the model is itself a convolution that was chosen).
@@ -34,10 +40,13 @@ def deform(
         ValueError: when nothing matches, or a match cannot be deformed; nothing is changed then.
     """
     chosen = _choose(model, where)
-    replacements = {
-        name: _deformed(name, conv, offset_groups=offset_groups, modulated=modulated, border=border)
-        for name, conv in chosen.items()
+    options: dict[str, Any] = {
+        "offset_groups": offset_groups,
+        "modulated": modulated,
+        "border": border,
+        "offset_dilation": offset_dilation,
     }
+    replacements = {name: _deformed(name, conv, **options) for name, conv in chosen.items()}
     return _replace(model, replacements)
 
 

@@ -27,6 +27,7 @@ def backbone(
     offset_groups: int = 1,
     modulated: bool = False,
     border: str = "paper",
+    offset_dilation: int | None = None,
 ) -> Backbone:
     """A backbone of stride 16 with its last layers deformable.
 
@@ -39,9 +40,14 @@ def backbone(
             of conv4.
         dilation: of conv5's 3x3 convolutions (the paper's ResNets only).
         padded_pool: the first pooling as in Keras' port of the weights (the paper's ResNets only).
-        offset_groups, modulated, border: as for `pliant.nn.DeformConv2d`.
+        offset_groups, modulated, border, offset_dilation: as for `pliant.nn.DeformConv2d`.
     """
-    options: dict[str, Any] = {"offset_groups": offset_groups, "modulated": modulated, "border": border}
+    options: dict[str, Any] = {
+        "offset_groups": offset_groups,
+        "modulated": modulated,
+        "border": border,
+        "offset_dilation": offset_dilation,
+    }
     model: Backbone
     if name in _PAPER:
         if not frozen:

@@ -60,6 +60,7 @@ def deeplab(
     offset_groups: int = 1,
     modulated: bool = False,
     border: str = "paper",
+    offset_dilation: int | None = None,
 ) -> DeepLab:
     """DeepLab without refinements (Chen et al. 2015, as Dai et al. 2017, section 3.2, use it).
 
@@ -68,8 +69,8 @@ def deeplab(
 
     Args:
         num_classes: with the background.
-        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border: see
-            `pliant.backbones.backbone`.
+        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
+            offset_dilation: see `pliant.backbones.backbone`.
     """
     config = {name: value for name, value in locals().items() if name != "weights"}
     if num_classes < 2:
@@ -84,6 +85,7 @@ def deeplab(
         offset_groups=offset_groups,
         modulated=modulated,
         border=border,
+        offset_dilation=offset_dilation,
     )
     model = DeepLab(body, body.conv5_channels, num_classes)
     model.config = config

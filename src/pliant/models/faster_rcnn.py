@@ -36,6 +36,7 @@ def faster_rcnn(
     offset_groups: int = 1,
     modulated: bool = False,
     border: str = "paper",
+    offset_dilation: int | None = None,
     sampling: str = "paper",
     framing: str = "paper",
     background_iou: float = 0.1,
@@ -54,8 +55,8 @@ def faster_rcnn(
 
     Args:
         num_classes: with the background.
-        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border: see
-            `pliant.backbones.backbone`.
+        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
+            offset_dilation: see `pliant.backbones.backbone`.
         deform_roi: deformable RoI pooling instead of the plain average.
         sampling: of the RoI pooling, `"paper"` or `"authors"`; their plain network takes the maximum of a bin.
         framing: `"paper"` pads images to a multiple of 16 and takes boxes by their edges; `"authors"` is theirs to
@@ -76,6 +77,7 @@ def faster_rcnn(
         offset_groups=offset_groups,
         modulated=modulated,
         border=border,
+        offset_dilation=offset_dilation,
     )
     heads = BoxHead(
         ReducedRoIPool(body.conv5_channels, 256, deform=deform_roi, sampling=sampling),

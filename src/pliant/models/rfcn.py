@@ -35,6 +35,7 @@ def rfcn(
     offset_groups: int = 1,
     modulated: bool = False,
     border: str = "paper",
+    offset_dilation: int | None = None,
     sampling: str = "paper",
     framing: str = "paper",
     bins: int = 7,
@@ -54,8 +55,8 @@ def rfcn(
 
     Args:
         num_classes: with the background.
-        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border: see
-            `pliant.backbones.backbone`.
+        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
+            offset_dilation: see `pliant.backbones.backbone`.
         deform_roi: deformable position-sensitive RoI pooling instead of the plain one.
         sampling, framing: see `pliant.models.faster_rcnn`.
         bins: k.
@@ -75,6 +76,7 @@ def rfcn(
         offset_groups=offset_groups,
         modulated=modulated,
         border=border,
+        offset_dilation=offset_dilation,
     )
     maps = PositionSensitiveMaps(body.conv5_channels, num_classes, bins, deform=deform_roi, sampling=sampling)
     heads = BoxHead(
