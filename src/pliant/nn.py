@@ -69,7 +69,7 @@ class DeformConv2d(nn.Conv2d):
             (3 if modulated else 2) * offset_groups * taps,
             self.kernel_size,  # type: ignore[arg-type]
             self.stride,  # type: ignore[arg-type]
-            **_narrowed(self, offset_dilation),
+            *_narrowed(self, offset_dilation),
             **factory,
         )
         nn.init.zeros_(self.offset_conv.weight)
@@ -105,7 +105,7 @@ class DeformConv2d(nn.Conv2d):
         return f"{super().extra_repr()}{extra}{', modulated=True' if self.modulated else ''}"
 
 
-def _narrowed(conv: nn.Conv2d, dilation: int | tuple[int, int] | None) -> dict[str, tuple[int, int]]:
+def _narrowed(conv: nn.Conv2d, dilation: int | tuple[int, int] | None) -> tuple[Any, Any]:
     """Padding and dilation of a branch whose output has the size of the convolution's."""
     if dilation is None:
         dilation = conv.dilation  # type: ignore[assignment]
@@ -117,7 +117,7 @@ def _narrowed(conv: nn.Conv2d, dilation: int | tuple[int, int] | None) -> dict[s
             f"offset_dilation must give the convolution's output size (kernel_size {conv.kernel_size}, padding "
             f"{conv.padding}, dilation {conv.dilation}), got {dilation}"
         )
-    return {"padding": padding, "dilation": pair}  # type: ignore[dict-item]
+    return padding, pair
 
 
 def _explicit_padding(conv: nn.Conv2d) -> tuple[int, int]:
