@@ -43,7 +43,7 @@ def class_aware_rpn(
     nms_thresh: float = 0.3,
     detections_per_image: int = 300,
 ) -> ClassAwareRPN:
-    """RPN with a classifier of C classes in place of two (Dai et al. 2017, section 3.2), "a simplified SSD".
+    """RPN with a classifier of C classes in place of two (Dai et al. 2017, section 2.3), "a simplified SSD".
 
     The paper says no more. Here the head stands on conv5 reduced to 1024 channels, since the paper's deformable
     layers change its result; boxes are shared by all classes; anchors, and which are learned from, are the RPN's.

@@ -62,7 +62,7 @@ def deeplab(
     border: str = "paper",
     offset_dilation: int | None = None,
 ) -> DeepLab:
-    """DeepLab without refinements (Chen et al. 2015, as Dai et al. 2017, section 3.2, use it).
+    """DeepLab without refinements (Chen et al. 2015, as Dai et al. 2017, section 2.3, use it).
 
     conv5 features at stride 16, a 1x1 convolution to 1024 channels, 1x1 scores, and fixed bilinear upsampling
     by 16.

@@ -47,7 +47,7 @@ def faster_rcnn(
     nms_thresh: float = 0.3,
     detections_per_image: int = 300,
 ) -> FasterRCNN:
-    """Faster R-CNN with a head of two fully connected layers (Dai et al. 2017, section 3.2 and their code).
+    """Faster R-CNN with a head of two fully connected layers (Dai et al. 2017, section 2.3 and their code).
 
     Follows torchvision's conventions: images are a list of `Tensor[3, H, W]` in 0..1, targets a list of dicts
     with `boxes` (x0, y0, x1, y1) and `labels` (1 to num_classes - 1); the result is a dict of losses in

@@ -47,7 +47,7 @@ def rfcn(
     nms_thresh: float = 0.3,
     detections_per_image: int = 300,
 ) -> RFCN:
-    """R-FCN (Dai et al. 2016, as Dai et al. 2017, section 3.2 and figure 4, make it deformable).
+    """R-FCN (Dai et al. 2016, as Dai et al. 2017, section 2.3 and figure 4, make it deformable).
 
     A 1x1 convolution reduces conv5 to 1024 channels; from these come k x k score maps for each class and k x k box
     maps that all classes share. Each RoI is the mean of its bins. Offsets of the bins are class-aware for scores

@@ -30,6 +30,9 @@ class Recipe:
         border: The rule of the deformable convolutions at the border, ``"paper"`` or ``"authors"``.
         offset_groups: Groups of input channels that are deformed separately.
         modulated: Whether the deformable convolutions also weigh their samples.
+        offset_dilation: Of the convolutions that predict offsets; None for that of the layer.
+        offset_lr_mult: The learning rate of these, times this (beta in the paper).
+        bias_lr_mult: The learning rate of biases, times this.
         lr: The learning rate at `lr_batch` images a step; it is used in proportion to `batch_size`.
         lr_batch: See `lr`.
         batch_size: Images a step.
@@ -44,7 +47,7 @@ class Recipe:
         short_side: Pixels the shorter side of an image is scaled to ...
         max_side: ... unless the longer one would exceed this.
         flip: The probability of a horizontal flip in training.
-        layout: The layout of the data: ``"voc"`` or ``"coco"``.
+        layout: The layout of the data: ``"voc"``, ``"coco"`` or ``"cityscapes"``.
         classes: Names to use instead of those found in the data; none means those found.
         train_split: To train on; several are joined by ``+`` (VOC). If the data has no such split, and it was
             not asked for explicitly, one is chosen: ``trainval`` or ``train``.
@@ -68,6 +71,9 @@ class Recipe:
     border: Literal["paper", "authors"] = "paper"
     offset_groups: int = 1
     modulated: bool = False
+    offset_dilation: int | None = None
+    offset_lr_mult: float = 1.0
+    bias_lr_mult: float = 1.0
     lr: float = 1e-3
     lr_batch: int = 8
     batch_size: int = 8
@@ -82,7 +88,7 @@ class Recipe:
     short_side: int = 600
     max_side: int = 1000
     flip: float = 0.5
-    layout: Literal["voc", "coco"] = "voc"
+    layout: Literal["voc", "coco", "cityscapes"] = "voc"
     classes: tuple[str, ...] = ()
     train_split: str | None = None
     test_split: str | None = None
@@ -115,19 +121,35 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(Recipe):
-    """A two-stage detector.
+    """A detector.
 
     Attributes:
+        network: Which one.
         deform_roi: Whether RoI pooling is deformable.
-        sampling: Where its bins sample, ``"paper"`` or ``"authors"``.
+        deform_stages: In how many of the last stages all 3x3 convolutions are deformable (`fpn_faster_rcnn`, which
+            has this instead of `deform_layers` and `deform_roi`).
+        sampling: Where bins of RoI pooling sample, ``"paper"`` or ``"authors"``.
+        framing: How images and boxes lie on the map, ``"paper"`` or ``"authors"``; see `pliant.models.rfcn`.
+        hardest: Learn from the 128 RoIs with the largest loss, and not from 128 drawn ones (`rfcn`).
+        background_iou: RoIs that overlap every object by less are not learned from (`faster_rcnn`).
+        roi_offset_lr_mult: The learning rate of the layer that predicts the offsets of bins in deformable RoI
+            pooling, times this (beta in the paper; `faster_rcnn`).
+        reduce_lr_mult: The learning rate of the new 1x1 convolution on conv5, times this.
         anchor_scales: Square roots of the anchors' areas, in multiples of 16 pixels of the scaled image.
         score_threshold: Detections below are not given.
         nms_threshold: Detections of a class that overlap a better one by more are not given.
         max_detections: The most that are given for an image.
     """
 
+    network: Literal["faster_rcnn", "rfcn", "class_aware_rpn", "fpn_faster_rcnn"] = "faster_rcnn"
     deform_roi: bool = False
+    deform_stages: int = 0
     sampling: Literal["paper", "authors"] = "paper"
+    framing: Literal["paper", "authors"] = "paper"
+    hardest: bool = True
+    background_iou: float = 0.1
+    roi_offset_lr_mult: float = 0.01
+    reduce_lr_mult: float = 1.0
     anchor_scales: tuple[int, ...] = (8, 16, 32)
     score_threshold: float = 1e-3
     nms_threshold: float = 0.3
@@ -139,12 +161,17 @@ class SegmentationRecipe(Recipe):
     """A semantic segmenter.
 
     Attributes:
-        crop: Side in pixels of a random square crop in training; None for whole images.
+        crop: Height and width in pixels of a random crop in training, or one number for both; None for whole images.
     """
 
     short_side: int = 360
     max_side: int = 600
-    crop: int | None = None
+    crop: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop is not None and (len(self.crop) not in (1, 2) or min(self.crop) < 1):
+            raise ValueError(f"crop must be one or two positive numbers of pixels, got {self.crop}")
 
 
 KINDS: dict[str, type[Recipe]] = {"detection": DetectionRecipe, "segmentation": SegmentationRecipe}

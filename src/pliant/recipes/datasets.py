@@ -154,8 +154,12 @@ def open_split(
 
 def _segmentation(recipe: SegmentationRecipe, training: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
     if training:
-        return transforms.segmentation_train(recipe.short_side, recipe.max_side, recipe.flip, recipe.crop)
+        return transforms.segmentation_train(recipe.short_side, recipe.max_side, recipe.flip, _crop(recipe.crop))
     return OriginalMask(transforms.segmentation_eval(recipe.short_side, recipe.max_side))
+
+
+def _crop(crop: tuple[int, ...] | None) -> tuple[int, int] | None:
+    return None if crop is None else (crop[0], crop[-1])
 
 
 def _task(recipe: Recipe) -> str:

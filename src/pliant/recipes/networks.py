@@ -1,7 +1,8 @@
-"""The network a recipe asks for."""
+"""The network a recipe asks for, and how fast its parts learn."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -22,28 +23,60 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
         ValueError: If the backbone is unknown or cannot be built so.
         FileNotFoundError: If the weights are a file that is not there.
     """
-    body: dict[str, Any] = {
+    common: dict[str, Any] = {
         "backbone": recipe.backbone,
         "weights": recipe.weights if pretrained else None,
         "frozen": recipe.frozen,
-        "deform_layers": recipe.deform_layers,
-        "dilation": recipe.dilation,
         "padded_pool": recipe.padded_pool,
         "border": recipe.border,
         "offset_groups": recipe.offset_groups,
         "modulated": recipe.modulated,
     }
+    stride_16: dict[str, Any] = {
+        **common,
+        "deform_layers": recipe.deform_layers,
+        "dilation": recipe.dilation,
+        "offset_dilation": recipe.offset_dilation,
+    }
     if not isinstance(recipe, DetectionRecipe):
-        return models.deeplab(len(classes), **body)
-    return models.faster_rcnn(
-        len(classes) + 1,
-        **body,
-        deform_roi=recipe.deform_roi,
-        sampling=recipe.sampling,
-        min_size=recipe.short_side,
-        max_size=recipe.max_side,
-        anchor_scales=recipe.anchor_scales,
-        score_thresh=recipe.score_threshold,
-        nms_thresh=recipe.nms_threshold,
-        detections_per_image=recipe.max_detections,
-    )
+        return models.deeplab(len(classes), **stride_16)
+    num_classes = len(classes) + 1
+    tested: dict[str, Any] = {
+        "min_size": recipe.short_side,
+        "max_size": recipe.max_side,
+        "score_thresh": recipe.score_threshold,
+        "nms_thresh": recipe.nms_threshold,
+        "detections_per_image": recipe.max_detections,
+    }
+    if recipe.network == "fpn_faster_rcnn":
+        _require_unused(recipe, "deform_layers", "deform_roi", "offset_dilation")
+        return models.fpn_faster_rcnn(num_classes, **common, **tested, deform_stages=recipe.deform_stages)
+    _require_unused(recipe, "deform_stages")
+    anchored: dict[str, Any] = {**stride_16, **tested, "anchor_scales": recipe.anchor_scales}
+    if recipe.network == "class_aware_rpn":
+        _require_unused(recipe, "deform_roi")
+        return models.class_aware_rpn(num_classes, **anchored)
+    pooled: dict[str, Any] = {"deform_roi": recipe.deform_roi, "sampling": recipe.sampling, "framing": recipe.framing}
+    if recipe.network == "rfcn":
+        return models.rfcn(num_classes, **anchored, **pooled, hardest=recipe.hardest)
+    return models.faster_rcnn(num_classes, **anchored, **pooled, background_iou=recipe.background_iou)
+
+
+def lr_multipliers(recipe: Recipe, model: nn.Module) -> dict[str, float]:
+    """The recipe's learning-rate multipliers, by patterns of the parameters of its network.
+
+    Where several fit a parameter, the last one counts: a layer's own goes before that of biases.
+    """
+    patterns = {"*.bias": recipe.bias_lr_mult, "*.offset_conv.*": recipe.offset_lr_mult}
+    if isinstance(recipe, DetectionRecipe):
+        patterns |= {"*.offset_fc.*": recipe.roi_offset_lr_mult, "*.reduce.*": recipe.reduce_lr_mult}
+    patterns = {pattern: mult for pattern, mult in patterns.items() if mult != 1}
+    names = [name for name, _ in model.named_parameters()]
+    return {pattern: mult for pattern, mult in patterns.items() if any(fnmatchcase(name, pattern) for name in names)}
+
+
+def _require_unused(recipe: DetectionRecipe, *fields: str) -> None:
+    """A change that the network would not heed is a mistake."""
+    given = [name for name in fields if getattr(recipe, name)]
+    if given:
+        raise ValueError(f"network={recipe.network} has no {', '.join(given)}")

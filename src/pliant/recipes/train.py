@@ -15,7 +15,7 @@ from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.training import TrainingModule
 from pliant.recipes.base import DetectionRecipe, Recipe, find_recipe, from_fields, kind_of, override, to_fields
 from pliant.recipes.datasets import ImageSet, Splits, choose_splits, open_training_data
-from pliant.recipes.networks import build_model
+from pliant.recipes.networks import build_model, lr_multipliers
 
 _console = Console(stderr=True, soft_wrap=True)
 
@@ -119,7 +119,7 @@ def build_module(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool =
         warmup_factor=recipe.warmup_factor,
     )
     kind = DetectionModule if isinstance(recipe, DetectionRecipe) else SegmentationModule
-    return kind(model, schedule, classes, seed=recipe.seed)
+    return kind(model, schedule, classes, seed=recipe.seed, lr_mult=lr_multipliers(recipe, model))
 
 
 def fit_settings(recipe: Recipe) -> FitSettings:
