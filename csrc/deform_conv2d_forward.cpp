@@ -33,7 +33,7 @@ class Forward {
   public:
     Forward(const Convolution& conv, const ConvolutionTensors& in, Array bias, Array out, int threads)
         : conv_(conv), in_(in), bias_(bias), out_(out), threads_(threads), outputs_(conv.out_channels / conv.groups),
-          out_row_(round_up(outputs_, lanes<T>)), sum_row_(conv.groups * out_row_),
+          out_row_(round_up(outputs_, lanes<T>)), sum_row_(conv.groups * out_row_ + lanes<T>),
           in_place_(reads_in_place<T>(conv, in.input.dtype, conv.cells() * lanes<T> * int64_t{sizeof(T)})),
           held_(channels_held()), slice_row_(round_up(std::min(held_, kSliceChannels), lanes<T>) + lanes<T>),
           images_(in_place_ ? conv.batch

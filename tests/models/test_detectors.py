@@ -70,6 +70,7 @@ def test_detections_come_in_torchvisions_form(build: Any) -> None:
 
 @pytest.mark.parametrize("build", BUILDERS)
 def test_at_the_start_the_deformable_network_is_its_plain_twin(build: Any) -> None:
+    torch.manual_seed(0)
     plain = build(3, **options(build, **PLAIN), score_thresh=0.2).eval()
     twin = build(3, **options(build), score_thresh=0.2).eval()
     missing, unexpected = twin.load_state_dict(plain.state_dict(), strict=False)

@@ -57,7 +57,9 @@ class OriginalMask:
 
 
 def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) -> Splits:
-    """The splits of a recipe that the data has, or, for those it lacks, the usual names.
+    """The splits of a recipe that the data has, or, where it has none of them, the usual names.
+
+    Of several that a recipe joins by ``+``, those are taken that are there.
 
     Args:
         recipe: Says what to look for.
@@ -73,8 +75,11 @@ def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) ->
 
     def choose(field: str, usual: tuple[str, ...], excluded: set[str]) -> str | None:
         asked: str | None = getattr(recipe, field)
-        if asked is not None and (field in explicit or _exists(recipe, root, asked)):
+        if asked is not None and field in explicit:
             return asked
+        parts = [part for part in (asked or "").split("+") if part and _exists(recipe, root, part)]
+        if parts:
+            return "+".join(parts)
         return next((name for name in usual if name in there and name not in excluded), None)
 
     # Without a test split, the validation split is judged on, so it must not be trained on.
