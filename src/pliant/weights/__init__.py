@@ -1,0 +1,1 @@
+"""Weights that others wrote: their files, and their names in ours."""
