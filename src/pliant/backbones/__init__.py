@@ -1,4 +1,4 @@
-"""Backbones at stride 16: the paper's ResNets, and any timm model."""
+"""Backbones at stride 16: the paper's ResNets, its Aligned-Inception-ResNet, and any timm model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from pliant import surgery
+from pliant.backbones.aligned_inception_resnet import AlignedInceptionResNet, AlignedInceptionResNetBackbone
 from pliant.backbones.caffe_resnet import CaffeResNet, CaffeResNetBackbone
 from pliant.backbones.timm_features import TimmBackbone
 from pliant.backbones.weights import load_weights
 
-__all__ = ["Backbone", "CaffeResNet", "CaffeResNetBackbone", "TimmBackbone", "backbone", "load_weights"]
+__all__ = [
+    "AlignedInceptionResNet",
+    "AlignedInceptionResNetBackbone",
+    "Backbone",
+    "CaffeResNet",
+    "CaffeResNetBackbone",
+    "TimmBackbone",
+    "backbone",
+    "load_weights",
+]
 
-Backbone = CaffeResNetBackbone | TimmBackbone
+Backbone = CaffeResNetBackbone | AlignedInceptionResNetBackbone | TimmBackbone
+_ALIGNED = "aligned_inception_resnet"
 _PAPER = {"resnet50": 50, "resnet101": 101}
 
 
@@ -32,13 +43,14 @@ def backbone(
     """A backbone of stride 16 with its last layers deformable.
 
     Args:
-        name: `"resnet50"` or `"resnet101"` for the paper's form; any other name is a timm model.
-        weights: a file for the paper's ResNets (`load_weights`); for a timm model, `"pretrained"` takes timm's.
+        name: `"resnet50"`, `"resnet101"` or `"aligned_inception_resnet"` for the paper's form; any other name is a
+            timm model.
+        weights: a file for the paper's networks (`load_weights`); for a timm model, `"pretrained"` takes timm's.
         frozen: fixed batch norms; only timm models can turn it off.
         deform_layers: how many of the last convolutions with a kernel larger than 1 become deformable. For the
             paper's ResNets 0, 1, 2, 3 or 6, as in its Table 1: res5c; res5b, c; res5a to c; and the last three
-            of conv4.
-        dilation: of conv5's 3x3 convolutions (the paper's ResNets only).
+            of conv4. Aligned-Inception-ResNet has three in a block, nine in conv5.
+        dilation: of conv5's 3x3 convolutions (the paper's networks only).
         padded_pool: the first pooling as in Keras' port of the weights (the paper's ResNets only).
         offset_groups, modulated, border, offset_dilation: as for `pliant.nn.DeformConv2d`.
     """
@@ -49,15 +61,15 @@ def backbone(
         "offset_dilation": offset_dilation,
     }
     model: Backbone
-    if name in _PAPER:
+    if name in _PAPER or name == _ALIGNED:
         if not frozen:
             raise ValueError(f"{name} has fixed batch norms; frozen=False is for timm models")
-        model = CaffeResNetBackbone(_PAPER[name], dilation, padded_pool=padded_pool)
-        if weights is not None:
-            load_weights(model, weights)
+        model = _paper_backbone(name, dilation, padded_pool)
         names = model.deformable_names(deform_layers)
         if names:
             surgery.deform(model, lambda module, _: module in names, **options)
+        if weights is not None:
+            load_weights(model, weights)
         return model
     if dilation != 2 or padded_pool:
         raise ValueError(f"dilation={dilation}, padded_pool={padded_pool} are for the paper's ResNets, not for {name}")
@@ -66,3 +78,13 @@ def backbone(
     model = TimmBackbone(name, pretrained=weights == "pretrained", frozen=frozen)
     surgery.deform(model, deform_layers, **options)
     return model
+
+
+def _paper_backbone(
+    name: str, dilation: int, padded_pool: bool
+) -> CaffeResNetBackbone | AlignedInceptionResNetBackbone:
+    if name in _PAPER:
+        return CaffeResNetBackbone(_PAPER[name], dilation, padded_pool=padded_pool)
+    if padded_pool:
+        raise ValueError(f"padded_pool=True is for the paper's ResNets; the first pooling of {name} always has padding")
+    return AlignedInceptionResNetBackbone(dilation)

@@ -27,7 +27,10 @@ class TimmBackbone(nn.Module):
         name = name.removeprefix("timm/")
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8]) or "none alike"
-            raise ValueError(f"backbone must be resnet50, resnet101 or a timm model, got {name!r} (timm has: {close})")
+            raise ValueError(
+                "backbone must be resnet50, resnet101, aligned_inception_resnet or a timm model, "
+                f"got {name!r} (timm has: {close})"
+            )
         body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, output_stride=16)
         reductions = body.feature_info.reduction()
         if len(reductions) < 2 or reductions[-2:] != [16, 16]:

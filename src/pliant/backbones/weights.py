@@ -1,4 +1,4 @@
-"""Weights of the paper's ResNets from files."""
+"""Weights of the paper's networks from files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+_PREFIX = "backbone."
+
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a `.safetensors` file, or a `.pth` dict of tensors, into a ResNet of this package, in place.
+    """Load a `.safetensors` file, or a `.pth` dict of tensors, into a network of this package, in place.
 
-    Names are torchvision's (`conv1.weight`, `layer1.0.conv1.weight`, ...). Weights may be float16 (they are
-    widened), or int8 with a `NAME.scale` beside them, one factor an output channel. Offset branches of
-    deformable layers keep their start; `fc` may be there or not when the model has none; counts of seen batches
+    Names are torchvision's for ResNets (`conv1.weight`, `layer1.0.conv1.weight`, ...), and may all stand after
+    `backbone.`, as in what `pliant train` writes for a classifier. Weights may be float16 (they are widened), or
+    int8 with a `NAME.scale` beside them, one factor an output channel. Offset branches of deformable layers keep
+    their start where the file has none; `fc` may be there or not when the model has none; counts of seen batches
     are ignored.
 
     Raises:
@@ -31,14 +34,14 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"{path} must hold a dict of tensors, got {type(stored).__name__}")
     weights = _unpacked(stored)
-    expected = {
-        name: value
-        for name, value in model.state_dict().items()
-        if ".offset_conv." not in name and not name.endswith("num_batches_tracked")
-    }
+    expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     if "fc.weight" not in expected:
         weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-    problems = [f"missing {name} {list(value.shape)}" for name, value in expected.items() if name not in weights]
+    problems = [
+        f"missing {name} {list(value.shape)}"
+        for name, value in expected.items()
+        if name not in weights and ".offset_conv." not in name
+    ]
     problems += [f"unknown {name} {list(value.shape)}" for name, value in weights.items() if name not in expected]
     problems += [
         f"{name} has shape {list(value.shape)}, expected {list(expected[name].shape)}"
@@ -52,12 +55,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def _unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     weights = {}
+    prefix = _PREFIX if all(name.startswith(_PREFIX) for name in stored) else ""
     for name, value in stored.items():
         if name.endswith((".scale", "num_batches_tracked")):
             continue
         scale = stored.get(f"{name}.scale")
         wide = value.float()
-        weights[name] = wide if scale is None else wide * scale.view(-1, *(1,) * (value.dim() - 1))
+        weights[name.removeprefix(prefix)] = wide if scale is None else wide * scale.view(-1, *(1,) * (value.dim() - 1))
     return weights
 
 
