@@ -27,6 +27,18 @@ std::vector<Slice> slices_of(const Convolution& conv, int64_t from, int64_t to) 
     return slices;
 }
 
+// Where the tiles of an image begin, and its end. The last ones are smaller, so that all threads end together.
+std::vector<int64_t> tiles_of(int64_t cells, int64_t images, int threads) {
+    const bool many = images * cells > 16 * threads * kTile;
+    const int64_t whole = many ? cells / kTile : cells / (threads * kTile) * threads, rest = cells - whole * kTile;
+    const int64_t part = many ? kTile : round_up((rest + threads - 1) / threads, kRows);
+    std::vector<int64_t> begins;
+    for (int64_t tile = 0; tile < whole; ++tile) begins.push_back(tile * kTile);
+    for (int64_t at = whole * kTile; at < cells; at += part) begins.push_back(at);
+    begins.push_back(cells);
+    return begins;
+}
+
 // T is the type of the sums, E that of columns and packed weight.
 template <class T, class E>
 class Forward {
@@ -41,7 +53,8 @@ class Forward {
                                                   conv.batch)),
           table_(in_place_ ? 0 : images_ * conv.cells() * held_ + lanes<T>),
           packed_(conv.taps() * out_row_ * (held_ + conv.groups)), columns_(threads * kTile * slice_row_, true),
-          sums_(threads * kTile * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true), samples_(threads) {}
+          sums_(threads * kTile * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true), samples_(threads),
+          begins_(tiles_of(conv.out_cells(), conv.batch, threads)) {}
 
     // Blocks of channels one after the other, each added to what the ones before it left in the output.
     void run() {
@@ -53,9 +66,10 @@ class Forward {
             for (int64_t image = 0; image < conv_.batch; image += images_) {
                 const int64_t some = std::min(images_, conv_.batch - image);
                 if (!in_place_) copy_images(image, some);
-                const int64_t tiles = (conv_.out_cells() + kTile - 1) / kTile;
+                const int64_t tiles = static_cast<int64_t>(begins_.size()) - 1;
                 parallel(some * tiles, threads_, [&](int64_t task, int worker) {
-                    compute_tile(image, task / tiles, task % tiles * kTile, worker);
+                    const int64_t tile = task % tiles, first = begins_[tile];
+                    compute_tile(image, task / tiles, first, begins_[tile + 1] - first, worker);
                 });
             }
         }
@@ -131,8 +145,7 @@ class Forward {
         return {table_.get() + i * conv_.cells() * row + first - block_, conv_.width * row, row, 1, true};
     }
 
-    void compute_tile(int64_t image, int64_t i, int64_t first, int worker) {
-        const int64_t count = std::min(kTile, conv_.out_cells() - first);
+    void compute_tile(int64_t image, int64_t i, int64_t first, int64_t count, int worker) {
         T* const sums = sums_.get() + worker * kTile * sum_row_;
         E* const columns = columns_.get() + worker * kTile * slice_row_;
         Samples<T>& samples = samples_.get()[worker];
@@ -177,13 +190,14 @@ class Forward {
     const ConvolutionTensors& in_;
     const Array bias_, out_;
     const int threads_;
-    const int64_t outputs_, out_row_, sum_row_;  // outputs of a group, padded to vectors; of all groups
+    const int64_t outputs_, out_row_, sum_row_;  // outputs of a group, padded to vectors; a row of sums
     const bool in_place_;
     const int64_t held_, slice_row_, images_;  // channels and images held at once; a row of columns
     const Buffer<T> table_;
     const Buffer<E> packed_, columns_;
     const Buffer<T> sums_, first_sums_, zeros_;
     const Buffer<Samples<T>> samples_;
+    const std::vector<int64_t> begins_;  // of the tiles of an image
     int64_t block_ = 0, block_end_ = 0;
     std::vector<Slice> slices_;
 };
