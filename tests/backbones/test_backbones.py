@@ -77,6 +77,12 @@ def test_the_papers_choice_of_deformable_layers(layers: int, names: list[str]) -
     assert deformable(backbone("resnet50", deform_layers=layers)) == [f"{name}.conv2" for name in names]
 
 
+def test_another_mean_colour() -> None:
+    assert backbone("resnet50", image_mean=[0.5, 0.4, 0.3]).image_mean == (0.5, 0.4, 0.3)
+    with pytest.raises(ValueError, match=r"image_mean=\[0.5, 0.4, 0.3\] are for the paper's"):
+        backbone("resnet10t", image_mean=[0.5, 0.4, 0.3])
+
+
 def test_dilation_of_conv5() -> None:
     body = backbone("resnet50", dilation=6)
     assert isinstance(body, CaffeResNetBackbone)

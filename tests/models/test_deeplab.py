@@ -57,3 +57,25 @@ def test_wrong_arguments_are_named() -> None:
         deeplab(0, **SMALL)
     with pytest.raises(ValueError, match=r"images must have shape \[N, 3, H, W\], got \[3, 8, 8\]"):
         deeplab(2, **SMALL)(torch.zeros(3, 8, 8))
+
+
+@pytest.mark.parametrize("size", [(48, 64), (50, 33), (31, 63)])
+def test_authors_framing_pads_no_image(size: tuple[int, int]) -> None:
+    model = deeplab(3, **SMALL, framing="authors").eval()
+    images = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        out = model(images)["out"]
+        conv5 = model.backbone((images - model.image_mean) / model.image_std)["conv5"]
+        coarse = model.score(F.relu(model.fc6(conv5)))
+    whole = F.conv_transpose2d(coarse, model.upsample.weight, stride=16, groups=3)
+    torch.testing.assert_close(out, whole[:, :, 8 : 8 + size[0], 8 : 8 + size[1]])
+    assert out.shape == (1, 3, *size)
+
+
+def test_framings_agree_on_sides_of_whole_cells() -> None:
+    paper, authors = deeplab(3, **SMALL).eval(), deeplab(3, **SMALL, framing="authors").eval()
+    authors.load_state_dict(paper.state_dict())
+    images = torch.rand(2, 3, 48, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(authors(images)["out"], paper(images)["out"])
+        assert not torch.allclose(authors(images[:, :, :40])["out"], paper(images[:, :, :40])["out"])

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from weights.mxnet_file import CODES, LAYOUTS, params_bytes
 
 from pliant.weights.mxnet_params import is_params, read_params
-from weights.mxnet_file import CODES, LAYOUTS, params_bytes
 
 MXNET_PYTHON = os.environ.get("PLIANT_MXNET_PYTHON")
 
@@ -93,7 +93,7 @@ ONE = HEADER + struct.pack("<Q", 1)
         (ONE + struct.pack("<IIq", 0xF993FAC8, 1, -4) + bytes(40), r"byte 32 expected a shape for array 0, got \[-4\]"),
         (
             ONE + struct.pack("<IIqq", 0xF993FAC8, 2, 2**62, 2**62) + struct.pack("<iii", 1, 0, 0) + bytes(40),
-            r"byte 60 expected \d{38} bytes for array 0 of shape \[4611686018427387904, 4611686018427387904\], got only 40",
+            r"byte 60 expected \d{38} bytes for array 0 of shape \[4611686018427387904, .*\], got only 40",
         ),
         (
             ONE + struct.pack("<IIq", 0xF993FAC8, 1, 1) + struct.pack("<iii", 1, 0, 9) + bytes(40),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def backbone(
     modulated: bool = False,
     border: str = "paper",
     offset_dilation: int | None = None,
+    image_mean: Sequence[float] | None = None,
 ) -> Backbone:
     """A backbone of stride 16 with its last layers deformable.
 
@@ -53,6 +55,7 @@ def backbone(
         dilation: of conv5's 3x3 convolutions (the paper's networks only).
         padded_pool: the first pooling as in Keras' port of the weights (the paper's ResNets only).
         offset_groups, modulated, border, offset_dilation: as for `pliant.nn.DeformConv2d`.
+        image_mean: the colour that is subtracted, RGB in 0..1, in place of the usual one (the paper's networks only).
     """
     options: dict[str, Any] = {
         "offset_groups": offset_groups,
@@ -65,14 +68,19 @@ def backbone(
         if not frozen:
             raise ValueError(f"{name} has fixed batch norms; frozen=False is for timm models")
         model = _paper_backbone(name, dilation, padded_pool)
+        if image_mean is not None:
+            model.image_mean = tuple(image_mean)
         names = model.deformable_names(deform_layers)
         if names:
             surgery.deform(model, lambda module, _: module in names, **options)
         if weights is not None:
             load_weights(model, weights)
         return model
-    if dilation != 2 or padded_pool:
-        raise ValueError(f"dilation={dilation}, padded_pool={padded_pool} are for the paper's ResNets, not for {name}")
+    if dilation != 2 or padded_pool or image_mean is not None:
+        raise ValueError(
+            f"dilation={dilation}, padded_pool={padded_pool}, image_mean={image_mean} are for the paper's ResNets, "
+            f"not for {name}"
+        )
     if weights not in (None, "pretrained"):
         raise ValueError(f"weights of a timm model must be None or 'pretrained', got {str(weights)!r}")
     model = TimmBackbone(name, pretrained=weights == "pretrained", frozen=frozen)

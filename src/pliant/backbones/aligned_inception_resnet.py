@@ -121,7 +121,7 @@ class AlignedInceptionResNetBackbone(AlignedInceptionResNet):
 
     conv4_channels = 1024
     conv5_channels = 2048
-    image_mean = IMAGE_MEAN
+    image_mean: tuple[float, ...] = IMAGE_MEAN
     image_std = IMAGE_STD
 
     def __init__(self, dilation: int = 2) -> None:

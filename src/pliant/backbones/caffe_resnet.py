@@ -73,7 +73,7 @@ class CaffeResNetBackbone(CaffeResNet):
 
     conv4_channels = 1024
     conv5_channels = 2048
-    image_mean = IMAGE_MEAN
+    image_mean: tuple[float, ...] = IMAGE_MEAN
     image_std = IMAGE_STD
 
     def __init__(self, depth: int, dilation: int = 2, *, padded_pool: bool = False) -> None:

@@ -35,6 +35,7 @@ def class_aware_rpn(
     modulated: bool = False,
     border: str = "paper",
     offset_dilation: int | None = None,
+    image_mean: Sequence[float] | None = None,
     hidden: bool = True,
     min_size: int = 600,
     max_size: int = 1000,
@@ -52,7 +53,7 @@ def class_aware_rpn(
     Args:
         num_classes: with the background.
         backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
-            offset_dilation: see `pliant.backbones.backbone`.
+            offset_dilation, image_mean: see `pliant.backbones.backbone`.
         hidden: the RPN's 3x3 convolution to 512 channels before the outputs; without it they are 1x1 on 1024.
         min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
         anchor_scales: anchor sides in multiples of 16 pixels; aspect ratios are 1:2, 1:1, 2:1.
@@ -70,6 +71,7 @@ def class_aware_rpn(
         modulated=modulated,
         border=border,
         offset_dilation=offset_dilation,
+        image_mean=image_mean,
     )
     head = DenseHead(
         body.conv5_channels,

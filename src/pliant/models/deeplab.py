@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from pliant.backbones import Backbone
 from pliant.backbones import backbone as build_backbone
+from pliant.models.detector import arguments
+from pliant.models.framing import check_framing
 
 STRIDE = 16
 
@@ -19,19 +22,21 @@ class DeepLab(nn.Module):
     """`[N, 3, H, W]` images in 0..1 to `{"out": [N, num_classes, H, W]}`, as torchvision's segmenters.
 
     `config` holds the arguments of `deeplab` that built it. Sides that are no multiple of 16 are padded with the
-    mean colour at the far edge, and the scores cut back.
+    mean colour at the far edge, and the scores cut back; the authors' framing does without.
     """
 
     config: dict[str, Any]
     image_mean: Tensor
     image_std: Tensor
 
-    def __init__(self, body: Backbone, channels: int, num_classes: int) -> None:
+    def __init__(self, body: Backbone, channels: int, num_classes: int, framing: str = "paper") -> None:
         super().__init__()
+        check_framing(framing)
+        self.framing = framing
         self.backbone = body
         self.fc6 = nn.Conv2d(channels, 1024, 1)
         self.score = nn.Conv2d(1024, num_classes, 1)
-        self.upsample = _bilinear_upsampling(num_classes, STRIDE)
+        self.upsample = _bilinear_upsampling(num_classes, STRIDE, cut=framing == "paper")
         self.register_buffer("image_mean", torch.tensor(body.image_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(body.image_std).view(-1, 1, 1), persistent=False)
         for layer in (self.fc6, self.score):
@@ -43,9 +48,12 @@ class DeepLab(nn.Module):
             raise ValueError(f"images must have shape [N, 3, H, W], got {list(images.shape)}")
         height, width = images.shape[2:]
         x = (images - self.image_mean) / self.image_std
-        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
+        first = STRIDE // 2
+        if self.framing == "paper":
+            first = 0
+            x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
         scores = self.score(F.relu(self.fc6(self.backbone(x)["conv5"])))
-        return {"out": self.upsample(scores)[:, :, :height, :width]}
+        return {"out": self.upsample(scores)[:, :, first : first + height, first : first + width]}
 
 
 def deeplab(
@@ -61,6 +69,8 @@ def deeplab(
     modulated: bool = False,
     border: str = "paper",
     offset_dilation: int | None = None,
+    image_mean: Sequence[float] | None = None,
+    framing: str = "paper",
 ) -> DeepLab:
     """DeepLab without refinements (Chen et al. 2015, as Dai et al. 2017, section 2.3, use it).
 
@@ -70,11 +80,10 @@ def deeplab(
     Args:
         num_classes: with the background.
         backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
-            offset_dilation: see `pliant.backbones.backbone`.
+            offset_dilation, image_mean: see `pliant.backbones.backbone`.
+        framing: `"paper"` pads images to a multiple of 16; `"authors"` does not, and cuts the scores as they do.
     """
-    config = {name: value for name, value in locals().items() if name != "weights"}
-    if num_classes < 2:
-        raise ValueError(f"num_classes counts the background and must be at least 2, got {num_classes}")
+    config = arguments(locals())
     body = build_backbone(
         backbone,
         weights=weights,
@@ -86,16 +95,21 @@ def deeplab(
         modulated=modulated,
         border=border,
         offset_dilation=offset_dilation,
+        image_mean=image_mean,
     )
-    model = DeepLab(body, body.conv5_channels, num_classes)
+    model = DeepLab(body, body.conv5_channels, num_classes, framing)
     model.config = config
     return model
 
 
-def _bilinear_upsampling(channels: int, factor: int) -> nn.ConvTranspose2d:
-    """A transposed convolution that interpolates bilinearly by `factor`, one channel by one, without training."""
+def _bilinear_upsampling(channels: int, factor: int, *, cut: bool) -> nn.ConvTranspose2d:
+    """A transposed convolution that interpolates bilinearly by `factor`, one channel by one, without training.
+
+    Without `cut` its output begins and ends half a `factor` outside.
+    """
+    padding = factor // 2 if cut else 0
     layer = nn.ConvTranspose2d(
-        channels, channels, 2 * factor, stride=factor, padding=factor // 2, groups=channels, bias=False
+        channels, channels, 2 * factor, stride=factor, padding=padding, groups=channels, bias=False
     )
     distance = (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
     line = 1 - distance

@@ -37,6 +37,7 @@ def faster_rcnn(
     modulated: bool = False,
     border: str = "paper",
     offset_dilation: int | None = None,
+    image_mean: Sequence[float] | None = None,
     sampling: str = "paper",
     framing: str = "paper",
     background_iou: float = 0.1,
@@ -56,7 +57,7 @@ def faster_rcnn(
     Args:
         num_classes: with the background.
         backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
-            offset_dilation: see `pliant.backbones.backbone`.
+            offset_dilation, image_mean: see `pliant.backbones.backbone`.
         deform_roi: deformable RoI pooling instead of the plain average.
         sampling: of the RoI pooling, `"paper"` or `"authors"`; their plain network takes the maximum of a bin.
         framing: `"paper"` pads images to a multiple of 16 and takes boxes by their edges; `"authors"` is theirs to
@@ -78,6 +79,7 @@ def faster_rcnn(
         modulated=modulated,
         border=border,
         offset_dilation=offset_dilation,
+        image_mean=image_mean,
     )
     heads = BoxHead(
         ReducedRoIPool(body.conv5_channels, 256, deform=deform_roi, sampling=sampling),

@@ -36,6 +36,7 @@ def rfcn(
     modulated: bool = False,
     border: str = "paper",
     offset_dilation: int | None = None,
+    image_mean: Sequence[float] | None = None,
     sampling: str = "paper",
     framing: str = "paper",
     bins: int = 7,
@@ -56,7 +57,7 @@ def rfcn(
     Args:
         num_classes: with the background.
         backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
-            offset_dilation: see `pliant.backbones.backbone`.
+            offset_dilation, image_mean: see `pliant.backbones.backbone`.
         deform_roi: deformable position-sensitive RoI pooling instead of the plain one.
         sampling, framing: see `pliant.models.faster_rcnn`.
         bins: k.
@@ -77,6 +78,7 @@ def rfcn(
         modulated=modulated,
         border=border,
         offset_dilation=offset_dilation,
+        image_mean=image_mean,
     )
     maps = PositionSensitiveMaps(body.conv5_channels, num_classes, bins, deform=deform_roi, sampling=sampling)
     heads = BoxHead(

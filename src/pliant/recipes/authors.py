@@ -27,13 +27,13 @@ def as_authors_detect(
         batch_size: Images a step, theirs one for each GPU.
     """
     recipe = _schedule(recipe, images, epochs, decay_epoch, batch_size)
-    return replace(recipe, sampling="authors", framing="authors")
+    return replace(recipe, sampling="authors")
 
 
 def as_authors_segment(
     recipe: SegmentationRecipe, *, images: int, epochs: float, decay_epoch: float, batch_size: int
 ) -> SegmentationRecipe:
-    """Their schedule and their rule at the border; biases learn twice as fast. See `as_authors_detect`."""
+    """Their schedule and their rules at the border; biases learn twice as fast. See `as_authors_detect`."""
     return replace(_schedule(recipe, images, epochs, decay_epoch, batch_size), bias_lr_mult=2.0)
 
 
@@ -41,6 +41,7 @@ def _schedule(recipe: R, images: int, epochs: float, decay_epoch: float, batch_s
     return replace(
         recipe,
         border="authors",
+        framing="authors",
         lr=5e-4,
         lr_batch=1,
         batch_size=batch_size,

@@ -31,6 +31,9 @@ class Recipe:
         offset_groups: Groups of input channels that are deformed separately.
         modulated: Whether the deformable convolutions also weigh their samples.
         offset_dilation: Of the convolutions that predict offsets; None for that of the layer.
+        image_mean: The colour that is subtracted from images, RGB in 0..1; None for that of the backbone.
+        framing: How images, boxes and scores lie on the map, ``"paper"`` or ``"authors"``; see `pliant.models.rfcn`
+            and `pliant.models.deeplab`.
         offset_lr_mult: The learning rate of these, times this (beta in the paper).
         bias_lr_mult: The learning rate of biases, times this.
         lr: The learning rate at `lr_batch` images a step; it is used in proportion to `batch_size`.
@@ -72,6 +75,8 @@ class Recipe:
     offset_groups: int = 1
     modulated: bool = False
     offset_dilation: int | None = None
+    image_mean: tuple[float, ...] | None = None
+    framing: Literal["paper", "authors"] = "paper"
     offset_lr_mult: float = 1.0
     bias_lr_mult: float = 1.0
     lr: float = 1e-3
@@ -110,6 +115,8 @@ class Recipe:
         for name in ("deform_layers", "workers", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.image_mean is not None and len(self.image_mean) != 3:
+            raise ValueError(f"image_mean must be three numbers, got {self.image_mean}")
         if not 1 <= self.short_side <= self.max_side:
             raise ValueError(f"1 <= short_side <= max_side is needed, got {self.short_side} and {self.max_side}")
 
@@ -129,7 +136,7 @@ class DetectionRecipe(Recipe):
         deform_stages: In how many of the last stages all 3x3 convolutions are deformable (`fpn_faster_rcnn`, which
             has this instead of `deform_layers` and `deform_roi`).
         sampling: Where bins of RoI pooling sample, ``"paper"`` or ``"authors"``.
-        framing: How images and boxes lie on the map, ``"paper"`` or ``"authors"``; see `pliant.models.rfcn`.
+        bins: k of position-sensitive RoI pooling (`rfcn`).
         hardest: Learn from the 128 RoIs with the largest loss, and not from 128 drawn ones (`rfcn`).
         background_iou: RoIs that overlap every object by less are not learned from (`faster_rcnn`).
         roi_offset_lr_mult: The learning rate of the layer that predicts the offsets of bins in deformable RoI
@@ -145,7 +152,7 @@ class DetectionRecipe(Recipe):
     deform_roi: bool = False
     deform_stages: int = 0
     sampling: Literal["paper", "authors"] = "paper"
-    framing: Literal["paper", "authors"] = "paper"
+    bins: int = 7
     hardest: bool = True
     background_iou: float = 0.1
     roi_offset_lr_mult: float = 0.01

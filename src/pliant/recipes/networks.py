@@ -37,9 +37,10 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
         "deform_layers": recipe.deform_layers,
         "dilation": recipe.dilation,
         "offset_dilation": recipe.offset_dilation,
+        "image_mean": recipe.image_mean,
     }
     if not isinstance(recipe, DetectionRecipe):
-        return models.deeplab(len(classes), **stride_16)
+        return models.deeplab(len(classes), **stride_16, framing=recipe.framing)
     num_classes = len(classes) + 1
     tested: dict[str, Any] = {
         "min_size": recipe.short_side,
@@ -49,7 +50,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
         "detections_per_image": recipe.max_detections,
     }
     if recipe.network == "fpn_faster_rcnn":
-        _require_unused(recipe, "deform_layers", "deform_roi", "offset_dilation")
+        _require_unused(recipe, "deform_layers", "deform_roi", "offset_dilation", "image_mean")
         return models.fpn_faster_rcnn(num_classes, **common, **tested, deform_stages=recipe.deform_stages)
     _require_unused(recipe, "deform_stages")
     anchored: dict[str, Any] = {**stride_16, **tested, "anchor_scales": recipe.anchor_scales}
@@ -58,7 +59,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
         return models.class_aware_rpn(num_classes, **anchored)
     pooled: dict[str, Any] = {"deform_roi": recipe.deform_roi, "sampling": recipe.sampling, "framing": recipe.framing}
     if recipe.network == "rfcn":
-        return models.rfcn(num_classes, **anchored, **pooled, hardest=recipe.hardest)
+        return models.rfcn(num_classes, **anchored, **pooled, hardest=recipe.hardest, bins=recipe.bins)
     return models.faster_rcnn(num_classes, **anchored, **pooled, background_iou=recipe.background_iou)
 
 
