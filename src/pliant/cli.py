@@ -83,7 +83,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="The JSON file; eval-SPLIT.json by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem in the data.")] = False,
 ) -> None:
-    """Judge a run or its weights: COCO and VOC average precision, or mIoU."""
+    """Judge a run or its weights: COCO and VOC average precision, mIoU, or top-1 and top-5 accuracy."""
     with _user_errors():
         from pliant.recipes.evaluate import evaluate as judge
 
@@ -97,7 +97,7 @@ def predict(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")],
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="The score from which boxes are drawn.")] = 0.5,
 ) -> None:
-    """Write pictures with boxes or masks, and files to work with."""
+    """Write pictures with boxes, masks or names, and files to work with."""
     with _user_errors():
         from pliant.recipes.predict import predict as run_prediction
 

@@ -80,3 +80,16 @@ def make_coco(root: Path, splits: dict[str, int]) -> Path:
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root
+
+
+def make_folders(root: Path, splits: dict[str, int]) -> Path:
+    """A folder for each class in a folder for each split, with so many images in each split."""
+    index = 0
+    for split, number in splits.items():
+        for _ in range(number):
+            image, _, label = scene(index)
+            folder = root / split / ("red", "green")[label - 1]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{index}.jpg", quality=95)
+            index += 1
+    return root

@@ -20,7 +20,7 @@ def test_every_recipe_is_found_by_its_name() -> None:
         "voc.faster_rcnn",
         "voc.faster_rcnn_deform",
     } <= set(names)
-    assert all(kind_of(find_recipe(name)) in ("detection", "segmentation") for name in names)
+    assert {kind_of(find_recipe(name)) for name in names} == {"detection", "segmentation", "classification"}
 
 
 @pytest.mark.parametrize("name", ["voc.faster_rccn", "voc", "base.find_recipe", "os.getcwd", "", "train.train"])

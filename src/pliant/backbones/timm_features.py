@@ -24,13 +24,7 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, *, pretrained: bool = False, frozen: bool = True) -> None:
         super().__init__()
-        name = name.removeprefix("timm/")
-        if not timm.is_model(name):
-            close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8]) or "none alike"
-            raise ValueError(
-                "backbone must be resnet50, resnet101, aligned_inception_resnet or a timm model, "
-                f"got {name!r} (timm has: {close})"
-            )
+        name = timm_name(name)
         body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, output_stride=16)
         reductions = body.feature_info.reduction()
         if len(reductions) < 2 or reductions[-2:] != [16, 16]:
@@ -45,6 +39,22 @@ class TimmBackbone(nn.Module):
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         *_, conv4, conv5 = self.body(x)
         return OrderedDict(conv4=conv4, conv5=conv5)
+
+
+def timm_name(name: str) -> str:
+    """The name of a timm model without `timm/` before it.
+
+    Raises:
+        ValueError: if timm has no such model; the message lists some alike.
+    """
+    name = name.removeprefix("timm/")
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8]) or "none alike"
+        raise ValueError(
+            "backbone must be resnet50, resnet101, aligned_inception_resnet or a timm model, "
+            f"got {name!r} (timm has: {close})"
+        )
+    return name
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
-"""Data sets for detection and segmentation, and their transforms."""
+"""Data sets for detection, segmentation and classification, and their transforms."""
 
 from pliant.data.base import DetectionSet, ImageSet
+from pliant.data.classification import ImageFolder
 from pliant.data.coco import COCODetection
 from pliant.data.glyphs import Glyphs, Scene
 from pliant.data.problems import DataError, Problem, ProblemLog
@@ -13,6 +14,7 @@ __all__ = [
     "DataError",
     "DetectionSet",
     "Glyphs",
+    "ImageFolder",
     "ImageSet",
     "Problem",
     "ProblemLog",

@@ -71,6 +71,30 @@ def segmentation_eval(short_side: int, max_side: int) -> v2.Compose:
     return v2.Compose([_resize(short_side, max_side), _to_float()])
 
 
+def classification_train(crop: int, flip: float = 0.5) -> v2.Compose:
+    """Scale a random part of the image to a square, and flip it left to right with probability `flip`.
+
+    The part has 8 to 100 % of the area and sides of 3:4 to 4:3.
+
+    Args:
+        crop: The side of the square in pixels.
+        flip: The probability of a flip.
+    """
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(crop, antialias=True),
+            v2.RandomHorizontalFlip(_probability(flip)),
+            _to_float(),
+            v2.ToPureTensor(),
+        ]
+    )
+
+
+def classification_eval(short_side: int, max_side: int, crop: int) -> v2.Compose:
+    """Resize as `segmentation_train` does, and cut out the central square of `crop` pixels a side."""
+    return v2.Compose([_resize(short_side, max_side), v2.CenterCrop(crop), _to_float(), v2.ToPureTensor()])
+
+
 class DropIgnored(v2.Transform):
     """Remove the boxes marked difficult or as a crowd, with their other fields."""
 

@@ -31,6 +31,7 @@ class FitSettings:
 
     Attributes:
         batch_size: Samples in a step.
+        evaluation_batch_size: Samples that are judged at once.
         workers: Processes that load data; 0 loads in this one. The losses do not depend on it.
         checkpoint_every: Steps between checkpoints.
         validate_every: Steps between validations.
@@ -40,6 +41,7 @@ class FitSettings:
     """
 
     batch_size: int
+    evaluation_batch_size: int = 1
     workers: int = 0
     checkpoint_every: int = 500
     validate_every: int = 1000
@@ -99,7 +101,7 @@ def fit(
     )
     validation = None
     if data.validation is not None:
-        validation = evaluation_loader(data.validation, data.collate_evaluation, settings.workers)
+        validation = evaluation_loader(data.validation, data.collate_evaluation, settings)
     validate_every = min(settings.validate_every, steps) if validation is not None else None
     callbacks: list[Callback] = [
         StepLog(),
@@ -157,9 +159,15 @@ def judge(module: TrainingModule, loader: DataLoader[Any], settings: FitSettings
     return module.results
 
 
-def evaluation_loader(dataset: MapDataset, collate: Collate, workers: int) -> DataLoader[Any]:
-    """Samples one at a time and in order."""
-    return DataLoader(dataset, batch_size=1, shuffle=False, collate_fn=collate, **_loading(workers))  # type: ignore[arg-type]
+def evaluation_loader(dataset: MapDataset, collate: Collate, settings: FitSettings) -> DataLoader[Any]:
+    """Samples in order."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=settings.evaluation_batch_size,
+        shuffle=False,
+        collate_fn=collate,
+        **_loading(settings.workers),
+    )
 
 
 def _loading(workers: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What detection and segmentation are judged by."""
+"""What detection, segmentation and classification are judged by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.detection import MeanAveragePrecision
 
 from pliant.engine.voc_ap import VOCAveragePrecision
@@ -121,6 +121,53 @@ class SegmentationMetrics:
             "mIoU": nan_mean(per_class),
             "pixel_accuracy": float(agreed.sum() / matrix.sum()),
             "per_class": {name: {"IoU": value} for name, value in zip(self.classes, per_class, strict=True)},
+        }
+
+
+class ClassificationMetrics:
+    """Top-1 and top-5 accuracy: how often the right class scores highest, or is among the five that do.
+
+    Args:
+        classes: The C names; labels are 0 to C - 1.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        if len(self.classes) < 2:
+            raise ValueError(f"at least two classes are needed, got {self.classes}")
+        number = len(self.classes)
+        self.confusion = MulticlassConfusionMatrix(number, validate_args=False)
+        self.top5 = MulticlassAccuracy(number, top_k=min(5, number), average="micro", validate_args=False)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add images.
+
+        Args:
+            logits: [N, C].
+            labels: The truth, integer [N].
+        """
+        scores, truth = _cpu(logits).float(), _cpu(labels)
+        self.confusion.update(scores, truth)
+        self.top5.update(scores, truth)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.confusion.reset()
+        self.top5.reset()
+
+    def compute(self) -> dict[str, Any]:
+        """The results, as plain numbers.
+
+        Returns:
+            ``top1`` and ``top5`` over all images, in 0..1; and ``per_class``: for each name ``top1``, NaN without
+            an image of it.
+        """
+        matrix = self.confusion.compute().double()  # [C, C], rows are the truth
+        per_class = (matrix.diagonal() / matrix.sum(dim=1)).tolist()  # 0 / 0 is NaN
+        return {
+            "top1": float(matrix.trace() / matrix.sum()),
+            "top5": float(self.top5.compute()),
+            "per_class": {name: {"top1": value} for name, value in zip(self.classes, per_class, strict=True)},
         }
 
 

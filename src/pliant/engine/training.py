@@ -1,4 +1,4 @@
-"""What training a detector and a segmenter have in common."""
+"""What training a detector, a segmenter and a classifier have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from pliant.engine.metrics import DetectionMetrics, SegmentationMetrics
+from pliant.engine.metrics import ClassificationMetrics, DetectionMetrics, SegmentationMetrics
 from pliant.engine.sampling import derive_seed
 from pliant.engine.schedule import Schedule
 from pliant.nn import DeformConv2d
@@ -41,7 +41,7 @@ class TrainingModule(lightning.LightningModule):
         self,
         model: nn.Module,
         schedule: Schedule,
-        metrics: DetectionMetrics | SegmentationMetrics,
+        metrics: DetectionMetrics | SegmentationMetrics | ClassificationMetrics,
         *,
         seed: int = 0,
         lr_mult: Mapping[str, float] | None = None,

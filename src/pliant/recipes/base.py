@@ -17,13 +17,14 @@ R = TypeVar("R", bound="Recipe")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What detection and segmentation have in common; the defaults are the paper's.
+    """What all kinds have in common; the defaults are the paper's for detection and segmentation.
 
     Attributes:
-        backbone: ``"resnet101"`` or ``"resnet50"`` as in the paper, or any timm name after ``"timm/"``.
-        weights: First weights of the backbone: a file for the paper's ResNets, ``"pretrained"`` for timm's
+        backbone: ``"resnet101"``, ``"resnet50"`` or ``"aligned_inception_resnet"`` as in the paper, or any timm name
+            after ``"timm/"``.
+        weights: First weights of the backbone: a file for the paper's networks, ``"pretrained"`` for timm's
             own, None for random ones.
-        frozen: Whether the batch norms are fixed; only timm's backbones can train them.
+        frozen: Whether the batch norms are fixed; below detectors and segmenters only timm's can be trained.
         deform_layers: How many of the last 3x3 convolutions of the backbone are deformable.
         dilation: Of the 3x3 convolutions of the last stage.
         padded_pool: The first pooling of the paper's ResNets with padding, as Keras' port of the weights has it.
@@ -50,7 +51,7 @@ class Recipe:
         short_side: Pixels the shorter side of an image is scaled to ...
         max_side: ... unless the longer one would exceed this.
         flip: The probability of a horizontal flip in training.
-        layout: The layout of the data: ``"voc"``, ``"coco"`` or ``"cityscapes"``.
+        layout: The layout of the data: ``"voc"``, ``"coco"`` or ``"cityscapes"``; ``"folders"`` for classification.
         classes: Names to use instead of those found in the data; none means those found.
         train_split: To train on; several are joined by ``+`` (VOC). If the data has no such split, and it was
             not asked for explicitly, one is chosen: ``trainval`` or ``train``.
@@ -181,11 +182,40 @@ class SegmentationRecipe(Recipe):
             raise ValueError(f"crop must be one or two positive numbers of pixels, got {self.crop}")
 
 
-KINDS: dict[str, type[Recipe]] = {"detection": DetectionRecipe, "segmentation": SegmentationRecipe}
+@dataclass(frozen=True, kw_only=True)
+class ClassificationRecipe(Recipe):
+    """An image classifier, from whose weights the backbones of the other kinds start.
+
+    It is judged on the central crop of images scaled by `short_side` and `max_side`.
+
+    Attributes:
+        crop: The side in pixels of the square that the network sees; in training it is a random part of the image.
+    """
+
+    frozen: bool = False
+    dilation: int = 1
+    short_side: int = 256
+    max_side: int = 4096
+    layout: Literal["folders"] = "folders"  # type: ignore[assignment]
+    crop: int = 224
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.crop <= self.short_side:
+            raise ValueError(f"1 <= crop <= short_side is needed, got {self.crop} and {self.short_side}")
+        if self.dilation != 1 or self.framing != "paper":
+            raise ValueError(f"a classifier has no dilation={self.dilation} and framing={self.framing}")
+
+
+KINDS: dict[str, type[Recipe]] = {
+    "detection": DetectionRecipe,
+    "segmentation": SegmentationRecipe,
+    "classification": ClassificationRecipe,
+}
 
 
 def kind_of(recipe: Recipe) -> str:
-    """``"detection"`` or ``"segmentation"``."""
+    """A key of `KINDS`."""
     return next(kind for kind, cls in KINDS.items() if isinstance(recipe, cls))
 
 

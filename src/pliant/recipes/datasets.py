@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pliant.data import COCODetection, DataError, ImageSet, VOCDetection, VOCSegmentation, transforms
+from torch.utils.data import default_collate
+
+from pliant.data import COCODetection, DataError, ImageFolder, ImageSet, VOCDetection, VOCSegmentation, transforms
+from pliant.data.classification import available_splits as available_folders
 from pliant.data.voc_layout import available_splits, find_folders, read_split
 from pliant.engine.detection import collate_detection
 from pliant.engine.segmentation import collate_evaluation, collate_training
-from pliant.recipes.base import DetectionRecipe, Recipe, SegmentationRecipe
+from pliant.recipes.base import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
 
 _TRAIN_NAMES = ("trainval", "train", "train2017", "training")
 _VALIDATION_NAMES = ("val", "valid", "validation", "val2017")
@@ -121,13 +124,15 @@ def open_training_data(
     return TrainingData(
         train=train,
         validation=validation,
-        collate_train=collate_detection if isinstance(recipe, DetectionRecipe) else collate_training,
+        collate_train=collate_training if isinstance(recipe, SegmentationRecipe) else collate_for_evaluation(recipe),
         collate_evaluation=collate_for_evaluation(recipe),
     )
 
 
 def collate_for_evaluation(recipe: Recipe) -> Callable[[Any], Any]:
     """How samples make a batch when a recipe of this kind is judged."""
+    if isinstance(recipe, ClassificationRecipe):
+        return default_collate
     return collate_detection if isinstance(recipe, DetectionRecipe) else collate_evaluation
 
 
@@ -142,6 +147,8 @@ def open_split(
 ) -> ImageSet:
     """One split, with the transforms for training or for judging; see `open_training_data`."""
     names = classes or recipe.classes or None
+    if isinstance(recipe, ClassificationRecipe):
+        return ImageFolder(root, split, classes=names, transforms=_classification(recipe, training), strict=strict)
     if isinstance(recipe, SegmentationRecipe):
         if recipe.layout != "voc":
             raise ValueError(f"segmentation reads layout=voc, got layout={recipe.layout}")
@@ -163,6 +170,12 @@ def _segmentation(recipe: SegmentationRecipe, training: bool) -> Callable[[Any, 
     return OriginalMask(transforms.segmentation_eval(recipe.short_side, recipe.max_side))
 
 
+def _classification(recipe: ClassificationRecipe, training: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
+    if training:
+        return transforms.classification_train(recipe.crop, recipe.flip)
+    return transforms.classification_eval(recipe.short_side, recipe.max_side, recipe.crop)
+
+
 def _crop(crop: tuple[int, ...] | None) -> tuple[int, int] | None:
     return None if crop is None else (crop[0], crop[-1])
 
@@ -172,6 +185,8 @@ def _task(recipe: Recipe) -> str:
 
 
 def _available(recipe: Recipe, root: Path) -> list[str]:
+    if isinstance(recipe, ClassificationRecipe):
+        return available_folders(root)
     if recipe.layout == "coco":
         files = (root / "annotations").glob("instances_*.json")
         return sorted(path.stem.removeprefix("instances_") for path in files)
@@ -179,7 +194,7 @@ def _available(recipe: Recipe, root: Path) -> list[str]:
 
 
 def _exists(recipe: Recipe, root: Path, split: str) -> bool:
-    if recipe.layout == "coco":
+    if recipe.layout == "coco" or isinstance(recipe, ClassificationRecipe):
         return split in _available(recipe, root)
     try:
         return bool(read_split(find_folders(root), _task(recipe), split))

@@ -12,10 +12,16 @@ from rich.table import Table
 from pliant.data import DataError
 from pliant.engine.fitting import evaluation_loader, judge
 from pliant.engine.runs import write_json
-from pliant.recipes.base import DetectionRecipe
+from pliant.recipes.base import kind_of
 from pliant.recipes.datasets import choose_splits, collate_for_evaluation, open_split
 from pliant.recipes.train import build_module, fit_settings
 from pliant.recipes.trained import Trained, load_state, load_trained
+
+_COLUMNS = {
+    "detection": ("AP", "AP50", "AP75", "VOC_AP50", "VOC_AP50_11pt", "VOC_AP70", "VOC_AP70_11pt"),
+    "segmentation": ("IoU",),
+    "classification": ("top1", "top5"),
+}
 
 
 def evaluate(
@@ -42,8 +48,9 @@ def evaluate(
     dataset = open_split(trained.recipe, root, name, classes=trained.classes, strict=strict)
     module = build_module(trained.recipe, trained.classes, pretrained=False)
     load_state(module.model, trained)
-    loader = evaluation_loader(dataset, collate_for_evaluation(trained.recipe), trained.recipe.workers)
-    results = judge(module, loader, fit_settings(trained.recipe))
+    settings = fit_settings(trained.recipe)
+    loader = evaluation_loader(dataset, collate_for_evaluation(trained.recipe), settings)
+    results = judge(module, loader, settings)
     report = {
         "weights": str(trained.path),
         "step": trained.step,
@@ -77,11 +84,7 @@ def _data_and_split(trained: Trained, data: Path | None, split: str | None) -> t
 def print_results(trained: Trained, report: dict[str, Any]) -> None:
     """Print the results as a table, in percent: a row for all classes together, then one for each."""
     results = report["results"]
-    columns = (
-        ("AP", "AP50", "AP75", "VOC_AP50", "VOC_AP50_11pt", "VOC_AP70", "VOC_AP70_11pt")
-        if isinstance(trained.recipe, DetectionRecipe)
-        else ("IoU",)
-    )
+    columns = _COLUMNS[kind_of(trained.recipe)]
     table = Table(title=f"{trained.name} after {trained.step} steps on {report['split']}, in percent")
     table.add_column("class")
     for column in columns:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pliant import models
-from pliant.recipes.base import DetectionRecipe, Recipe
+from pliant.recipes.base import ClassificationRecipe, DetectionRecipe, Recipe
 
 
 def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = True) -> nn.Module:
@@ -16,7 +16,8 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
 
     Args:
         recipe: Of any kind.
-        classes: The names of the classes: foreground for detection, the background's first for segmentation.
+        classes: The names of the classes: foreground for detection, the background's first for segmentation, all
+            for classification.
         pretrained: Whether the backbone starts from the recipe's weights; not needed if others follow.
 
     Raises:
@@ -32,13 +33,15 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
         "offset_groups": recipe.offset_groups,
         "modulated": recipe.modulated,
     }
-    stride_16: dict[str, Any] = {
+    last_layers: dict[str, Any] = {
         **common,
         "deform_layers": recipe.deform_layers,
-        "dilation": recipe.dilation,
         "offset_dilation": recipe.offset_dilation,
         "image_mean": recipe.image_mean,
     }
+    if isinstance(recipe, ClassificationRecipe):
+        return models.classifier(len(classes), **last_layers)
+    stride_16: dict[str, Any] = {**last_layers, "dilation": recipe.dilation}
     if not isinstance(recipe, DetectionRecipe):
         return models.deeplab(len(classes), **stride_16, framing=recipe.framing)
     num_classes = len(classes) + 1

@@ -20,7 +20,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from pliant.data import transforms
 from pliant.data.images import UnreadableFileError, read_image
 from pliant.engine.runs import replacing, write_json
-from pliant.recipes.base import SegmentationRecipe
+from pliant.recipes.base import ClassificationRecipe, SegmentationRecipe
 from pliant.recipes.trained import load_trained
 
 
@@ -31,12 +31,15 @@ class Prediction:
     Attributes:
         pictures: The files to look at, by image.
         failed: Images that could not be used, and why.
-        detections: COCO's results; empty for segmentation.
+        detections: COCO's results; empty but for detection.
+        labels: For each image its ``file_name`` and ``top5``, at most five of ``category`` and ``score``, the best
+            first; empty but for classification.
     """
 
     pictures: dict[Path, Path] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
     detections: list[dict[str, Any]] = field(default_factory=list)
+    labels: list[dict[str, Any]] = field(default_factory=list)
 
 
 def predict(
@@ -46,7 +49,8 @@ def predict(
 
     For detection each picture shows the boxes above the threshold, and ``predictions.json`` holds all of them
     in COCO's results form with ``file_name`` and ``category`` added. For segmentation there is a palette PNG
-    of class ids, ``NAME.mask.png``, at the size of the image, and a picture of it over the image.
+    of class ids, ``NAME.mask.png``, at the size of the image, and a picture of it over the image. For
+    classification each picture shows the best class, and ``predictions.json`` holds the best five.
 
     Args:
         source: A run folder or a file of weights that `train` wrote.
@@ -81,6 +85,11 @@ def predict(
             ids = _segment(model, image, trained.recipe, chosen)
             _write_mask(out / f"{names[path]}.mask.png", ids, len(trained.classes))
             picture = _draw_mask(image, ids, len(trained.classes))
+        elif isinstance(trained.recipe, ClassificationRecipe):
+            scores = _classify(model, image, trained.recipe, chosen)
+            best = _best(scores, trained.classes)
+            done.labels.append({"file_name": str(path), "top5": best})
+            picture = _draw_name(image, f"{best[0]['category']} {best[0]['score']:.2f}")
         else:
             found = _detect(model, image, chosen)
             done.detections += _coco_results(found, image_id, path, trained.classes)
@@ -88,7 +97,7 @@ def predict(
         done.pictures[path] = out / f"{names[path]}.png"
         _write_png(done.pictures[path], to_pil_image(picture))
     if not isinstance(trained.recipe, SegmentationRecipe):
-        write_json(out / "predictions.json", done.detections)
+        write_json(out / "predictions.json", done.detections + done.labels)
     return done
 
 
@@ -106,6 +115,21 @@ def _segment(model: nn.Module, image: Tensor, recipe: SegmentationRecipe, device
     ids = model(scaled[None])["out"][0].argmax(dim=0)  # [h, w]
     full = functional.interpolate(ids[None, None].float(), size=image.shape[-2:], mode="nearest-exact")
     return full[0, 0].to(torch.uint8).cpu()
+
+
+@torch.inference_mode()
+def _classify(model: nn.Module, image: Tensor, recipe: ClassificationRecipe, device: str) -> Tensor:
+    """Probabilities [C]."""
+    cut = transforms.classification_eval(recipe.short_side, recipe.max_side, recipe.crop)
+    return model(cut(image)[None].to(device))[0].softmax(dim=0).cpu()
+
+
+def _best(scores: Tensor, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    values, labels = scores.topk(min(5, len(classes)))
+    return [
+        {"category": classes[label], "score": value}
+        for value, label in zip(values.tolist(), labels.tolist(), strict=True)
+    ]
 
 
 def _coco_results(
@@ -146,6 +170,12 @@ def _draw_boxes(image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...
         colors=[colours[label] for label in labels],
         width=width,
     )
+
+
+def _draw_name(image: Tensor, name: str) -> Tensor:
+    height, width = image.shape[-2:]
+    frame = torch.tensor([[0, 0, width - 1, height - 1]])
+    return draw_bounding_boxes(image.as_subclass(Tensor), frame, labels=[name], colors=[_palette(2)[1]])
 
 
 def _draw_mask(image: Tensor, ids: Tensor, classes: int) -> Tensor:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 from rich.console import Console
 
-from pliant.engine import DetectionModule, RunFolder, Schedule, SegmentationModule
+from pliant.engine import ClassificationModule, DetectionModule, RunFolder, Schedule, SegmentationModule
 from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.training import TrainingModule
-from pliant.recipes.base import DetectionRecipe, Recipe, find_recipe, from_fields, kind_of, override, to_fields
+from pliant.recipes.base import ClassificationRecipe, Recipe, find_recipe, from_fields, kind_of, override, to_fields
 from pliant.recipes.datasets import ImageSet, Splits, choose_splits, open_training_data
 from pliant.recipes.networks import build_model, lr_multipliers
 
@@ -118,14 +118,20 @@ def build_module(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool =
         warmup_steps=recipe.warmup_steps,
         warmup_factor=recipe.warmup_factor,
     )
-    kind = DetectionModule if isinstance(recipe, DetectionRecipe) else SegmentationModule
-    return kind(model, schedule, classes, seed=recipe.seed, lr_mult=lr_multipliers(recipe, model))
+    kinds: dict[str, Callable[..., TrainingModule]] = {
+        "detection": DetectionModule,
+        "segmentation": SegmentationModule,
+        "classification": ClassificationModule,
+    }
+    return kinds[kind_of(recipe)](model, schedule, classes, seed=recipe.seed, lr_mult=lr_multipliers(recipe, model))
 
 
 def fit_settings(recipe: Recipe) -> FitSettings:
     """How the engine is to run a recipe."""
     return FitSettings(
         batch_size=recipe.batch_size,
+        # Images of other kinds have different sizes.
+        evaluation_batch_size=recipe.batch_size if isinstance(recipe, ClassificationRecipe) else 1,
         workers=recipe.workers,
         checkpoint_every=recipe.checkpoint_every,
         validate_every=recipe.validate_every,
@@ -166,13 +172,18 @@ def _say_what(
         "train": f"{splits.train}, {len(training)} images",
         "validate": "no split is left for it (--set val_split=NAME)",
         "judge": splits.test or "no split (pliant eval --split NAME)",
-        "classes": ", ".join(training.classes),
+        "classes": _some(training.classes),
         "steps": f"{recipe.max_steps} of {recipe.batch_size} images, learning rate {recipe.scaled_lr:g}",
         "run folder": folder.path,
     }
     if validation is not None:
         said["validate"] = f"{splits.validation}, {len(validation)} images"
-    if recipe.weights is None:
+    if recipe.weights is None and not isinstance(recipe, ClassificationRecipe):
         said["weights"] = "[yellow]none: the backbone starts from random numbers (--set weights=FILE)[/yellow]"
     for key, value in said.items():
         _console.print(f"{key:>10}  {value}", highlight=False)
+
+
+def _some(names: Sequence[str], most: int = 40) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

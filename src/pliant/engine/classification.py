@@ -1,0 +1,51 @@
+"""Training and judging an image classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pliant.engine.metrics import ClassificationMetrics
+from pliant.engine.schedule import Schedule
+from pliant.engine.training import TrainingModule
+
+
+class ClassificationModule(TrainingModule):
+    """A classifier in training.
+
+    A batch is images, float [N, 3, H, W] in 0..1, and labels, int64 [N].
+
+    Args:
+        model: Maps images [N, 3, H, W] to logits [N, C].
+        schedule: Of the optimizer.
+        classes: The C names.
+        seed: Of the run.
+        lr_mult: See `pliant.param_groups`.
+    """
+
+    monitor = "top1"
+    metrics: ClassificationMetrics
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        classes: Sequence[str],
+        *,
+        seed: int = 0,
+        lr_mult: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(model, schedule, ClassificationMetrics(classes), seed=seed, lr_mult=lr_mult)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return self.total_loss({"loss_class": functional.cross_entropy(self.model(images).float(), labels)})
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.metrics.update(self.model(images), labels)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)

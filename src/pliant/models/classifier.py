@@ -1,0 +1,120 @@
+"""Image classifiers: the networks that backbones are taken from, trained as on ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from pliant import surgery
+from pliant.backbones import AlignedInceptionResNet, CaffeResNet, load_weights
+from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD
+from pliant.backbones.timm_features import timm_name, wake
+
+_ALIGNED = "aligned_inception_resnet"
+_RESNETS = {"resnet50": 50, "resnet101": 101}
+
+
+class Classifier(nn.Module):
+    """`[N, 3, H, W]` images in 0..1 to `[N, num_classes]` logits.
+
+    `config` holds the arguments of `classifier` that built it. Its weights serve as those of the detectors' backbone
+    of the same name.
+    """
+
+    config: dict[str, Any]
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, network: nn.Module, image_mean: Sequence[float], image_std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = network
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must have shape [N, 3, H, W], got {list(images.shape)}")
+        return self.backbone((images - self.image_mean) / self.image_std)
+
+
+def classifier(
+    num_classes: int,
+    *,
+    backbone: str = "resnet101",
+    weights: str | Path | None = None,
+    frozen: bool = False,
+    deform_layers: int = 0,
+    padded_pool: bool = False,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    border: str = "paper",
+    offset_dilation: int | None = None,
+    image_mean: Sequence[float] | None = None,
+) -> Classifier:
+    """A classifier of stride 32 with its last layers deformable.
+
+    Args:
+        num_classes: without a background.
+        backbone, padded_pool, offset_groups, modulated, border, offset_dilation, image_mean: see
+            `pliant.backbones.backbone`.
+        weights: as for `pliant.backbones.backbone`; the last layer starts anew.
+        frozen: fixed batch norms.
+        deform_layers: how many of the last convolutions with a kernel larger than 1 become deformable.
+    """
+    config = {name: value for name, value in locals().items() if name != "weights"}
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    options: dict[str, Any] = {
+        "offset_groups": offset_groups,
+        "modulated": modulated,
+        "border": border,
+        "offset_dilation": offset_dilation,
+    }
+    if backbone in _RESNETS or backbone == _ALIGNED:
+        network = _paper_network(backbone, num_classes, frozen, padded_pool)
+        surgery.deform(network, deform_layers, **options)
+        if weights is not None:
+            _load_below(network, weights)
+        model = Classifier(network, image_mean or IMAGE_MEAN, IMAGE_STD)
+    else:
+        if padded_pool or image_mean is not None:
+            raise ValueError(
+                f"padded_pool={padded_pool}, image_mean={image_mean} are for the paper's networks, not for {backbone}"
+            )
+        network = _timm_network(backbone, num_classes, weights, frozen)
+        surgery.deform(network, deform_layers, **options)
+        model = Classifier(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+    model.config = config
+    return model
+
+
+def _paper_network(name: str, num_classes: int, frozen: bool, padded_pool: bool) -> Any:
+    if name in _RESNETS:
+        return CaffeResNet(_RESNETS[name], num_classes, frozen=frozen, padded_pool=padded_pool)
+    if padded_pool:
+        raise ValueError(f"padded_pool=True is for the paper's ResNets; the first pooling of {name} always has padding")
+    return AlignedInceptionResNet(num_classes, frozen=frozen)
+
+
+def _load_below(network: Any, weights: str | Path) -> None:
+    """Load all but the last layer, whose classes may be others."""
+    last, network.fc = network.fc, nn.Identity()
+    load_weights(network, weights)
+    network.fc = last
+
+
+def _timm_network(name: str, num_classes: int, weights: str | Path | None, frozen: bool) -> Any:
+    if weights not in (None, "pretrained"):
+        raise ValueError(f"weights of a timm model must be None or 'pretrained', got {str(weights)!r}")
+    network = timm.create_model(timm_name(name), pretrained=weights is not None, num_classes=num_classes)
+    if not frozen:
+        return network
+    if weights is None:
+        wake(network)
+    return freeze_batch_norm_2d(network)
