@@ -1,4 +1,4 @@
-"""The command line: train, eval, predict, demo and bench."""
+"""The command line: train, eval, predict, import-weights, demo and bench."""
 
 from __future__ import annotations
 
@@ -105,6 +105,36 @@ def predict(
         Console(stderr=True, soft_wrap=True).print(f"{len(done.pictures)} pictures in {out}")
         if done.failed:
             raise typer.Exit(1)
+
+
+@app.command("import-weights")
+def import_weights(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="The authors' .params, or mmdetection's .pth.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Their names; known data sets need none.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
+    ] = None,
+    denormalized: Annotated[
+        bool | None,
+        typer.Option(
+            "--denormalized/--normalized",
+            help="How the authors' layer of the boxes is stored; by default denormalized under _test names alone.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Turn weights that others trained into a file for predict and eval."""
+    with _user_errors():
+        from pliant.recipes.import_weights import import_weights as run_import
+
+        names = [name.strip() for name in (classes or "").split(",") if name.strip()]
+        done = run_import(source, out, classes=names, assignments=assignments or (), denormalized=denormalized)
+        Console(stderr=True, soft_wrap=True).print(
+            f"{done.path}: {done.name}, {len(done.classes)} classes", highlight=False, markup=False
+        )
 
 
 @app.command()
