@@ -16,12 +16,14 @@ from pliant.models.anchors import STRIDE, Anchors, assign
 from pliant.models.box_head import check_labels
 from pliant.models.detector import Detector, arguments, start
 from pliant.models.framing import image_transform
+from pliant.models.hub import builds
 
 
 class ClassAwareRPN(Detector):
     """What `class_aware_rpn` builds."""
 
 
+@builds(ClassAwareRPN)
 def class_aware_rpn(
     num_classes: int,
     *,

@@ -14,11 +14,12 @@ from pliant.backbones import Backbone
 from pliant.backbones import backbone as build_backbone
 from pliant.models.detector import arguments
 from pliant.models.framing import check_framing
+from pliant.models.hub import OnHub, builds
 
 STRIDE = 16
 
 
-class DeepLab(nn.Module):
+class DeepLab(nn.Module, OnHub):
     """`[N, 3, H, W]` images in 0..1 to `{"out": [N, num_classes, H, W]}`, as torchvision's segmenters.
 
     `config` holds the arguments of `deeplab` that built it. Sides that are no multiple of 16 are padded with the
@@ -56,6 +57,7 @@ class DeepLab(nn.Module):
         return {"out": self.upsample(scores)[:, :, first : first + height, first : first + width]}
 
 
+@builds(DeepLab)
 def deeplab(
     num_classes: int,
     *,

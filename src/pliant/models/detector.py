@@ -10,8 +10,10 @@ from torch import nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from pliant.models.hub import OnHub
 
-class Detector(GeneralizedRCNN):
+
+class Detector(GeneralizedRCNN, OnHub):
     """torchvision's detector interface; `config` holds the arguments of the function that built it.
 
     Images are a list of `Tensor[3, H, W]` in 0..1, targets a list of dicts with `boxes` (x0, y0, x1, y1) and

@@ -15,6 +15,7 @@ from pliant.models.anchors import STRIDE
 from pliant.models.box_head import BoxHead
 from pliant.models.detector import Detector, arguments, start
 from pliant.models.framing import image_transform, inclusive
+from pliant.models.hub import builds
 from pliant.models.proposals import Conv4RPN
 from pliant.nn import DeformRoIPool, RoIPool
 
@@ -23,6 +24,7 @@ class FasterRCNN(Detector):
     """What `faster_rcnn` builds."""
 
 
+@builds(FasterRCNN)
 def faster_rcnn(
     num_classes: int,
     *,

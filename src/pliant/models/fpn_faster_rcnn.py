@@ -17,16 +17,18 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from pliant.backbones.pyramid import STRIDES, Pyramid
 from pliant.backbones.pyramid import pyramid as build_pyramid
 from pliant.models.detector import arguments
+from pliant.models.hub import OnHub, builds
 
 CHANNELS = 256
 
 
-class FPNFasterRCNN(TorchvisionFasterRCNN):
+class FPNFasterRCNN(TorchvisionFasterRCNN, OnHub):
     """What `fpn_faster_rcnn` builds; `config` holds the arguments."""
 
     config: dict[str, Any]
 
 
+@builds(FPNFasterRCNN)
 def fpn_faster_rcnn(
     num_classes: int,
     *,

@@ -14,6 +14,7 @@ from pliant.models.box_head import BoxHead
 from pliant.models.detector import Detector, arguments, start
 from pliant.models.faster_rcnn import rois_of
 from pliant.models.framing import image_transform
+from pliant.models.hub import builds
 from pliant.models.proposals import Conv4RPN
 from pliant.nn import DeformPSRoIPool, PSRoIPool
 
@@ -22,6 +23,7 @@ class RFCN(Detector):
     """What `rfcn` builds."""
 
 
+@builds(RFCN)
 def rfcn(
     num_classes: int,
     *,
