@@ -15,12 +15,14 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from pliant.backbones import backbone
+from pliant.backbones import AlignedInceptionResNetBackbone, backbone
 from pliant.cli import app
 from pliant.data import DataError
 from pliant.engine import ClassificationMetrics, read_weights
+from pliant.nn import DeformConv2d
 from pliant.recipes import find_recipe, override
 from pliant.recipes.datasets import Splits, choose_splits, open_training_data
+from pliant.recipes.networks import build_model
 
 TINY = ("crop=32", "short_side=36", "batch_size=2", "max_steps=2", "lr=1.0", "accelerator=cpu")
 Train = Callable[..., tuple[Path, Result]]
@@ -70,6 +72,13 @@ def test_schedule_of_imagenet() -> None:
 def test_wrong_change_is_an_error(assignment: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         override(find_recipe("imagenet.resnet101"), [assignment])
+
+
+def test_detector_on_aligned_inception_resnet() -> None:
+    with torch.device("meta"):
+        model = build_model(find_recipe("coco.rfcn_deform_aligned_inception_resnet"), ("cat", "dog"))
+    assert isinstance(model.backbone, AlignedInceptionResNetBackbone)
+    assert sum(isinstance(module, DeformConv2d) for module in model.modules()) == 9
 
 
 def test_splits(data: Path, tmp_path: Path, miniature: ModuleType) -> None:

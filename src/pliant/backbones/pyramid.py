@@ -118,8 +118,6 @@ def pyramid(
         if not frozen:
             raise ValueError(f"{name} has fixed batch norms; frozen=False is for timm models")
         model = CaffePyramid(_PAPER[name], padded_pool=padded_pool)
-        if weights is not None:
-            load_weights(model, weights)
     else:
         if padded_pool:
             raise ValueError(f"padded_pool=True is for the paper's ResNets, not for {name}")
@@ -135,6 +133,8 @@ def pyramid(
             modulated=modulated,
             border=border,
         )
+    if name in _PAPER and weights is not None:
+        load_weights(model, weights)
     return model
 
 

@@ -104,7 +104,8 @@ def build_module(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool =
 
     Args:
         recipe: Of any kind.
-        classes: The names of the classes: foreground for detection, the background's first for segmentation.
+        classes: The names of the classes: foreground for detection, the background's first for segmentation, all
+            for classification.
         pretrained: Whether the backbone starts from the recipe's weights.
     """
     model = build_model(recipe, classes, pretrained=pretrained)

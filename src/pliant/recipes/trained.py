@@ -21,7 +21,7 @@ class Trained:
         folder: Where results about it go: the run folder, or the one the file lies in.
         name: Of the recipe.
         recipe: With all changes it was trained with.
-        classes: Foreground names for detection, the background's first for segmentation.
+        classes: Foreground names for detection, the background's first for segmentation, all for classification.
         step: How many steps it was trained for.
         data: The folder of the training data, which only a run folder knows.
         test_split: The split that the training left for judging.
