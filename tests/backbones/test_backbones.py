@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy
 import pytest
+import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from pliant.backbones import CaffeResNet, CaffeResNetBackbone, TimmBackbone, backbone, load_weights
@@ -115,8 +117,6 @@ def test_wrong_names_and_numbers_are_errors() -> None:
         backbone("resnet51")
     with pytest.raises(ValueError, match="for the paper's ResNets"):
         backbone("resnet10t", dilation=4)
-    with pytest.raises(ValueError, match="must be None or 'pretrained'"):
-        backbone("resnet10t", weights="file.pth")
     with pytest.raises(ValueError, match="depth must be one of 50, 101, got 18"):
         CaffeResNet(18)
 
@@ -132,3 +132,43 @@ def test_weights_that_do_not_fit_are_listed_and_change_nothing(weights: Path, tm
     with pytest.raises(FileNotFoundError, match=r"no weights at .*none.pth"):
         load_weights(model, tmp_path / "none.pth")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("deviation", [False, True])
+def test_a_resnet_of_torchvisions_is_told_apart_by_its_first_layer(tmp_path: Path, deviation: bool) -> None:
+    """Statistics of the first layer on images as each of the two sees them."""
+    model = CaffeResNet(50, num_classes=3).train()
+    smooth = torch.nn.functional.interpolate(torch.randn(2, 3, 8, 8), size=64, mode="bilinear")
+    model.bn1.momentum = 1.0
+    model.bn1(model.conv1(smooth if deviation else smooth * 58))
+    torch.save(model.state_dict(), tmp_path / "resnet50.pth")
+    if not deviation:
+        backbone("resnet50", weights=tmp_path / "resnet50.pth")
+        return
+    with pytest.raises(ValueError, match=r"Take backbone=timm/resnet50 or timm/resnet101 with this file"):
+        backbone("resnet50", weights=tmp_path / "resnet50.pth")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_timm_takes_torchvisions_file(tmp_path: Path, nested: bool) -> None:
+    theirs = torchvision.models.resnet50(num_classes=7).eval()
+    state = theirs.state_dict()
+    torch.save({"state_dict": state} if nested else state, tmp_path / "resnet50.pth")
+    body = backbone("timm/resnet50", weights=tmp_path / "resnet50.pth")
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        conv4 = theirs.layer3(theirs.layer2(theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x)))))))
+        torch.testing.assert_close(body(x)["conv4"], conv4)
+    assert torch.equal(body.body.layer4[2].conv3.weight, state["layer4.2.conv3.weight"])
+
+
+def test_timm_file_that_does_not_fit(tmp_path: Path) -> None:
+    state = timm.create_model("resnet10t", num_classes=2).state_dict()
+    state["extra"] = state.pop("layer1.0.bn1.weight")
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(
+        ValueError, match=r"a.pth does not fit resnet10t: missing layer1.0.bn1.weight \[64\]; unknown ext"
+    ):
+        backbone("timm/resnet10t", weights=tmp_path / "a.pth")
+    with pytest.raises(FileNotFoundError, match=r"no weights at none.pth"):
+        backbone("timm/resnet10t", weights="none.pth")

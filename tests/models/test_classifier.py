@@ -56,7 +56,6 @@ def test_config_rebuilds_the_model() -> None:
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"backbone": "resnet51"}, "aligned_inception_resnet or a timm model, got 'resnet51'"),
         ({"backbone": "resnet10t", "padded_pool": True}, "for the paper's networks, not for resnet10t"),
-        ({"backbone": "resnet10t", "weights": "x.pth"}, "must be None or 'pretrained'"),
         ({"backbone": "aligned_inception_resnet", "padded_pool": True}, "for the paper's ResNets"),
     ],
 )

@@ -16,10 +16,12 @@ from torch import nn
 from pliant.models import (
     RFCN,
     ClassAwareRPN,
+    Classifier,
     DeepLab,
     FasterRCNN,
     FPNFasterRCNN,
     class_aware_rpn,
+    classifier,
     deeplab,
     faster_rcnn,
     fpn_faster_rcnn,
@@ -30,6 +32,7 @@ from pliant.models import (
 SMALL: dict[str, Any] = {"num_classes": 3, "backbone": "resnet10t"}
 STRIDE_16: dict[str, Any] = {**SMALL, "deform_layers": 1, "border": "authors"}
 NETWORKS = {
+    Classifier: lambda: classifier(**STRIDE_16),
     DeepLab: lambda: deeplab(**STRIDE_16),
     FasterRCNN: lambda: faster_rcnn(**STRIDE_16, anchor_scales=(2, 4), min_size=64),
     RFCN: lambda: rfcn(**STRIDE_16, bins=3, min_size=64),
@@ -52,7 +55,9 @@ def test_a_saved_network_comes_back(tmp_path: Path, network: Any) -> None:
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     image = torch.rand(3, 48, 64)
     with torch.no_grad():
-        left, right = ((each.eval()(image[None] if network is DeepLab else [image])) for each in (model, again))
+        left, right = (
+            (each.eval()(image[None] if network in (Classifier, DeepLab) else [image])) for each in (model, again)
+        )
     torch.testing.assert_close(left, right)
 
 

@@ -47,7 +47,7 @@ def backbone(
     Args:
         name: `"resnet50"`, `"resnet101"` or `"aligned_inception_resnet"` for the paper's form; any other name is a
             timm model.
-        weights: a file for the paper's networks (`load_weights`); for a timm model, `"pretrained"` takes timm's.
+        weights: a file (`load_weights`; with timm's names for a timm model), or `"pretrained"` for timm's own.
         frozen: fixed batch norms; only timm models can turn it off.
         deform_layers: how many of the last convolutions with a kernel larger than 1 become deformable. For the
             paper's ResNets 0, 1, 2, 3 or 6, as in its Table 1: res5c; res5b, c; res5a to c; and the last three
@@ -81,9 +81,7 @@ def backbone(
             f"dilation={dilation}, padded_pool={padded_pool}, image_mean={image_mean} are for the paper's ResNets, "
             f"not for {name}"
         )
-    if weights not in (None, "pretrained"):
-        raise ValueError(f"weights of a timm model must be None or 'pretrained', got {str(weights)!r}")
-    model = TimmBackbone(name, pretrained=weights == "pretrained", frozen=frozen)
+    model = TimmBackbone(name, weights=weights, frozen=frozen)
     surgery.deform(model, deform_layers, **options)
     return model
 

@@ -6,13 +6,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from pliant import surgery
 from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD, CaffeResNet
-from pliant.backbones.timm_features import wake
+from pliant.backbones.timm_features import timm_model, wake
 from pliant.backbones.weights import load_weights
 
 STRIDES = (4, 8, 16, 32)
@@ -50,18 +49,15 @@ class TimmPyramid(nn.Module):
 
     Args:
         name: a timm model that knows `features_only` and has these strides.
-        pretrained: load timm's weights (from the Hugging Face Hub).
+        weights: see `pliant.backbones.timm_features.timm_model`.
         frozen: batch norms with fixed statistics and affine parts, and the layers up to stride 4 without training.
 
     Shape: normalised images `[N, 3, H, W]` to maps `"0"` to `"3"`, of strides 4 to 32.
     """
 
-    def __init__(self, name: str, *, pretrained: bool = False, frozen: bool = True) -> None:
+    def __init__(self, name: str, *, weights: str | Path | None = None, frozen: bool = True) -> None:
         super().__init__()
-        name = name.removeprefix("timm/")
-        if not timm.is_model(name):
-            raise ValueError(f"backbone must be resnet50, resnet101 or a timm model, got {name!r}")
-        body: Any = timm.create_model(name, pretrained=pretrained, features_only=True)
+        body: Any = timm_model(name, weights, features_only=True)
         info = body.feature_info
         strides = list(info.reduction())
         if not set(STRIDES) <= set(strides):
@@ -71,7 +67,7 @@ class TimmPyramid(nn.Module):
         self.stages = tuple(f"body.{info.module_name()[level].replace('.', '_')}" for level in self.levels)
         config = body.pretrained_cfg
         self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
-        if frozen and not pretrained:
+        if frozen and weights is None:
             wake(body)
         self.body = freeze_batch_norm_2d(body) if frozen else body
         if frozen:
@@ -121,9 +117,7 @@ def pyramid(
     else:
         if padded_pool:
             raise ValueError(f"padded_pool=True is for the paper's ResNets, not for {name}")
-        if weights not in (None, "pretrained"):
-            raise ValueError(f"weights of a timm model must be None or 'pretrained', got {str(weights)!r}")
-        model = TimmPyramid(name, pretrained=weights == "pretrained", frozen=frozen)
+        model = TimmPyramid(name, weights=weights, frozen=frozen)
     if deform_stages:
         prefixes = tuple(f"{stage}." for stage in model.stages[len(model.stages) - deform_stages :])
         surgery.deform(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,29 +11,31 @@ import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from pliant.backbones.weights import stored_weights
+from pliant.weights.files import require_fit
+
 
 class TimmBackbone(nn.Module):
     """The last two feature maps of a timm model at output stride 16, in the interface of the paper's ResNets.
 
     Args:
         name: a timm model that knows `features_only` and `output_stride`, with or without `timm/` before it.
-        pretrained: load timm's weights (from the Hugging Face Hub).
+        weights: see `timm_model`.
         frozen: batch norms with fixed statistics and affine parts; turn it off to train from nothing.
 
     Shape: normalised images `[N, 3, H, W]` to `{"conv4": [N, conv4_channels, H/16, W/16], "conv5": ...}`.
     """
 
-    def __init__(self, name: str, *, pretrained: bool = False, frozen: bool = True) -> None:
+    def __init__(self, name: str, *, weights: str | Path | None = None, frozen: bool = True) -> None:
         super().__init__()
-        name = timm_name(name)
-        body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, output_stride=16)
+        body: Any = timm_model(name, weights, features_only=True, output_stride=16)
         reductions = body.feature_info.reduction()
         if len(reductions) < 2 or reductions[-2:] != [16, 16]:
             raise ValueError(f"{name} does not give two feature maps of stride 16 but strides {reductions}")
         self.conv4_channels, self.conv5_channels = body.feature_info.channels()[-2:]
         config = body.pretrained_cfg
         self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
-        if frozen and not pretrained:
+        if frozen and weights is None:
             wake(body)
         self.body = freeze_batch_norm_2d(body) if frozen else body
 
@@ -55,6 +58,38 @@ def timm_name(name: str) -> str:
             f"got {name!r} (timm has: {close})"
         )
     return name
+
+
+def timm_model(name: str, weights: str | Path | None, **options: Any) -> nn.Module:
+    """A timm model.
+
+    Args:
+        name: with or without `timm/` before it.
+        weights: `"pretrained"` for timm's own, from the Hugging Face Hub; or a file (`.safetensors`, or a `.pth` dict
+            of tensors) with timm's names, which for ResNets are torchvision's. Its classifier is left out.
+        options: of `timm.create_model`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no such model, or missing, unknown or wrongly shaped names in the file, all listed.
+    """
+    name = timm_name(name)
+    if weights in (None, "pretrained"):
+        return timm.create_model(name, pretrained=weights is not None, **options)
+    whole: Any = timm.create_model(name)
+    last = whole.pretrained_cfg.get("classifier") or ()
+    ignored = tuple(f"{layer}." for layer in ((last,) if isinstance(last, str) else last))
+    found = {key: value for key, value in stored_weights(weights).items() if not key.startswith(ignored)}
+    expected = {
+        key: value.shape
+        for key, value in whole.state_dict().items()
+        if not key.startswith(ignored) and not key.endswith("num_batches_tracked")
+    }
+    require_fit(weights, found, expected, name)
+    state = {**whole.state_dict(), **found}
+    model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **options)
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
 
 
 @torch.no_grad()

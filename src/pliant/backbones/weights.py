@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pliant.weights.files import read_tensors
+
 _PREFIX = "backbone."
+# He et al.'s ResNet-50 has 69, and would have 1.2 for images with a deviation of one.
+_SPREAD = 9.0
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -22,18 +24,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: missing, unknown or wrongly shaped names, all listed; the model is then unchanged.
+        ValueError: missing, unknown or wrongly shaped names, listed, or a ResNet whose images had another scale, as
+            torchvision's; the model is then unchanged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    if path.suffix == ".safetensors":
-        stored = load_file(path)
-    else:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise ValueError(f"{path} must hold a dict of tensors, got {type(stored).__name__}")
-    weights = _unpacked(stored)
+    weights = stored_weights(path)
     expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     if "fc.weight" not in expected:
         weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
@@ -50,11 +44,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     ]
     if problems:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {_listed(problems)}")
+    _require_levels(path, weights)
     model.load_state_dict(weights, strict=False)
 
 
-def _unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    weights = {}
+def stored_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, as float32, in the forms that `load_weights` reads."""
+    stored, weights = read_tensors(path), {}
     prefix = _PREFIX if all(name.startswith(_PREFIX) for name in stored) else ""
     for name, value in stored.items():
         if name.endswith((".scale", "num_batches_tracked")):
@@ -63,6 +59,22 @@ def _unpacked(stored: dict[str, Tensor]) -> dict[str, Tensor]:
         wide = value.float()
         weights[name.removeprefix(prefix)] = wide if scale is None else wide * scale.view(-1, *(1,) * (value.dim() - 1))
     return weights
+
+
+def _require_levels(path: str | Path, weights: dict[str, Tensor]) -> None:
+    """Raise ValueError if the first layer has learned from images with a deviation of one, and not of some 60 levels.
+
+    The spread of its outputs, in units of its filters' norms, tells: for one image 60 times that for the other.
+    """
+    filters, variance = weights.get("conv1.weight"), weights.get("bn1.running_var")
+    if filters is None or variance is None or bool((variance == 1).all()):
+        return
+    spread = float((variance.sqrt() / filters.flatten(1).norm(dim=1)).median())
+    if spread < _SPREAD:
+        raise ValueError(
+            f"{path} was trained on images divided by their deviation, as torchvision's and timm's ResNets are; those "
+            "have their strides elsewhere too. Take backbone=timm/resnet50 or timm/resnet101 with this file"
+        )
 
 
 def _listed(problems: list[str], most: int = 12) -> str:

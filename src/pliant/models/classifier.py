@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 from pliant import surgery
 from pliant.backbones import AlignedInceptionResNet, CaffeResNet, load_weights
 from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD
-from pliant.backbones.timm_features import timm_name, wake
+from pliant.backbones.timm_features import timm_model, wake
+from pliant.models.hub import OnHub, builds
 
 _ALIGNED = "aligned_inception_resnet"
 _RESNETS = {"resnet50": 50, "resnet101": 101}
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, OnHub):
     """`[N, 3, H, W]` images in 0..1 to `[N, num_classes]` logits.
 
     `config` holds the arguments of `classifier` that built it. Its weights serve as those of the detectors' backbone
@@ -43,6 +43,7 @@ class Classifier(nn.Module):
         return self.backbone((images - self.image_mean) / self.image_std)
 
 
+@builds(Classifier)
 def classifier(
     num_classes: int,
     *,
@@ -110,9 +111,7 @@ def _load_below(network: Any, weights: str | Path) -> None:
 
 
 def _timm_network(name: str, num_classes: int, weights: str | Path | None, frozen: bool) -> Any:
-    if weights not in (None, "pretrained"):
-        raise ValueError(f"weights of a timm model must be None or 'pretrained', got {str(weights)!r}")
-    network = timm.create_model(timm_name(name), pretrained=weights is not None, num_classes=num_classes)
+    network: Any = timm_model(name, weights, num_classes=num_classes)
     if not frozen:
         return network
     if weights is None:
