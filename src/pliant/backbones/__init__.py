@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pliant import surgery
 from pliant.backbones.aligned_inception_resnet import AlignedInceptionResNet, AlignedInceptionResNetBackbone
@@ -16,6 +16,7 @@ __all__ = [
     "AlignedInceptionResNet",
     "AlignedInceptionResNetBackbone",
     "Backbone",
+    "BackboneOptions",
     "CaffeResNet",
     "CaffeResNetBackbone",
     "TimmBackbone",
@@ -26,6 +27,20 @@ __all__ = [
 Backbone = CaffeResNetBackbone | AlignedInceptionResNetBackbone | TimmBackbone
 _ALIGNED = "aligned_inception_resnet"
 _PAPER = {"resnet50": 50, "resnet101": 101}
+
+
+class BackboneOptions(TypedDict, total=False):
+    """The arguments of `backbone` that networks take over as they are."""
+
+    weights: str | Path | None
+    frozen: bool
+    dilation: int
+    padded_pool: bool
+    offset_groups: int
+    modulated: bool
+    border: str
+    offset_dilation: int | None
+    image_mean: Sequence[float] | None
 
 
 def backbone(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from pliant.backbones import BackboneOptions
 from pliant.backbones import backbone as build_backbone
 from pliant.models.anchors import STRIDE, Anchors, assign
 from pliant.models.box_head import check_labels
@@ -28,16 +29,7 @@ def class_aware_rpn(
     num_classes: int,
     *,
     backbone: str = "resnet101",
-    weights: str | Path | None = None,
-    frozen: bool = True,
     deform_layers: int = 3,
-    dilation: int = 2,
-    padded_pool: bool = False,
-    offset_groups: int = 1,
-    modulated: bool = False,
-    border: str = "paper",
-    offset_dilation: int | None = None,
-    image_mean: Sequence[float] | None = None,
     hidden: bool = True,
     min_size: int = 600,
     max_size: int = 1000,
@@ -45,6 +37,7 @@ def class_aware_rpn(
     score_thresh: float = 1e-3,
     nms_thresh: float = 0.3,
     detections_per_image: int = 300,
+    **options: Unpack[BackboneOptions],
 ) -> ClassAwareRPN:
     """RPN with a classifier of C classes in place of two (Dai et al. 2017, section 2.3), "a simplified SSD".
 
@@ -54,27 +47,15 @@ def class_aware_rpn(
 
     Args:
         num_classes: with the background.
-        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
-            offset_dilation, image_mean: see `pliant.backbones.backbone`.
+        backbone, deform_layers: see `pliant.backbones.backbone`.
         hidden: the RPN's 3x3 convolution to 512 channels before the outputs; without it they are 1x1 on 1024.
         min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
         anchor_scales: anchor sides in multiples of 16 pixels; aspect ratios are 1:2, 1:1, 2:1.
         score_thresh, nms_thresh, detections_per_image: of the final detections.
+        options: weights, dilation and the further arguments of `pliant.backbones.backbone`.
     """
-    config = arguments(locals())
-    body = build_backbone(
-        backbone,
-        weights=weights,
-        frozen=frozen,
-        deform_layers=deform_layers,
-        dilation=dilation,
-        padded_pool=padded_pool,
-        offset_groups=offset_groups,
-        modulated=modulated,
-        border=border,
-        offset_dilation=offset_dilation,
-        image_mean=image_mean,
-    )
+    config = arguments(locals(), options)
+    body = build_backbone(backbone, deform_layers=deform_layers, **options)
     head = DenseHead(
         body.conv5_channels,
         num_classes,

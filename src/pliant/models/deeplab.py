@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant.backbones import Backbone
+from pliant.backbones import Backbone, BackboneOptions
 from pliant.backbones import backbone as build_backbone
 from pliant.models.detector import arguments
 from pliant.models.framing import check_framing
@@ -62,17 +60,9 @@ def deeplab(
     num_classes: int,
     *,
     backbone: str = "resnet101",
-    weights: str | Path | None = None,
-    frozen: bool = True,
     deform_layers: int = 3,
-    dilation: int = 2,
-    padded_pool: bool = False,
-    offset_groups: int = 1,
-    modulated: bool = False,
-    border: str = "paper",
-    offset_dilation: int | None = None,
-    image_mean: Sequence[float] | None = None,
     framing: str = "paper",
+    **options: Unpack[BackboneOptions],
 ) -> DeepLab:
     """DeepLab without refinements (Chen et al. 2015, as Dai et al. 2017, section 2.3, use it).
 
@@ -81,24 +71,12 @@ def deeplab(
 
     Args:
         num_classes: with the background.
-        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
-            offset_dilation, image_mean: see `pliant.backbones.backbone`.
+        backbone, deform_layers: see `pliant.backbones.backbone`.
         framing: `"paper"` pads images to a multiple of 16; `"authors"` does not, and cuts the scores as they do.
+        options: weights, dilation and the further arguments of `pliant.backbones.backbone`.
     """
-    config = arguments(locals())
-    body = build_backbone(
-        backbone,
-        weights=weights,
-        frozen=frozen,
-        deform_layers=deform_layers,
-        dilation=dilation,
-        padded_pool=padded_pool,
-        offset_groups=offset_groups,
-        modulated=modulated,
-        border=border,
-        offset_dilation=offset_dilation,
-        image_mean=image_mean,
-    )
+    config = arguments(locals(), options)
+    body = build_backbone(backbone, deform_layers=deform_layers, **options)
     model = DeepLab(body, body.conv5_channels, num_classes, framing)
     model.config = config
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from pliant.backbones import BackboneOptions, backbone
 from pliant.models.hub import OnHub
 
 
@@ -32,15 +34,23 @@ class Detector(GeneralizedRCNN, OnHub):
         self.config = config
 
 
-def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(given: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The arguments of a building function, as JSON can hold them, but for the file of first weights.
+
+    Args:
+        given: by name, as `locals` gives them.
+        options: those for `pliant.backbones.backbone`; its own values stand for the others.
 
     Raises:
         ValueError: if `num_classes` is below 2.
     """
     if given["num_classes"] < 2:
         raise ValueError(f"num_classes counts the background and must be at least 2, got {given['num_classes']}")
-    config = {name: value for name, value in given.items() if name != "weights"}
+    values = {name: value for name, value in given.items() if name != "options"}
+    if options is not None:
+        own = {name: parameter.default for name, parameter in signature(backbone).parameters.items()}
+        values = {**{name: own[name] for name in BackboneOptions.__annotations__}, **options, **values}
+    config = {name: value for name, value in values.items() if name != "weights"}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Unpack
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import RoIPool as MaxRoIPool
 
+from pliant.backbones import BackboneOptions
 from pliant.backbones import backbone as build_backbone
 from pliant.models.anchors import STRIDE
 from pliant.models.box_head import BoxHead
@@ -29,17 +30,8 @@ def faster_rcnn(
     num_classes: int,
     *,
     backbone: str = "resnet101",
-    weights: str | Path | None = None,
-    frozen: bool = True,
     deform_layers: int = 3,
     deform_roi: bool = True,
-    dilation: int = 2,
-    padded_pool: bool = False,
-    offset_groups: int = 1,
-    modulated: bool = False,
-    border: str = "paper",
-    offset_dilation: int | None = None,
-    image_mean: Sequence[float] | None = None,
     sampling: str = "paper",
     framing: str = "paper",
     background_iou: float = 0.1,
@@ -49,6 +41,7 @@ def faster_rcnn(
     score_thresh: float = 1e-3,
     nms_thresh: float = 0.3,
     detections_per_image: int = 300,
+    **options: Unpack[BackboneOptions],
 ) -> FasterRCNN:
     """Faster R-CNN with a head of two fully connected layers (Dai et al. 2017, section 2.3 and their code).
 
@@ -58,8 +51,7 @@ def faster_rcnn(
 
     Args:
         num_classes: with the background.
-        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
-            offset_dilation, image_mean: see `pliant.backbones.backbone`.
+        backbone, deform_layers: see `pliant.backbones.backbone`.
         deform_roi: deformable RoI pooling instead of the plain average.
         sampling: of the RoI pooling, `"paper"` or `"authors"`; their plain network takes the maximum of a bin.
         framing: `"paper"` pads images to a multiple of 16 and takes boxes by their edges; `"authors"` is theirs to
@@ -68,21 +60,10 @@ def faster_rcnn(
         min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
         anchor_scales: anchor sides in multiples of 16 pixels; aspect ratios are 1:2, 1:1, 2:1.
         score_thresh, nms_thresh, detections_per_image: of the final detections.
+        options: weights, dilation and the further arguments of `pliant.backbones.backbone`.
     """
-    config = arguments(locals())
-    body = build_backbone(
-        backbone,
-        weights=weights,
-        frozen=frozen,
-        deform_layers=deform_layers,
-        dilation=dilation,
-        padded_pool=padded_pool,
-        offset_groups=offset_groups,
-        modulated=modulated,
-        border=border,
-        offset_dilation=offset_dilation,
-        image_mean=image_mean,
-    )
+    config = arguments(locals(), options)
+    body = build_backbone(backbone, deform_layers=deform_layers, **options)
     heads = BoxHead(
         ReducedRoIPool(body.conv5_channels, 256, deform=deform_roi, sampling=sampling),
         TwoMLPHead(256 * 7**2, 1024),

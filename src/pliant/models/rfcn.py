@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Unpack
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pliant.backbones import BackboneOptions
 from pliant.backbones import backbone as build_backbone
 from pliant.models.anchors import STRIDE
 from pliant.models.box_head import BoxHead
@@ -28,17 +29,8 @@ def rfcn(
     num_classes: int,
     *,
     backbone: str = "resnet101",
-    weights: str | Path | None = None,
-    frozen: bool = True,
     deform_layers: int = 3,
     deform_roi: bool = True,
-    dilation: int = 2,
-    padded_pool: bool = False,
-    offset_groups: int = 1,
-    modulated: bool = False,
-    border: str = "paper",
-    offset_dilation: int | None = None,
-    image_mean: Sequence[float] | None = None,
     sampling: str = "paper",
     framing: str = "paper",
     bins: int = 7,
@@ -49,6 +41,7 @@ def rfcn(
     score_thresh: float = 1e-3,
     nms_thresh: float = 0.3,
     detections_per_image: int = 300,
+    **options: Unpack[BackboneOptions],
 ) -> RFCN:
     """R-FCN (Dai et al. 2016, as Dai et al. 2017, section 2.3 and figure 4, make it deformable).
 
@@ -58,8 +51,7 @@ def rfcn(
 
     Args:
         num_classes: with the background.
-        backbone, weights, frozen, deform_layers, dilation, padded_pool, offset_groups, modulated, border,
-            offset_dilation, image_mean: see `pliant.backbones.backbone`.
+        backbone, deform_layers: see `pliant.backbones.backbone`.
         deform_roi: deformable position-sensitive RoI pooling instead of the plain one.
         sampling, framing: see `pliant.models.faster_rcnn`.
         bins: k.
@@ -67,21 +59,10 @@ def rfcn(
         min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
         anchor_scales: anchor sides in multiples of 16 pixels; aspect ratios are 1:2, 1:1, 2:1.
         score_thresh, nms_thresh, detections_per_image: of the final detections.
+        options: weights, dilation and the further arguments of `pliant.backbones.backbone`.
     """
-    config = arguments(locals())
-    body = build_backbone(
-        backbone,
-        weights=weights,
-        frozen=frozen,
-        deform_layers=deform_layers,
-        dilation=dilation,
-        padded_pool=padded_pool,
-        offset_groups=offset_groups,
-        modulated=modulated,
-        border=border,
-        offset_dilation=offset_dilation,
-        image_mean=image_mean,
-    )
+    config = arguments(locals(), options)
+    body = build_backbone(backbone, deform_layers=deform_layers, **options)
     maps = PositionSensitiveMaps(body.conv5_channels, num_classes, bins, deform=deform_roi, sampling=sampling)
     heads = BoxHead(
         maps,
