@@ -75,6 +75,23 @@ def train(
         start_training(recipe, data, assignments=assignments or (), run=run, strict=strict)
 
 
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Such as voc.rfcn_deform.")],
+    data: Annotated[Path, typer.Option(help="The folder of the data.")],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
+    ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every image.")] = False,
+) -> None:
+    """Say what of a recipe's data is there, what is missing, and what is wrong with it."""
+    with _user_errors():
+        from pliant.recipes.check import check as run_check
+
+        if not run_check(recipe, data, assignments=assignments or (), deep=deep):
+            raise typer.Exit(2)
+
+
 @app.command("eval")
 def evaluate(
     source: Source,

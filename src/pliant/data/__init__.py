@@ -1,9 +1,11 @@
 """Data sets for detection, segmentation and classification, and their transforms."""
 
 from pliant.data.base import DetectionSet, ImageSet
+from pliant.data.cityscapes import CityscapesSegmentation
 from pliant.data.classification import ImageFolder
 from pliant.data.coco import COCODetection
 from pliant.data.glyphs import Glyphs, Scene
+from pliant.data.masks import SegmentationSet
 from pliant.data.problems import DataError, Problem, ProblemLog
 from pliant.data.voc import VOCDetection, VOCSegmentation
 from pliant.data.voc_layout import VOC_CLASSES
@@ -11,6 +13,7 @@ from pliant.data.voc_layout import VOC_CLASSES
 __all__ = [
     "VOC_CLASSES",
     "COCODetection",
+    "CityscapesSegmentation",
     "DataError",
     "DetectionSet",
     "Glyphs",
@@ -19,6 +22,7 @@ __all__ = [
     "Problem",
     "ProblemLog",
     "Scene",
+    "SegmentationSet",
     "VOCDetection",
     "VOCSegmentation",
 ]

@@ -35,6 +35,7 @@ class COCODetection(DetectionSet):
 
     Attributes:
         category_ids: The category id of each label that the file knows, to write results with.
+        annotated: Whether the file holds annotations; without them no target has boxes.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class COCODetection(DetectionSet):
         if not self.root.is_dir():
             raise DataError(self.root, "there is no such folder of images")
         content = _read(self.annotation_path)
+        self.annotated = "annotations" in content
         categories = self._read_categories(content["categories"])
         self.classes = names or tuple(categories[key] for key in sorted(categories))
         if not self.classes:
@@ -64,7 +66,7 @@ class COCODetection(DetectionSet):
         self.category_ids = {label: key for key, label in self._labels.items()}
         entries = self._read_images(content["images"])
         boxes: dict[int, Boxes] = {image_id: Boxes() for image_id in entries}
-        self._read_annotations(content["annotations"], entries, boxes)
+        self._read_annotations(content.get("annotations", []), entries, boxes)
         for image_id, (path, size) in entries.items():
             if size is not None:
                 self._add(path, size, boxes[image_id], image_id)
@@ -74,31 +76,35 @@ class COCODetection(DetectionSet):
     def from_folder(cls, root: str | Path, split: str, **options: Any) -> Self:
         """Open ``annotations/instances_SPLIT.json`` with the images in ``SPLIT/``, the layout of COCO itself.
 
+        A split to send results of has ``annotations/image_info_SPLIT.json``; test-dev shares its images with test.
+
         Args:
             root: The folder that holds both; the images may also lie in ``images/SPLIT/``.
-            split: Such as ``"train2017"``.
+            split: Such as ``"train2017"``, or several joined by ``+``: ``"train2014+val2014"``.
             options: As for the class.
 
         Raises:
-            DataError: If either is missing; the message lists the splits that are there.
+            DataError: If either is missing (the message lists the splits that are there), or two splits have other
+                categories.
         """
-        root = Path(root)
-        try:
-            relative_path(split)
-        except ValueError as error:
-            raise DataError(root, str(error)) from error
-        annotations = root / "annotations" / f"instances_{split}.json"
-        folders = (root / split, root / "images" / split)
-        images = next((folder for folder in folders if folder.is_dir()), None)
-        if not annotations.is_file() or images is None:
-            files = (root / "annotations").glob("instances_*.json")
-            there = ", ".join(sorted(path.stem.removeprefix("instances_") for path in files)) or "none"
-            raise DataError(
-                root,
-                f"no split {split!r}: looked for {annotations.relative_to(root)} and for the images in "
-                f"{split}/ or images/{split}/; splits with annotations there: {there}",
-            )
-        return cls(images, annotations, **options)
+        first, *others = (cls(*_find(Path(root), part), **options) for part in split.split("+"))
+        for other in others:
+            first._join(other)
+        return first
+
+    def _join(self, other: Self) -> None:
+        if (other.classes, other.category_ids) != (self.classes, self.category_ids):
+            raise DataError(other.annotation_path, f"its categories are not those of {self.annotation_path.name}")
+        for problem in other.problems:
+            self.problems.append(problem)
+        self.annotated = self.annotated and other.annotated
+        known = set(self.image_ids)
+        for path, size, boxes, image_id in zip(other.paths, other.sizes, other._boxes, other.image_ids, strict=True):
+            if image_id in known:
+                detail = f"image {image_id} ({path.name}) is also in {self.annotation_path.name}"
+                self.problems.report(other.annotation_path, "duplicate id", detail)
+            else:
+                self._add(path, size, boxes, image_id)
 
     def _read_categories(self, items: list[Any]) -> dict[int, str]:
         categories: dict[int, str] = {}
@@ -202,6 +208,34 @@ class COCODetection(DetectionSet):
         self.problems.report(self.annotation_path, "unreadable annotation", detail)
 
 
+def available_splits(root: Path) -> list[str]:
+    """The splits that have a file of annotations, or of images to send results of."""
+    names = {path.stem.partition("_")[2] for path in (root / "annotations").glob("instances_*.json")}
+    info = {path.stem.removeprefix("image_info_") for path in (root / "annotations").glob("image_info_*.json")}
+    return sorted(names | info)
+
+
+def _find(root: Path, split: str) -> tuple[Path, Path]:
+    """The folder of images and the file of a split."""
+    try:
+        relative_path(split)
+    except ValueError as error:
+        raise DataError(root, str(error)) from error
+    files = [root / "annotations" / f"{kind}_{split}.json" for kind in ("instances", "image_info")]
+    file = next((file for file in files if file.is_file()), None)
+    places = [split] if file != files[1] else [split, split.replace("-dev", "")]
+    folders = [folder / place for place in places for folder in (root, root / "images")]
+    images = next((folder for folder in folders if folder.is_dir()), None)
+    if file is None or images is None:
+        there = ", ".join(available_splits(root)) or "none"
+        raise DataError(
+            root,
+            f"no split {split!r}: looked for annotations/{files[0].name} (or {files[1].name}) and for the images in "
+            f"{split}/ or images/{split}/; splits with annotations there: {there}",
+        )
+    return images, file
+
+
 def _read(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise DataError(path, "there is no such annotation file")
@@ -209,7 +243,9 @@ def _read(path: Path) -> dict[str, list[Any]]:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(path, f"not a JSON file: {error}") from error
-    sections = ("images", "annotations", "categories")
+    sections = ["images", "annotations", "categories"]
+    if path.name.startswith("image_info_"):
+        sections.remove("annotations")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in sections):
         got = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise DataError(path, f"a COCO file holds the lists {', '.join(sections)}; got {got}")

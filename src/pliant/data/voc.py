@@ -6,25 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torchvision import tv_tensors
 
-from pliant.data.base import Boxes, DetectionSet, ImageSet, Transforms, check_classes
+from pliant.data.base import Boxes, DetectionSet, Transforms, check_classes
 from pliant.data.boxes import clip, degenerate
-from pliant.data.images import UnreadableFileError, read_image, read_mask, scan_image
+from pliant.data.images import UnreadableFileError, read_mask, scan_image
+from pliant.data.masks import IGNORE, SegmentationSet
 from pliant.data.problems import DataError
+from pliant.data.sbd import PLACES, find_sbd, read_mat, read_sbd
 from pliant.data.voc_layout import (
     VOC_CLASSES,
     Annotation,
     SplitEntry,
+    available_splits,
     find_folders,
     is_official,
     locate_image,
     read_annotation,
     read_split,
 )
-
-IGNORE = 255
 
 
 class VOCDetection(DetectionSet):
@@ -156,11 +155,10 @@ class VOCDetection(DetectionSet):
         return boxes
 
 
-class VOCSegmentation(ImageSet):
+class VOCSegmentation(SegmentationSet):
     """Masks from ``SegmentationClass/ID.png`` for the ids in ``ImageSets/Segmentation/SPLIT.txt``.
 
-    A sample is ``(image, mask)``: a uint8 `tv_tensors.Image` of shape [3, H, W] and a uint8 `tv_tensors.Mask`
-    of shape [H, W] with class ids, 255 where the class is not to be judged.
+    A mask that is not there is looked for in ``SegmentationClassAug``, where SBD's masks often lie as PNG files.
 
     Class names that are not given come, in this order, from ``classes.txt`` in `root` (one name a line, that
     of id 0 first); from VOC, if the folders are its own (called VOC and a year, with VOC's image numbers) and
@@ -170,7 +168,10 @@ class VOCSegmentation(ImageSet):
     Args:
         root: A folder with ``SegmentationClass``, ``ImageSets/Segmentation`` and ``JPEGImages``, or a
             development kit; see `VOCDetection`.
-        split: The name of a split, or several joined by ``+``.
+        split: The name of a split, or several joined by ``+``. The name ``sbd`` stands for all of SBD but what VOC's
+            ``val`` holds or another part gave; with ``2012_train+sbd`` these are the 10,582 images that are usually
+            trained on. SBD is looked for in ``benchmark_RELEASE/dataset``, ``sbd`` and ``SBD``, in `root` or beside
+            ``VOCdevkit``.
         classes: The names of the ids 0, 1, ..., so the background's first. Pixels with a higher id are
             reported and set to 255.
         transforms: Called with image and mask.
@@ -178,9 +179,6 @@ class VOCSegmentation(ImageSet):
 
     Raises:
         DataError: If a folder or split is missing or no image is usable; in strict mode at any problem.
-
-    Attributes:
-        ids: VOC's name for each sample.
     """
 
     def __init__(
@@ -195,22 +193,23 @@ class VOCSegmentation(ImageSet):
         super().__init__(Path(root), transforms, strict)
         names = check_classes(classes)
         folders = find_folders(self.root)
-        entries = read_split(folders, "Segmentation", split)
+        parts = split.split("+")
+        own = [part for part in parts if part != "sbd"]
+        entries = read_split(folders, "Segmentation", "+".join(own)) if own else []
         self.split = split
-        self.ids: list[str] = []
-        self.mask_paths: list[Path] = []
-        self._scanned: dict[Path, tuple[tuple[int, int], list[int]] | str] = {}
         if names is None:
             names = self._read_names() or self._discover(folders, entries)
         self.classes = names
         seen: set[Path] = set()
         for entry in entries:
-            mask = entry.folder / "SegmentationClass" / f"{entry.name}.png"
+            mask = _mask_of(entry)
             if mask in seen:
                 self.problems.report(entry.source, "duplicate id", f"{entry.name} comes more than once")
                 continue
             seen.add(mask)
             self._scan(entry, mask)
+        if "sbd" in parts:
+            self._scan_sbd(folders, {entry.name for entry in entries})
         del self._scanned
         self._require_samples()
 
@@ -235,54 +234,38 @@ class VOCSegmentation(ImageSet):
             return ("background", *VOC_CLASSES)
         return ("background", *(f"class_{value}" for value in range(1, highest + 1)))
 
-    def _scan_mask(self, path: Path) -> tuple[tuple[int, int], list[int]] | str:
-        """The height, width and ids of a mask, or what is wrong with it."""
-        if path not in self._scanned:
-            try:
-                mask = read_mask(path)
-                present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
-                self._scanned[path] = ((mask.shape[0], mask.shape[1]), present)
-            except UnreadableFileError as error:
-                self._scanned[path] = str(error)
-        return self._scanned[path]
-
     def _scan(self, entry: SplitEntry, mask: Path) -> None:
         image = locate_image(entry.folder, entry.name)
         if image is None:
             expected = entry.folder / "JPEGImages" / f"{entry.name}.jpg"
             self.problems.report(expected, "missing image", "nor is it there as .jpeg or .png")
-            return
-        if not mask.is_file():
+        elif not mask.is_file():
             self.problems.report(mask, "missing annotation", f"{entry.source.name} lists {entry.name}")
-            return
-        try:
-            size = scan_image(image)
-        except UnreadableFileError as error:
-            self.problems.report(image, "unreadable image", str(error))
-            return
-        scanned = self._scan_mask(mask)
-        if isinstance(scanned, str):
-            self.problems.report(mask, "unreadable annotation", scanned)
-            return
-        mask_size, present = scanned
-        if mask_size != size:
-            detail = f"the mask is {mask_size[1]}x{mask_size[0]}, but {image.name} is {size[1]}x{size[0]}"
-            self.problems.report(mask, "size mismatch", detail)
-            return
-        unknown = [value for value in present if len(self.classes) <= value != IGNORE]
-        if unknown:
-            detail = f"ids {unknown} with {len(self.classes)} classes are set to {IGNORE}"
-            self.problems.report(mask, "unknown class", detail, "clipped")
-        self.paths.append(image)
-        self.sizes.append(size)
-        self.ids.append(entry.name)
-        self.mask_paths.append(mask)
+        else:
+            self._add(entry.name, image, mask)
 
-    def mask(self, index: int) -> tv_tensors.Mask:
-        """The mask of a sample, uint8 [H, W], without reading or transforming the image."""
-        mask = read_mask(self.mask_paths[index])
-        mask[mask >= len(self.classes)] = IGNORE
-        return tv_tensors.Mask(torch.from_numpy(mask))
+    def _scan_sbd(self, folders: dict[str, Path], taken: set[str]) -> None:
+        folder = find_sbd(self.root)
+        if folder is None:
+            raise DataError(self.root, f"SBD is not there; looked for {', '.join(PLACES)}, each with cls/ in it")
+        judged = (
+            read_split(folders, "Segmentation", "val") if "val" in available_splits(folders, "Segmentation") else []
+        )
+        taken = taken | {entry.name for entry in judged}
+        for name, image, mask in read_sbd(folder):
+            if name in taken:
+                continue
+            if image.is_file() and mask.is_file():
+                self._add(name, image, mask)
+            else:
+                kind = "missing annotation" if image.is_file() else "missing image"
+                self.problems.report(mask if image.is_file() else image, kind, f"SBD lists {name}")
 
-    def _load(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        return read_image(self.paths[index]), self.mask(index)
+    def _read_mask(self, path: Path) -> np.ndarray:
+        return read_mat(path) if path.suffix == ".mat" else read_mask(path)
+
+
+def _mask_of(entry: SplitEntry) -> Path:
+    mask = entry.folder / "SegmentationClass" / f"{entry.name}.png"
+    more = entry.folder / "SegmentationClassAug" / f"{entry.name}.png"
+    return more if more.is_file() and not mask.is_file() else mask

@@ -9,9 +9,21 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
-from pliant.data import COCODetection, DataError, ImageFolder, ImageSet, VOCDetection, VOCSegmentation, transforms
-from pliant.data.classification import available_splits as available_folders
-from pliant.data.voc_layout import available_splits, find_folders, read_split
+from pliant.data import (
+    CityscapesSegmentation,
+    COCODetection,
+    DataError,
+    ImageFolder,
+    ImageSet,
+    VOCDetection,
+    VOCSegmentation,
+    cityscapes,
+    classification,
+    coco,
+    transforms,
+    voc_layout,
+)
+from pliant.data.sbd import find_sbd
 from pliant.engine.detection import collate_detection
 from pliant.engine.segmentation import collate_evaluation, collate_training
 from pliant.recipes.base import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
@@ -150,9 +162,12 @@ def open_split(
     if isinstance(recipe, ClassificationRecipe):
         return ImageFolder(root, split, classes=names, transforms=_classification(recipe, training), strict=strict)
     if isinstance(recipe, SegmentationRecipe):
-        if recipe.layout != "voc":
-            raise ValueError(f"segmentation reads layout=voc, got layout={recipe.layout}")
-        return VOCSegmentation(root, split, classes=names, transforms=_segmentation(recipe, training), strict=strict)
+        if recipe.layout == "coco":
+            raise ValueError("segmentation reads layout=voc or layout=cityscapes, got layout=coco")
+        masked = CityscapesSegmentation if recipe.layout == "cityscapes" else VOCSegmentation
+        return masked(root, split, classes=names, transforms=_segmentation(recipe, training), strict=strict)
+    if recipe.layout == "cityscapes":
+        raise ValueError("detection reads layout=voc or layout=coco, got layout=cityscapes")
     options = {
         "classes": names,
         "transforms": transforms.detection_train(recipe.flip) if training else transforms.detection_eval(),
@@ -186,17 +201,20 @@ def _task(recipe: Recipe) -> str:
 
 def _available(recipe: Recipe, root: Path) -> list[str]:
     if isinstance(recipe, ClassificationRecipe):
-        return available_folders(root)
+        return classification.available_splits(root)
     if recipe.layout == "coco":
-        files = (root / "annotations").glob("instances_*.json")
-        return sorted(path.stem.removeprefix("instances_") for path in files)
-    return available_splits(find_folders(root), _task(recipe))
+        return coco.available_splits(root)
+    if recipe.layout == "cityscapes":
+        return cityscapes.available_splits(root)
+    return voc_layout.available_splits(voc_layout.find_folders(root), _task(recipe))
 
 
 def _exists(recipe: Recipe, root: Path, split: str) -> bool:
-    if recipe.layout == "coco" or isinstance(recipe, ClassificationRecipe):
+    if recipe.layout != "voc" or isinstance(recipe, ClassificationRecipe):
         return split in _available(recipe, root)
+    if split == "sbd" and isinstance(recipe, SegmentationRecipe):
+        return find_sbd(root) is not None
     try:
-        return bool(read_split(find_folders(root), _task(recipe), split))
+        return bool(voc_layout.read_split(voc_layout.find_folders(root), _task(recipe), split))
     except DataError:
         return False

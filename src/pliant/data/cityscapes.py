@@ -1,0 +1,83 @@
+"""Cityscapes: streets in fine labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import Cityscapes
+
+from pliant.data.base import Transforms, check_classes
+from pliant.data.images import read_mask
+from pliant.data.masks import IGNORE, SegmentationSet
+from pliant.data.problems import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+class CityscapesSegmentation(SegmentationSet):
+    """The nineteen classes that are judged, of ``gtFine/SPLIT/CITY/..._gtFine_labelIds.png``.
+
+    Files are found by torchvision's `Cityscapes`, which also knows which of the 34 label ids are trained on. All
+    others are 255. There is no background.
+
+    Args:
+        root: The folder that holds ``leftImg8bit`` and ``gtFine``.
+        split: ``"train"``, ``"val"`` or ``"test"`` (whose masks are empty).
+        classes: Other names for the nineteen.
+        transforms: Called with image and mask.
+        strict: Raise at the first problem.
+
+    Raises:
+        DataError: If a folder is missing or no image is usable; in strict mode at any problem.
+        ValueError: If `classes` are not nineteen.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        *,
+        classes: Sequence[str] | None = None,
+        transforms: Transforms | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(Path(root), transforms, strict)
+        names = cityscapes_classes()
+        self.classes = check_classes(classes) or names
+        if len(self.classes) != len(names):
+            raise ValueError(f"Cityscapes has {len(names)} classes, got {len(self.classes)}: {', '.join(self.classes)}")
+        if split not in SPLITS:
+            raise DataError(self.root, f"no split {split!r}; Cityscapes has {', '.join(SPLITS)}")
+        for folder in (self.root / "leftImg8bit" / split, self.root / "gtFine" / split):
+            if not folder.is_dir():
+                raise DataError(folder, "there is no such folder, where Cityscapes has the images or labels of a split")
+        self.split = split
+        self._train_ids = np.full(256, IGNORE, dtype=np.uint8)
+        for known in Cityscapes.classes:
+            if 0 <= known.train_id < IGNORE and known.id >= 0:
+                self._train_ids[known.id] = known.train_id
+        self._scan_split(Cityscapes(self.root, split, target_type="semantic"))
+        self._require_samples()
+
+    def _scan_split(self, found: Cityscapes) -> None:
+        for image, (mask,) in sorted(zip(map(Path, found.images), found.targets, strict=True)):
+            if not Path(mask).is_file():
+                self.problems.report(mask, "missing annotation", f"{image.name} has none")
+                continue
+            self._add(image.name.removesuffix("_leftImg8bit.png"), image, Path(mask))
+
+    def _read_mask(self, path: Path) -> np.ndarray:
+        return self._train_ids[read_mask(path)]
+
+
+def cityscapes_classes() -> tuple[str, ...]:
+    """The names of the nineteen classes, in the order of their training ids."""
+    judged = [known for known in Cityscapes.classes if 0 <= known.train_id < IGNORE and known.id >= 0]
+    return tuple(known.name for known in sorted(judged, key=lambda known: known.train_id))
+
+
+def available_splits(root: Path) -> list[str]:
+    """The splits that have images and labels."""
+    return [name for name in SPLITS if (root / "leftImg8bit" / name).is_dir() and (root / "gtFine" / name).is_dir()]

@@ -1,0 +1,82 @@
+"""What all data sets of images with masks have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision import tv_tensors
+
+from pliant.data.base import ImageSet, Transforms
+from pliant.data.images import UnreadableFileError, read_image, read_mask, scan_image
+
+IGNORE = 255
+
+
+class SegmentationSet(ImageSet):
+    """Images with a mask of class ids each.
+
+    A sample is ``(image, mask)``: a uint8 `tv_tensors.Image` of shape [3, H, W] and a uint8 `tv_tensors.Mask`
+    of shape [H, W] with class ids, 255 where the class is not to be judged.
+
+    Attributes:
+        classes: The names of the ids 0, 1, ...
+        ids: The data set's own name for each sample.
+        mask_paths: The file of each mask.
+    """
+
+    def __init__(self, root: Path, transforms: Transforms | None, strict: bool) -> None:
+        super().__init__(root, transforms, strict)
+        self.ids: list[str] = []
+        self.mask_paths: list[Path] = []
+        self._scanned: dict[Path, tuple[tuple[int, int], list[int]] | str] = {}
+
+    def _read_mask(self, path: Path) -> np.ndarray:
+        """The ids of a file, uint8 [H, W]; `UnreadableFileError` if it has none."""
+        return read_mask(path)
+
+    def _scan_mask(self, path: Path) -> tuple[tuple[int, int], list[int]] | str:
+        """The height, width and ids of a mask, or what is wrong with it."""
+        if path not in self._scanned:
+            try:
+                mask = self._read_mask(path)
+                present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
+                self._scanned[path] = ((mask.shape[0], mask.shape[1]), present)
+            except UnreadableFileError as error:
+                self._scanned[path] = str(error)
+        return self._scanned[path]
+
+    def _add(self, name: str, image: Path, mask: Path) -> None:
+        """Add a sample, or report what is wrong with it."""
+        try:
+            size = scan_image(image)
+        except UnreadableFileError as error:
+            self.problems.report(image, "unreadable image", str(error))
+            return
+        scanned = self._scan_mask(mask)
+        if isinstance(scanned, str):
+            self.problems.report(mask, "unreadable annotation", scanned)
+            return
+        mask_size, present = scanned
+        if mask_size != size:
+            detail = f"the mask is {mask_size[1]}x{mask_size[0]}, but {image.name} is {size[1]}x{size[0]}"
+            self.problems.report(mask, "size mismatch", detail)
+            return
+        unknown = [value for value in present if len(self.classes) <= value != IGNORE]
+        if unknown:
+            detail = f"ids {unknown} with {len(self.classes)} classes are set to {IGNORE}"
+            self.problems.report(mask, "unknown class", detail, "clipped")
+        self.paths.append(image)
+        self.sizes.append(size)
+        self.ids.append(name)
+        self.mask_paths.append(mask)
+
+    def mask(self, index: int) -> tv_tensors.Mask:
+        """The mask of a sample, uint8 [H, W], without reading or transforming the image."""
+        mask = self._read_mask(self.mask_paths[index])
+        mask[mask >= len(self.classes)] = IGNORE
+        return tv_tensors.Mask(torch.from_numpy(mask))
+
+    def _load(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        return read_image(self.paths[index]), self.mask(index)

@@ -1,0 +1,143 @@
+"""Whether a recipe can be trained on a data folder: what is there, what is missing, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pliant.data import DataError, DetectionSet, ImageSet, SegmentationSet
+from pliant.data.images import UnreadableFileError, read_image
+from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, find_recipe, override
+from pliant.recipes.datasets import Splits, choose_splits, open_split
+
+_VOC = """\
+VOCdevkit/VOC2007/ and VOC2012/, each with
+  JPEGImages/ID.jpg
+  ImageSets/Main/SPLIT.txt          Annotations/ID.xml          (detection)
+  ImageSets/Segmentation/SPLIT.txt  SegmentationClass/ID.png    (segmentation)
+One such folder of your own will do. From host.robots.ox.ac.uk/pascal/VOC."""
+_SBD = """
+SBD beside or in it: benchmark_RELEASE/dataset/ (or sbd/) with img/ID.jpg, cls/ID.mat, train.txt, val.txt.
+From the Berkeley vision group's page of "Semantic Contours from Inverse Detectors"."""
+_COCO = """\
+train2014/, val2014/, test2015/ (or of 2017) with images, and
+  annotations/instances_SPLIT.json
+  annotations/image_info_test-dev2015.json                      (to send results of)
+From cocodataset.org."""
+_CITYSCAPES = """\
+leftImg8bit/SPLIT/CITY/CITY_000000_000019_leftImg8bit.png
+gtFine/SPLIT/CITY/CITY_000000_000019_gtFine_labelIds.png
+for the splits train and val. From cityscapes-dataset.com."""
+_FOLDERS = """\
+train/CLASS/NAME.jpg
+val/CLASS/NAME.jpg
+From image-net.org, or any images that you sort so."""
+
+
+def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool = False) -> bool:
+    """Open what a recipe trains and judges on, and print what is there and what is not.
+
+    Args:
+        name: Of the recipe.
+        data: The folder of the data.
+        assignments: Changes of the recipe, ``field=value``.
+        deep: Whether every image is decoded, too.
+
+    Returns:
+        Whether training can start.
+
+    Raises:
+        ValueError: If there is no such recipe or field, or a value is not of its type.
+    """
+    recipe = override(find_recipe(name), assignments)
+    console = Console(soft_wrap=True)
+    try:
+        splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
+    except DataError as error:
+        console.print(f"[red]cannot train:[/] {error}", highlight=False)
+        _say_layout(console, recipe)
+        return False
+    missing = _say_splits(console, recipe, splits)
+    can_train, classes = True, recipe.classes
+    for purpose, split in (("train", splits.train), ("validate", splits.validation), ("judge", splits.test)):
+        if split is None:
+            continue
+        try:
+            dataset = open_split(recipe, data, split, training=purpose == "train", classes=classes)
+        except DataError as error:
+            console.print(f"[red]{purpose}: {split} cannot be used:[/] {error}", highlight=False)
+            can_train, missing = can_train and purpose != "train", True
+            continue
+        classes = dataset.classes
+        if deep:
+            _decode(dataset)
+        _say_content(console, purpose, split, dataset)
+    if missing:
+        _say_layout(console, recipe)
+    console.print("[green]Training can start.[/]" if can_train else "[red]Training cannot start.[/]")
+    return can_train
+
+
+def _say_splits(console: Console, recipe: Recipe, splits: Splits) -> bool:
+    """Print where the data has other splits than the recipe asks for, and return whether it has."""
+    wanted = {"train": (recipe.train_split, splits.train), "judge": (recipe.test_split, splits.test)}
+    lacking = False
+    for purpose, (asked, found) in wanted.items():
+        if asked is not None and asked != found:
+            lacking = True
+            instead = f"{found} is taken" if found else "none is taken"
+            console.print(f"[yellow]{purpose}: the recipe asks for {asked}; {instead}[/]", highlight=False)
+    return lacking
+
+
+def _say_layout(console: Console, recipe: Recipe) -> None:
+    if isinstance(recipe, ClassificationRecipe):
+        text = _FOLDERS
+    else:
+        text = {"voc": _VOC, "coco": _COCO, "cityscapes": _CITYSCAPES}[recipe.layout]
+        if isinstance(recipe, SegmentationRecipe) and "sbd" in (recipe.train_split or ""):
+            text += _SBD
+    console.print(f"\nThe layout that is expected:\n{text}", highlight=False, markup=False)
+
+
+def _decode(dataset: ImageSet) -> None:
+    for path in dataset.paths:
+        try:
+            read_image(path)
+        except UnreadableFileError as error:
+            dataset.problems.report(path, "unreadable image", str(error))
+
+
+def _say_content(console: Console, purpose: str, split: str, dataset: ImageSet) -> None:
+    counted, unit = _count(dataset)
+    table = Table(title=f"{purpose}: {split}, {len(dataset)} images")
+    table.add_column("class")
+    table.add_column(unit, justify="right")
+    for name, count in zip(dataset.classes, counted, strict=True):
+        table.add_row(name, f"{count:,}")
+    console.print(table)
+    if len(dataset.problems):
+        console.print(f"[yellow]{dataset.problems.summary()}[/]", highlight=False)
+
+
+def _count(dataset: ImageSet) -> tuple[list[int], str]:
+    """How often each class occurs, and what was counted."""
+    counts: Counter[int] = Counter()
+    first = 0
+    if isinstance(dataset, SegmentationSet):
+        for index in range(len(dataset)):
+            counts.update(dict(enumerate(dataset.mask(index).flatten().bincount(minlength=256).tolist())))
+        unit = "pixels"
+    elif isinstance(dataset, DetectionSet):
+        first = 1
+        for index in range(len(dataset)):
+            counts.update(dataset.target(index)["labels"].tolist())
+        unit = "boxes"
+    else:
+        counts.update(getattr(dataset, "labels", ()))
+        unit = "images"
+    return [counts[first + place] for place in range(len(dataset.classes))], unit
