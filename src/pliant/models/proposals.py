@@ -34,7 +34,8 @@ class Conv4RPN(RegionProposalNetwork):
     Args:
         in_channels: of conv4.
         anchor_scales: see `Anchors`.
-        framing: `"authors"` leaves out the last row and column of the map where the image does not fill them.
+        framing: `"authors"` leaves out the last row and column of the map where the image does not fill them, and
+            keeps of a box outside the image the pixels at the border.
     """
 
     def __init__(self, in_channels: int, anchor_scales: Sequence[int], framing: str = "paper") -> None:
@@ -61,7 +62,7 @@ class Conv4RPN(RegionProposalNetwork):
         anchors = self.anchor_generator(images, [conv4])
         proposals = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
         if self.framing == "authors":
-            proposals = proposals * self._filled(conv4, images.image_sizes)
+            proposals = _clipped(proposals, images.image_sizes) * self._filled(conv4, images.image_sizes)
         boxes, _ = self.filter_proposals(proposals, objectness, images.image_sizes, [proposals.shape[1]])
         if not self.training:
             return boxes, {}
@@ -94,3 +95,10 @@ class Conv4RPN(RegionProposalNetwork):
         found = F.binary_cross_entropy_with_logits(objectness[sampled], positive[sampled].float(), reduction="sum")
         placed = F.smooth_l1_loss(deltas[positive], goals[positive], beta=1 / 9, reduction="sum")
         return {"loss_objectness": found / count, "loss_rpn_box_reg": placed / count}
+
+
+def _clipped(proposals: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+    """Boxes `[N, A, 4]` clipped to the pixels of their images, one at least."""
+    low = proposals.new_tensor([0, 0, 1, 1])
+    high = proposals.new_tensor([[width - 1, height - 1, width, height] for height, width in sizes])
+    return torch.minimum(torch.maximum(proposals, low), high[:, None])
