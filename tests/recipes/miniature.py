@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 
 WIDTH, HEIGHT = 64, 48
 
@@ -30,7 +31,9 @@ def _annotation(box: tuple[int, int, int, int], name: str) -> str:
     )
 
 
-def make_voc(root: Path, splits: dict[str, int]) -> Path:
+def make_voc(
+    root: Path, splits: dict[str, int], *, pattern: str = "scene_{}", classes: tuple[str, str] = ("red", "green")
+) -> Path:
     """A folder of VOC's layout for both tasks, with so many images in each split."""
     for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -39,9 +42,9 @@ def make_voc(root: Path, splits: dict[str, int]) -> Path:
         names = []
         for _ in range(number):
             image, box, label = scene(index)
-            name = f"scene_{index}"
+            name = pattern.format(index)
             Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
-            (root / "Annotations" / f"{name}.xml").write_text(_annotation(box, ("red", "green")[label - 1]))
+            (root / "Annotations" / f"{name}.xml").write_text(_annotation(box, classes[label - 1]))
             mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
             mask[box[1] : box[3], box[0] : box[2]] = label
             picture = Image.fromarray(mask)
@@ -51,6 +54,53 @@ def make_voc(root: Path, splits: dict[str, int]) -> Path:
             index += 1
         for task in ("Main", "Segmentation"):
             (root / "ImageSets" / task / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def make_devkit(root: Path) -> Path:
+    """VOC's own years: 2007 and 2012, with its names of images and two of its classes."""
+    names = ("aeroplane", "bicycle")
+    make_voc(root / "VOCdevkit" / "VOC2007", {"trainval": 3, "test": 2}, pattern="{:06d}", classes=names)
+    splits = {"train": 3, "val": 2, "trainval": 0}
+    make_voc(root / "VOCdevkit" / "VOC2012", splits, pattern="2008_{:06d}", classes=names)
+    for task in ("Main", "Segmentation"):
+        lists = root / "VOCdevkit" / "VOC2012" / "ImageSets" / task
+        (lists / "trainval.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
+    return root
+
+
+def make_sbd(root: Path) -> Path:
+    """SBD's layout: images 2 to 6, of which VOC has 0 to 2 in train and 3 and 4 in val; 5 is in SBD's val."""
+    for folder in ("img", "cls"):
+        (root / folder).mkdir(parents=True)
+    for index in range(2, 7):
+        image, box, label = scene(index)
+        Image.fromarray(image).save(root / "img" / f"2008_{index:06d}.jpg", quality=95)
+        mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        mask[box[1] : box[3], box[0] : box[2]] = label
+        truth = np.empty((1, 1), dtype=[("Segmentation", object)])
+        truth["Segmentation"][0, 0] = mask
+        savemat(root / "cls" / f"2008_{index:06d}.mat", {"GTcls": truth}, do_compression=True)
+    (root / "train.txt").write_text("".join(f"2008_{index:06d}\n" for index in (2, 3, 4, 6)))
+    (root / "val.txt").write_text("2008_000005\n")
+    return root
+
+
+def make_cityscapes(root: Path, splits: dict[str, int]) -> Path:
+    """Cityscapes' layout, in two cities; roads (label 7) and cars (26) on what is out of the region (3)."""
+    index = 0
+    for split, number in splits.items():
+        for position in range(number):
+            city = ("aachen", "bochum")[position % 2]
+            image, box, label = scene(index)
+            name = f"{city}_{index:06d}_000019"
+            for kind in ("leftImg8bit", "gtFine"):
+                (root / kind / split / city).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png")
+            ids = np.full((HEIGHT, WIDTH), 3, dtype=np.uint8)
+            ids[box[1] : box[3], box[0] : box[2]] = (7, 26)[label - 1]
+            Image.fromarray(ids).save(root / "gtFine" / split / city / f"{name}_gtFine_labelIds.png")
+            index += 1
     return root
 
 
@@ -79,6 +129,18 @@ def make_coco(root: Path, splits: dict[str, int]) -> Path:
         categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def make_test_dev(root: Path) -> Path:
+    """Images to send results of: test-dev2015 is the second half of test2015, without annotations."""
+    (root / "test2015").mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    for index in range(100, 104):
+        Image.fromarray(scene(index)[0]).save(root / "test2015" / f"{index}.png")
+    images = [{"id": i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in (102, 103)]
+    content = {"images": images, "categories": [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}]}
+    (root / "annotations" / "image_info_test-dev2015.json").write_text(json.dumps(content))
     return root
 
 
