@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from pliant.engine import DetectionMetrics, SegmentationMetrics
 
@@ -79,6 +80,40 @@ def test_prediction_is_resized_to_the_mask() -> None:
     mask[:, 4:] = 1
     metrics.update(torch.tensor([[0, 1], [0, 1], [0, 1]]), mask)
     assert metrics.compute()["mIoU"] == 1.0
+
+
+def test_truth_is_resized_to_the_prediction_too() -> None:
+    metrics = SegmentationMetrics(["a", "b"])
+    # At the size of the prediction columns 1, 3, 5 and 7 of the truth are seen.
+    mask = torch.tensor([[0, 0, 0, 1, 1, 0, 1, 1]]).repeat(2, 1)
+    metrics.update(torch.tensor([[0, 1, 1, 1]]), mask)
+    results = metrics.compute()
+    # At the size of the truth a has 2 of 4 in each row, b 4 of 6.
+    assert results["per_class"]["a"]["IoU"] == pytest.approx(2 / 4)
+    assert results["per_class"]["b"]["IoU"] == pytest.approx(4 / 6)
+    assert results["mIoU"] == pytest.approx((2 / 4 + 4 / 6) / 2)
+    assert results["per_class"]["a"]["IoU_scaled"] == pytest.approx(1 / 2)
+    assert results["per_class"]["b"]["IoU_scaled"] == pytest.approx(2 / 3)
+    assert results["mIoU_scaled"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_mean_iou_against_torchmetrics_and_a_count() -> None:
+    metrics, jaccard = SegmentationMetrics(list("abcde")), MulticlassJaccardIndex(5, ignore_index=255)
+    pixels = []
+    for height, width in ((7, 9), (12, 5), (3, 31)):
+        mask = torch.randint(0, 4, (height, width))  # the fifth class is never true
+        mask[torch.rand(height, width) < 0.2] = 255
+        prediction = torch.randint(0, 5, (height, width))
+        metrics.update(prediction, mask)
+        jaccard.update(prediction[None], mask[None])
+        pixels += list(zip(prediction.flatten().tolist(), mask.flatten().tolist(), strict=True))
+    results = metrics.compute()
+    counted = [(found, true) for found, true in pixels if true != 255]
+    for label, name in enumerate("abcde"):
+        both = sum(found == true == label for found, true in counted)
+        either = sum(label in pair for pair in counted)
+        assert results["per_class"][name]["IoU"] == pytest.approx(both / either)
+    assert results["mIoU"] == results["mIoU_scaled"] == pytest.approx(float(jaccard.compute()))
 
 
 def test_images_add_up_as_pixels() -> None:

@@ -26,7 +26,8 @@ class ImageSet(Dataset[tuple[Any, Any]]):
     """Images in files, found and checked when the set is made, read when they are asked for.
 
     If the pixels of an image turn out to be damaged only when they are read, that is logged with its path and
-    the next usable image takes its place, always the same one. In strict mode it is a `DataError`.
+    the next usable image takes its place, always the same one; after `skip_damaged`, None does, since an image
+    must not be judged twice. In strict mode it is a `DataError`.
 
     Attributes:
         classes: The names of the classes.
@@ -44,6 +45,7 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         self.paths: list[Path] = []
         self.sizes: list[tuple[int, int]] = []
         self._damaged: set[int] = set()
+        self._skipped: torch.Tensor | None = None
 
     def _load(self, index: int) -> tuple[Any, Any]:
         raise NotImplementedError
@@ -55,23 +57,38 @@ class ImageSet(Dataset[tuple[Any, Any]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def skip_damaged(self) -> None:
+        """From now on an image whose pixels are damaged gives None; the processes of a loader tell `skipped`."""
+        self._skipped = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+
+    @property
+    def skipped(self) -> list[Path]:
+        """The images that have given None."""
+        return [] if self._skipped is None else [self.paths[index] for index in self._skipped.nonzero()]
+
+    def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} samples")
         for step in range(len(self)):
-            candidate = (index + step) % len(self)
-            if candidate in self._damaged:
-                continue
-            try:
-                sample = self._load(candidate)
-            except UnreadableFileError as error:
-                self._damaged.add(candidate)
-                kind = "unreadable image" if error.path == self.paths[candidate] else "unreadable annotation"
-                if self.problems.report(error.path, kind, str(error)):
-                    _log.warning("%s cannot be read and is skipped: %s", error.path, error)
-                continue
-            return sample if self.transforms is None else self.transforms(*sample)
+            sample = self._try((index + step) % len(self))
+            if sample is not None:
+                return sample if self.transforms is None else self.transforms(*sample)
+            if self._skipped is not None:
+                self._skipped[index] = True
+                return None
         raise DataError(self.root, f"no image can be read. {self.problems.summary()}")
+
+    def _try(self, index: int) -> tuple[Any, Any] | None:
+        if index in self._damaged:
+            return None
+        try:
+            return self._load(index)
+        except UnreadableFileError as error:
+            self._damaged.add(index)
+            kind = "unreadable image" if error.path == self.paths[index] else "unreadable annotation"
+            if self.problems.report(error.path, kind, str(error)):
+                _log.warning("%s cannot be read and is skipped: %s", error.path, error)
+            return None
 
     def __repr__(self) -> str:
         return (

@@ -45,7 +45,8 @@ class ClassificationModule(TrainingModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        self.metrics.update(self.model(images), labels)
+        if len(images):  # none is left of a batch of damaged images
+            self.metrics.update(self.model(images), labels)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)

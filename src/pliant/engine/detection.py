@@ -28,6 +28,9 @@ class DetectionModule(TrainingModule):
         classes: The C foreground names.
         seed: Of the run.
         lr_mult: See `pliant.param_groups`.
+
+    Attributes:
+        found: What the last test found: for each image its ``image_id`` and the detections, on the CPU.
     """
 
     monitor = "AP"
@@ -43,17 +46,29 @@ class DetectionModule(TrainingModule):
         lr_mult: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(model, schedule, DetectionMetrics(classes), seed=seed, lr_mult=lr_mult)
+        self.found: list[tuple[int, dict[str, Tensor]]] = []
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         images, targets = batch
         return self.total_loss(self.model(images, targets))
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        images, targets = batch
-        self.metrics.update(self.model(images), targets)
+        self._judge(*batch)
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self.found = []
 
     def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+        for target, found in zip(batch[1], self._judge(*batch), strict=True):
+            self.found.append((int(target["image_id"]), {key: value.cpu() for key, value in found.items()}))
+
+    def _judge(self, images: list[Tensor], targets: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        if not images:  # none is left of a batch of damaged images
+            return []
+        found: list[dict[str, Tensor]] = self.model(images)
+        self.metrics.update(found, targets)
+        return found
 
 
 def collate_detection(samples: Sequence[tuple[Tensor, dict[str, Any]]]) -> DetectionBatch:

@@ -75,8 +75,9 @@ class DetectionMetrics:
 class SegmentationMetrics:
     """Intersection over union per class and its mean, from one confusion matrix over all pixels.
 
-    The union of a class is truth + prediction - intersection. Pixels whose truth is 255 do not count. The
-    truth keeps its own size: a prediction of another size is resized to it with nearest neighbours.
+    The union of a class is truth + prediction - intersection. Pixels whose truth is 255 do not count. Where truth
+    and prediction differ in size, both are told, always with nearest neighbours: judged at the size of the truth,
+    as Cityscapes' server does, and at that of the prediction, as the paper's authors do on VOC.
 
     Args:
         classes: The C names, the background's first; ids are 0 to C - 1.
@@ -86,7 +87,9 @@ class SegmentationMetrics:
         self.classes = tuple(classes)
         if len(self.classes) < 2:
             raise ValueError(f"at least two classes are needed, background included; got {self.classes}")
-        self.confusion = MulticlassConfusionMatrix(len(self.classes), ignore_index=IGNORE, validate_args=False)
+        number = len(self.classes)
+        self.confusion = MulticlassConfusionMatrix(number, ignore_index=IGNORE, validate_args=False)
+        self.scaled_confusion = MulticlassConfusionMatrix(number, ignore_index=IGNORE, validate_args=False)
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
         """Add an image.
@@ -95,32 +98,34 @@ class SegmentationMetrics:
             prediction: Class ids, integer [h, w].
             mask: The truth, integer [H, W].
         """
-        ids = prediction.detach().as_subclass(Tensor).cpu()
-        truth = mask.detach().as_subclass(Tensor).cpu().long()  # [H, W]
-        if ids.shape != truth.shape:
-            resized = functional.interpolate(ids[None, None].float(), size=truth.shape, mode="nearest-exact")
-            ids = resized[0, 0]
-        self.confusion.update(ids.long()[None], truth[None])
+        ids, truth = _cpu(prediction), _cpu(mask)
+        self.confusion.update(_resize_ids(ids, truth.shape)[None], truth.long()[None])
+        self.scaled_confusion.update(ids.long()[None], _resize_ids(truth, ids.shape)[None])
 
     def reset(self) -> None:
         """Forget all images."""
         self.confusion.reset()
+        self.scaled_confusion.reset()
 
     def compute(self) -> dict[str, Any]:
         """The results, as plain numbers.
 
         Returns:
-            ``mIoU`` (the mean over the classes that occur in truth or prediction) and ``pixel_accuracy``, in
-            0..1, NaN if no pixel counts; and ``per_class``: for each name ``IoU``.
+            ``mIoU`` at the size of the truth, ``mIoU_scaled`` at that of the prediction, and ``pixel_accuracy``
+            at the former, in 0..1, NaN if no pixel counts; and ``per_class``: for each name ``IoU`` and
+            ``IoU_scaled``. The means are over all classes, the background's too, but for those that are in neither
+            truth nor prediction.
         """
         matrix = self.confusion.compute().double()  # [C, C], rows are the truth
-        agreed = matrix.diagonal()
-        union = matrix.sum(dim=1) + matrix.sum(dim=0) - agreed
-        per_class = (agreed / union).tolist()  # 0 / 0 is NaN
+        per_class, scaled = _overlaps(matrix), _overlaps(self.scaled_confusion.compute().double())
         return {
             "mIoU": nan_mean(per_class),
-            "pixel_accuracy": float(agreed.sum() / matrix.sum()),
-            "per_class": {name: {"IoU": value} for name, value in zip(self.classes, per_class, strict=True)},
+            "mIoU_scaled": nan_mean(scaled),
+            "pixel_accuracy": float(matrix.trace() / matrix.sum()),
+            "per_class": {
+                name: {"IoU": value, "IoU_scaled": at_scale}
+                for name, value, at_scale in zip(self.classes, per_class, scaled, strict=True)
+            },
         }
 
 
@@ -179,6 +184,19 @@ def nan_mean(values: Sequence[float]) -> float:
 
 def _cpu(values: Tensor) -> Tensor:
     return values.detach().as_subclass(Tensor).cpu()
+
+
+def _resize_ids(ids: Tensor, size: Sequence[int]) -> Tensor:
+    """Integer [h, w] to int64 of another size."""
+    if tuple(ids.shape) == tuple(size):
+        return ids.long()
+    return functional.interpolate(ids[None, None].float(), size=tuple(size), mode="nearest-exact")[0, 0].long()
+
+
+def _overlaps(matrix: Tensor) -> list[float]:
+    """Intersection over union of each class; NaN without a pixel."""
+    agreed = matrix.diagonal()
+    return (agreed / (matrix.sum(dim=1) + matrix.sum(dim=0) - agreed)).tolist()
 
 
 def _coco_target(target: dict[str, Any]) -> dict[str, Tensor]:

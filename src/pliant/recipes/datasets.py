@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ def open_training_data(
     validation = None
     if splits.validation is not None:
         validation = open_split(recipe, root, splits.validation, classes=train.classes, strict=strict)
+        validation.skip_damaged()
     return TrainingData(
         train=train,
         validation=validation,
@@ -142,10 +144,15 @@ def open_training_data(
 
 
 def collate_for_evaluation(recipe: Recipe) -> Callable[[Any], Any]:
-    """How samples make a batch when a recipe of this kind is judged."""
+    """How samples make a batch when a recipe of this kind is judged; those that are None are left out."""
     if isinstance(recipe, ClassificationRecipe):
-        return default_collate
-    return collate_detection if isinstance(recipe, DetectionRecipe) else collate_evaluation
+        return partial(_collate_readable, default_collate)
+    return partial(_collate_readable, collate_detection if isinstance(recipe, DetectionRecipe) else collate_evaluation)
+
+
+def _collate_readable(collate: Callable[[Any], Any], samples: list[Any]) -> Any:
+    readable = [sample for sample in samples if sample is not None]
+    return collate(readable) if readable else ([], [])
 
 
 def open_split(
