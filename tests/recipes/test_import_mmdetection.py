@@ -104,8 +104,7 @@ def test_plain_deformable_stage(tmp_path: Path) -> None:
 
 
 def test_deeper_network() -> None:
-    with torch.device("meta"):
-        body = timm.create_model("resnet101", features_only=True)
+    body = timm.create_model("resnet101", features_only=True)
     arrays = {f"backbone.{name}": value for name, value in body.state_dict().items() if "num_batches" not in name}
     heads = {"neck.fpn_convs.0.conv.weight": torch.zeros(1), "roi_head.bbox_head.fc_cls.weight": torch.zeros(5, 2)}
     network = mmdetection.recognise("a.pth", {**arrays, **heads})
@@ -127,6 +126,14 @@ def test_what_does_not_fit_is_listed(modulated: Any, tmp_path: Path) -> None:
         "rpn_head.rpn_cls.weight has shape [6, 256, 1, 1], expected [3, 256, 1, 1]",
     ]
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_caffe_style_is_told_apart_by_its_first_layer(modulated: Any, tmp_path: Path) -> None:
+    state = dict(modulated[1])
+    state["backbone.bn1.running_var"] = state["backbone.bn1.running_var"] * 60**2
+    torch.save(state, tmp_path / "caffe.pth")
+    with pytest.raises(ValueError, match=r"caffe.pth has a ResNet in Caffe's style"):
+        import_weights(tmp_path / "caffe.pth", tmp_path / "out.safetensors", classes=NAMES)
 
 
 def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:

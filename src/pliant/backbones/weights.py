@@ -7,10 +7,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pliant.weights.files import read_tensors
+from pliant.weights.levels import trained_on_levels
 
 _PREFIX = "backbone."
-# He et al.'s ResNet-50 has 69, and would have 1.2 for images with a deviation of one.
-_SPREAD = 9.0
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -62,15 +61,8 @@ def stored_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _require_levels(path: str | Path, weights: dict[str, Tensor]) -> None:
-    """Raise ValueError if the first layer has learned from images with a deviation of one, and not of some 60 levels.
-
-    The spread of its outputs, in units of its filters' norms, tells: for one image 60 times that for the other.
-    """
-    filters, variance = weights.get("conv1.weight"), weights.get("bn1.running_var")
-    if filters is None or variance is None or bool((variance == 1).all()):
-        return
-    spread = float((variance.sqrt() / filters.flatten(1).norm(dim=1)).median())
-    if spread < _SPREAD:
+    """Raise ValueError if the network has learned from images with a deviation of one."""
+    if trained_on_levels(weights.get("conv1.weight"), weights.get("bn1.running_var")) is False:
         raise ValueError(
             f"{path} was trained on images divided by their deviation, as torchvision's and timm's ResNets are; those "
             "have their strides elsewhere too. Take backbone=timm/resnet50 or timm/resnet101 with this file"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pliant.weights.files import read_file
+from pliant.weights.levels import trained_on_levels
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _BODY = "backbone.body.body"
@@ -109,7 +110,7 @@ def recognise(path: str | Path, arrays: Mapping[str, Tensor]) -> MMDetectionNetw
     """The network whose weights these are.
 
     Raises:
-        ValueError: not a Faster R-CNN with a feature pyramid of mmdetection 2 or 3.
+        ValueError: not a Faster R-CNN with a feature pyramid of mmdetection 2 or 3, or on a Caffe-style ResNet.
     """
     scores = arrays.get(f"{_SCORES}.weight")
     if scores is None or scores.dim() != 2 or len(scores) < 2 or "neck.fpn_convs.0.conv.weight" not in arrays:
@@ -117,6 +118,11 @@ def recognise(path: str | Path, arrays: Mapping[str, Tensor]) -> MMDetectionNetw
             f"{path} is neither MXNet's .params nor a Faster R-CNN with a feature pyramid of mmdetection 2 or 3, which "
             f"has neck.fpn_convs.0.conv.weight and {_SCORES}.weight; it has {len(arrays)} tensors: "
             f"{', '.join(list(arrays)[:8])}"
+        )
+    if trained_on_levels(arrays.get("backbone.conv1.weight"), arrays.get("backbone.bn1.running_var")):
+        raise ValueError(
+            f"{path} has a ResNet in Caffe's style, by the statistics of its first layer; expected PyTorch's, with "
+            "images divided by their deviation"
         )
     depth = 101 if "backbone.layer3.22.conv1.weight" in arrays else 50
     stages, groups, modulated = _deformation(path, arrays)
