@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -34,8 +33,8 @@ def read_file(path: str | Path) -> Any:
             f"save its tensors anew where its libraries are: torch.save(torch.load(FILE)['state_dict'], OUT). "
             f"{reason.strip()}"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a whole file of tensors: {error}") from error
+    except Exception as error:  # torch's unpickler meets a damaged file with whatever it stumbles on
+        raise ValueError(f"{path} is not a whole file of tensors: {type(error).__name__}: {error}") from error
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
