@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,12 +14,23 @@ from rich.markup import escape
 
 import pliant
 
+if TYPE_CHECKING:
+    from pliant.engine.test_time import Procedure
+
 app = typer.Typer(
     help="Deformable ConvNets for PyTorch.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+Scales = Annotated[
+    str | None, typer.Option(metavar="480,576,...", help="See images at these short sides, and put all together.")
+]
+MultiScale = Annotated[bool, typer.Option("--multi-scale", help="The paper's scales: 480,576,688,864,1200,1400.")]
+Flip = Annotated[bool, typer.Option("--flip", help="See mirrored images as well.")]
+BoxAveraging = Annotated[bool, typer.Option("--box-averaging", help="Refine boxes by a second pass, and average.")]
+SoftNMS = Annotated[bool, typer.Option("--soft-nms", help="Overlapping boxes lose score, and are not removed.")]
 
 Source = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="A run folder, or a .safetensors file of one.")]
 
@@ -99,12 +110,19 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="The split; that of the recipe by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="The JSON file; eval-SPLIT.json by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem in the data.")] = False,
+    scales: Scales = None,
+    multi_scale: MultiScale = False,
+    flip: Flip = False,
+    box_averaging: BoxAveraging = False,
+    soft_nms: SoftNMS = False,
+    voc_results: Annotated[bool, typer.Option("--voc-results", help="Write VOC's comp4_det_test_CLASS.txt.")] = False,
 ) -> None:
     """Judge a run or its weights: COCO and VOC average precision, mIoU, or top-1 and top-5 accuracy."""
     with _user_errors():
         from pliant.recipes.evaluate import evaluate as judge
 
-        judge(source, data, split=split, strict=strict, out=out)
+        procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
+        judge(source, data, split=split, strict=strict, out=out, procedure=procedure, voc_results=voc_results)
 
 
 @app.command()
@@ -113,12 +131,18 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")],
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="The score from which boxes are drawn.")] = 0.5,
+    scales: Scales = None,
+    multi_scale: MultiScale = False,
+    flip: Flip = False,
+    box_averaging: BoxAveraging = False,
+    soft_nms: SoftNMS = False,
 ) -> None:
     """Write pictures with boxes, masks or names, and files to work with."""
     with _user_errors():
         from pliant.recipes.predict import predict as run_prediction
 
-        done = run_prediction(source, images, out, threshold=threshold)
+        procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
+        done = run_prediction(source, images, out, threshold=threshold, procedure=procedure)
         Console(stderr=True, soft_wrap=True).print(f"{len(done.pictures)} pictures in {out}")
         if done.failed:
             raise typer.Exit(1)
@@ -196,6 +220,18 @@ def bench(
         )
         if not right:
             raise typer.Exit(1)
+
+
+def _procedure(scales: str | None, multi_scale: bool, flip: bool, box_averaging: bool, soft_nms: bool) -> Procedure:
+    from pliant.engine.test_time import PAPER_SCALES, Procedure
+
+    if scales is not None and multi_scale:
+        raise ValueError("--multi-scale stands for the paper's scales; leave out --scales")
+    try:
+        sides = tuple(int(side) for side in scales.split(",")) if scales is not None else ()
+    except ValueError as error:
+        raise ValueError(f"--scales takes whole numbers of pixels such as 480,576, got {scales!r}") from error
+    return Procedure(PAPER_SCALES if multi_scale else sides, flip, box_averaging, soft_nms)
 
 
 @contextlib.contextmanager

@@ -59,6 +59,15 @@ def test_difficult_object_is_not_required_by_coco_either() -> None:
     assert metrics.compute()["AP"] == pytest.approx(1.0)
 
 
+def test_nothing_to_find_and_nothing_found() -> None:
+    metrics = DetectionMetrics(["cell"])
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    metrics.update([{**nothing, "scores": torch.zeros(0)}], [{**nothing, "image_id": 0}])
+    results = metrics.compute()
+    assert math.isnan(results["AP"])
+    assert math.isnan(results["per_class"]["cell"]["AP"])
+
+
 def test_mean_iou_by_hand() -> None:
     metrics = SegmentationMetrics(["background", "leaf", "symptom", "never"])
     mask = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 255]], dtype=torch.uint8)

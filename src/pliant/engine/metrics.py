@@ -58,8 +58,10 @@ class DetectionMetrics:
             name: _absent_to_nan(float(coco[key]))
             for name, key in (("AP", "map"), ("AP50", "map_50"), ("AP75", "map_75"))
         }
-        labels, values = coco["classes"].reshape(-1).tolist(), coco["map_per_class"].reshape(-1).tolist()
-        coco_ap = dict(zip(labels, values, strict=True))
+        coco_ap: dict[int, float] = {}
+        if "map_per_class" in coco:  # not where no image has an object or a detection
+            labels, values = coco["classes"].reshape(-1).tolist(), coco["map_per_class"].reshape(-1).tolist()
+            coco_ap = dict(zip(labels, values, strict=True))
         per_class: dict[str, dict[str, float]] = {
             name: {"AP": _absent_to_nan(coco_ap.get(label, -1.0))} for label, name in enumerate(self.classes, start=1)
         }

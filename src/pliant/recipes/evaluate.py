@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pliant.data import DataError
+from pliant.data import COCODetection, DataError, ImageSet, VOCDetection
+from pliant.engine import DetectionModule
 from pliant.engine.fitting import evaluation_loader, judge
 from pliant.engine.runs import write_json
-from pliant.recipes.base import kind_of
+from pliant.engine.test_time import Procedure
+from pliant.engine.training import TrainingModule
+from pliant.recipes.base import Recipe, kind_of
 from pliant.recipes.datasets import choose_splits, collate_for_evaluation, open_split
+from pliant.recipes.result_files import write_coco_results, write_voc_results
 from pliant.recipes.train import build_module, fit_settings
-from pliant.recipes.trained import Trained, load_state, load_trained
+from pliant.recipes.trained import Trained, load_state, load_trained, under_procedure
+
+_console = Console(stderr=True, soft_wrap=True)
 
 _COLUMNS = {
     "detection": ("AP", "AP50", "AP75", "VOC_AP50", "VOC_AP50_11pt", "VOC_AP70", "VOC_AP70_11pt"),
-    "segmentation": ("IoU",),
+    "segmentation": ("IoU", "IoU_scaled"),
     "classification": ("top1", "top5"),
 }
 
 
 def evaluate(
-    source: Path, data: Path | None = None, *, split: str | None = None, strict: bool = False, out: Path | None = None
+    source: Path,
+    data: Path | None = None,
+    *,
+    split: str | None = None,
+    strict: bool = False,
+    out: Path | None = None,
+    procedure: Procedure | None = None,
+    voc_results: bool = False,
 ) -> dict[str, Any]:
     """Judge a run or weights, print a table, and write the numbers as JSON.
+
+    For detection on COCO's layout, all that was found is written beside it as COCO's server takes it,
+    ``detections_SPLIT_pliant_results.json``; of a split without annotations there is nothing else to tell. Images
+    whose pixels are damaged are left out, and named.
 
     Args:
         source: A run folder or a file of weights that `train` wrote.
@@ -35,37 +53,79 @@ def evaluate(
         split: The split; that of the training's recipe if None.
         strict: Whether the first problem of the data is an error.
         out: The JSON file; ``eval-SPLIT.json`` in the run folder or beside the weights if None.
+        procedure: What is done at test time beyond one pass.
+        voc_results: For detection on VOC's layout, write ``comp4_det_test_CLASS.txt`` too.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: If `source` is neither, or no data or split is known.
+        ValueError: If `source` is neither, no data or split is known, or an option does not fit the recipe.
         DataError: If the data cannot be used.
     """
     trained = load_trained(source)
     root, name = _data_and_split(trained, data, split)
     dataset = open_split(trained.recipe, root, name, classes=trained.classes, strict=strict)
+    if voc_results and not isinstance(dataset, VOCDetection):
+        raise ValueError("VOC's result files are for detection on VOC's layout")
+    dataset.skip_damaged()
     module = build_module(trained.recipe, trained.classes, pretrained=False)
     load_state(module.model, trained)
-    settings = fit_settings(trained.recipe)
-    loader = evaluation_loader(dataset, collate_for_evaluation(trained.recipe), settings)
-    results = judge(module, loader, settings)
-    report = {
+    module.model = under_procedure(module.model, trained.recipe, procedure)
+    results = _judge(module, dataset, trained.recipe)
+    path = trained.folder / f"eval-{name}.json" if out is None else out
+    report = _describe(trained, root, name, dataset, procedure or Procedure())
+    written = _write_found(module, dataset, path.parent, name, voc_results)
+    if isinstance(dataset, COCODetection) and not dataset.annotated:
+        _console.print(f"{name} has no annotations to judge by")
+    else:
+        report["results"] = results
+        print_results(trained, report)
+    write_json(path, report)
+    for skipped in dataset.skipped:
+        _console.print(f"[red]{skipped} cannot be read and was left out[/red]", highlight=False)
+    _console.print(f"Written to {', '.join(map(str, [*written, path]))}")
+    return report
+
+
+def _judge(module: TrainingModule, dataset: ImageSet, recipe: Recipe) -> dict[str, Any]:
+    settings = fit_settings(recipe)
+    with warnings.catch_warnings():
+        # Where no image can be read, which is an error below.
+        warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
+        results = judge(module, evaluation_loader(dataset, collate_for_evaluation(recipe), settings), settings)
+    if len(dataset.skipped) == len(dataset):
+        raise DataError(dataset.root, f"no image can be read. {dataset.problems.summary()}")
+    return results
+
+
+def _describe(trained: Trained, root: Path, split: str, dataset: ImageSet, procedure: Procedure) -> dict[str, Any]:
+    """What was judged, and how."""
+    return {
         "weights": str(trained.path),
         "step": trained.step,
         "recipe": trained.name,
         "data": str(root.resolve()),
-        "split": name,
-        "images": len(dataset),
+        "split": split,
+        "procedure": dataclasses.asdict(procedure),
+        "images": len(dataset) - len(dataset.skipped),
+        "skipped": [str(skipped) for skipped in dataset.skipped],
         "problems": dataset.problems.counts(),
-        "results": results,
     }
-    path = trained.folder / f"eval-{name}.json" if out is None else out
-    write_json(path, report)
-    print_results(trained, report)
-    Console(stderr=True, soft_wrap=True).print(f"Written to {path}")
-    return report
+
+
+def _write_found(module: TrainingModule, dataset: ImageSet, folder: Path, split: str, voc: bool) -> list[Path]:
+    """Write what was found as result files, where the layout has such."""
+    if not isinstance(module, DetectionModule):
+        return []
+    if isinstance(dataset, COCODetection):
+        path = folder / f"detections_{split}_pliant_results.json"
+        write_coco_results(path, module.found, dataset.category_ids)
+        return [path]
+    if voc and isinstance(dataset, VOCDetection):
+        names = dict(zip(dataset.image_ids, dataset.ids, strict=True))
+        return write_voc_results(folder, module.found, names, dataset.classes)
+    return []
 
 
 def _data_and_split(trained: Trained, data: Path | None, split: str | None) -> tuple[Path, str]:
@@ -89,7 +149,7 @@ def print_results(trained: Trained, report: dict[str, Any]) -> None:
     table.add_column("class")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
-    whole = {"IoU": results.get("mIoU"), **results}
+    whole = {"IoU": results.get("mIoU"), "IoU_scaled": results.get("mIoU_scaled"), **results}
     table.add_row("[bold]all", *(_percent(whole.get(column)) for column in columns), end_section=True)
     for name, values in results["per_class"].items():
         table.add_row(name, *(_percent(values.get(column)) for column in columns))

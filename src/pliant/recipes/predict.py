@@ -20,8 +20,10 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from pliant.data import transforms
 from pliant.data.images import UnreadableFileError, read_image
 from pliant.engine.runs import replacing, write_json
+from pliant.engine.test_time import Procedure
 from pliant.recipes.base import ClassificationRecipe, SegmentationRecipe
-from pliant.recipes.trained import load_trained
+from pliant.recipes.result_files import coco_results
+from pliant.recipes.trained import load_trained, under_procedure
 
 
 @dataclass
@@ -43,7 +45,13 @@ class Prediction:
 
 
 def predict(
-    source: Path, images: Sequence[Path], out: Path, *, threshold: float = 0.5, device: str | None = None
+    source: Path,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    threshold: float = 0.5,
+    device: str | None = None,
+    procedure: Procedure | None = None,
 ) -> Prediction:
     """Predict for images.
 
@@ -58,6 +66,7 @@ def predict(
         out: The folder to write to; it is made if need be, and files of the same names are replaced.
         threshold: The score from which boxes are drawn.
         device: Such as ``"cuda"``; a GPU if there is one when None.
+        procedure: What is done at test time beyond one pass.
 
     Returns:
         What was written. An image that cannot be read is reported there and the others go on.
@@ -69,7 +78,7 @@ def predict(
     files = _find(images)
     trained = load_trained(source)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = trained.model().to(chosen)
+    model = under_procedure(trained.model(), trained.recipe, procedure).to(chosen)
     out.mkdir(parents=True, exist_ok=True)
     done = Prediction()
     console = Console(stderr=True, soft_wrap=True)
@@ -92,7 +101,7 @@ def predict(
             picture = _draw_name(image, f"{best[0]['category']} {best[0]['score']:.2f}")
         else:
             found = _detect(model, image, chosen)
-            done.detections += _coco_results(found, image_id, path, trained.classes)
+            done.detections += _named_results(found, image_id, path, trained.classes)
             picture = _draw_boxes(image, found, trained.classes, threshold)
         done.pictures[path] = out / f"{names[path]}.png"
         _write_png(done.pictures[path], to_pil_image(picture))
@@ -132,26 +141,12 @@ def _best(scores: Tensor, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _coco_results(
+def _named_results(
     found: dict[str, Tensor], image_id: int, path: Path, classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Boxes become [x, y, width, height]; ``category_id`` is the label, from 1, in the order of the classes."""
-    results = []
-    for box, label, score in zip(
-        found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
-    ):
-        x0, y0, x1, y1 = box
-        results.append(
-            {
-                "image_id": image_id,
-                "file_name": str(path),
-                "category_id": label,
-                "category": classes[label - 1],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": score,
-            }
-        )
-    return results
+    """COCO's results with names; ``category_id`` is the label, from 1, in the order of the classes."""
+    results = coco_results(found, image_id, {label: label for label in range(1, len(classes) + 1)})
+    return [{**item, "file_name": str(path), "category": classes[item["category_id"] - 1]} for item in results]
 
 
 def _draw_boxes(image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...], threshold: float) -> Tensor:

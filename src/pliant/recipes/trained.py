@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pliant.engine import RunFolder, read_weights
-from pliant.recipes.base import Recipe, from_fields
+from pliant.engine.test_time import AugmentedDetector, AugmentedSegmenter, Procedure
+from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, from_fields
 from pliant.recipes.networks import build_model
 
 
@@ -99,3 +100,18 @@ def load_state(model: nn.Module, trained: Trained) -> None:
             f"{len(wrong)} misshapen {wrong[:3]}"
         )
     model.load_state_dict(trained.state)
+
+
+def under_procedure(model: nn.Module, recipe: Recipe, procedure: Procedure | None) -> nn.Module:
+    """The network as it is used under a test-time procedure; itself if there is nothing to do.
+
+    Raises:
+        ValueError: If the procedure does not fit the network.
+    """
+    if procedure is None or procedure == Procedure():
+        return model
+    if isinstance(recipe, ClassificationRecipe):
+        raise ValueError("scales, flip, box averaging and soft-NMS are for detection and segmentation")
+    if isinstance(recipe, SegmentationRecipe):
+        return AugmentedSegmenter(model, procedure)
+    return AugmentedDetector(model, procedure)

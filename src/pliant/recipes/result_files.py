@@ -1,0 +1,80 @@
+"""Detections in the forms that the servers of COCO and VOC take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pliant.engine.runs import replacing
+
+
+def coco_results(found: Mapping[str, Tensor], image_id: int, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
+    """The detections of an image in COCO's results form.
+
+    Args:
+        found: ``boxes`` [K, 4] (x0, y0, x1, y1), ``labels`` [K] and ``scores`` [K].
+        image_id: That of the data set.
+        category_ids: That of each label. Labels without one are left out.
+
+    Returns:
+        For each box ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
+    """
+    columns = (found[key].tolist() for key in ("boxes", "labels", "scores"))
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": score,
+        }
+        for (x0, y0, x1, y1), label, score in zip(*columns, strict=True)
+        if label in category_ids
+    ]
+
+
+def write_coco_results(
+    path: Path, found: Iterable[tuple[int, Mapping[str, Tensor]]], category_ids: Mapping[int, int]
+) -> None:
+    """Write the results of all images as one JSON list; see `coco_results`.
+
+    Args:
+        path: The file.
+        found: For each image its id and detections.
+        category_ids: That of each label.
+    """
+    results = [item for image_id, of_image in found for item in coco_results(of_image, image_id, category_ids)]
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(results))
+
+
+def write_voc_results(
+    folder: Path, found: Iterable[tuple[int, Mapping[str, Tensor]]], names: Mapping[int, str], classes: Sequence[str]
+) -> list[Path]:
+    """Write ``comp4_det_test_CLASS.txt`` for each class: lines of image, score, xmin, ymin, xmax, ymax.
+
+    Pixels are counted from 1, the last one included, as VOC has it.
+
+    Args:
+        folder: Where to.
+        found: For each image its id, and ``boxes`` [K, 4] (x0, y0, x1, y1), ``labels`` [K] and ``scores`` [K].
+        names: VOC's name of each image.
+        classes: The foreground names.
+
+    Returns:
+        The files.
+    """
+    lines: dict[int, list[str]] = {label: [] for label in range(1, len(classes) + 1)}
+    for image_id, result in found:
+        columns = (result[key].tolist() for key in ("boxes", "labels", "scores"))
+        for (x0, y0, x1, y1), label, score in zip(*columns, strict=True):
+            lines[label].append(f"{names[image_id]} {score:.3f} {x0 + 1:.1f} {y0 + 1:.1f} {x1:.1f} {y1:.1f}\n")
+    paths = []
+    for label, name in enumerate(classes, start=1):
+        paths.append(folder / f"comp4_det_test_{name}.txt")
+        with replacing(paths[-1]) as temporary:
+            temporary.write_text("".join(lines[label]))
+    return paths
