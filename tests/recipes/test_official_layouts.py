@@ -207,3 +207,17 @@ def test_cityscapes_without_a_label_or_folder(tmp_path: Path, miniature: ModuleT
         CityscapesSegmentation(root, "dev")
     with pytest.raises(ValueError, match="has 19 classes, got 2: a, b"):
         CityscapesSegmentation(root, "train", classes=["a", "b"])
+
+
+def test_a_deep_check_finds_damaged_pixels(tmp_path: Path, miniature: ModuleType) -> None:
+    root = miniature.make_cityscapes(tmp_path, {"train": 2, "val": 2})
+    damaged = sorted((root / "leftImg8bit" / "train").glob("*/*.png"))
+    for number, image in enumerate(damaged, start=1):
+        content = bytearray(image.read_bytes())
+        content[1000:2000] = bytes(1000)
+        image.write_bytes(content)
+        assert run("check", "cityscapes.deeplab", "--data", root).exit_code == 0
+        result = run("check", "cityscapes.deeplab", "--data", root, "--deep")
+        assert f"unreadable image: {number}" in result.output
+        assert image.name in result.output
+        assert result.exit_code == (2 if number == len(damaged) else 0)

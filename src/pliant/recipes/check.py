@@ -73,8 +73,9 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
             can_train, missing = can_train and purpose != "train", True
             continue
         classes = dataset.classes
-        if deep:
-            _decode(dataset)
+        if deep and not _decode(dataset):
+            console.print(f"[red]{purpose}: no image of {split} can be decoded[/]", highlight=False)
+            can_train = can_train and purpose != "train"
         _say_content(console, purpose, split, dataset)
     if missing:
         _say_layout(console, recipe)
@@ -104,12 +105,16 @@ def _say_layout(console: Console, recipe: Recipe) -> None:
     console.print(f"\nThe layout that is expected:\n{text}", highlight=False, markup=False)
 
 
-def _decode(dataset: ImageSet) -> None:
+def _decode(dataset: ImageSet) -> int:
+    """Report the images that cannot be decoded, and return how many can."""
+    readable = 0
     for path in dataset.paths:
         try:
             read_image(path)
+            readable += 1
         except UnreadableFileError as error:
             dataset.problems.report(path, "unreadable image", str(error))
+    return readable
 
 
 def _say_content(console: Console, purpose: str, split: str, dataset: ImageSet) -> None:
