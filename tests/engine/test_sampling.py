@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
@@ -39,6 +40,42 @@ def test_batch_larger_than_the_data() -> None:
 def test_numbers_out_of_range_are_refused(bad: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must be"):
         TrainingBatches(*bad)
+
+
+@pytest.mark.parametrize("groups", [None, [0, 1, 1, 0, 1, 1, 1]])
+def test_processes_share_every_batch(groups: list[int] | None) -> None:
+    whole = list(TrainingBatches(7, 6, steps=9, seed=1, groups=groups))
+    for world_size in (2, 3):
+        parts = [
+            list(TrainingBatches(7, 6, 9, seed=1, groups=groups, rank=rank, world_size=world_size))
+            for rank in range(world_size)
+        ]
+        assert [list(chain(*shares)) for shares in zip(*parts, strict=True)] == whole
+        assert {len(share) for part in parts for share in part} == {6 // world_size}
+
+
+def test_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_size \(5\) must be divisible by the number of processes \(2\)"):
+        TrainingBatches(7, 5, 1, seed=0, world_size=2)
+    with pytest.raises(ValueError, match="rank must be"):
+        TrainingBatches(7, 4, 1, seed=0, rank=2, world_size=2)
+
+
+def test_groups_do_not_mix_and_no_sample_is_lost() -> None:
+    groups = [0, 1, 1, 0, 1, 1, 1]
+    batches = list(TrainingBatches(7, 3, steps=40, seed=1, groups=groups))
+    assert {len({groups[index] for _, index in batch}) for batch in batches} == {1}
+    keys = [key for batch in batches for key in batch]
+    assert len(set(keys)) == len(keys)
+    # 120 samples are given and at most 2 of each group wait: the first 16 epochs are complete.
+    assert {(epoch, index) for epoch in range(16) for index in range(7)} <= set(keys)
+    for start in (0, 1, 7, 40):
+        assert list(TrainingBatches(7, 3, 40, seed=1, start=start, groups=groups)) == batches[start:]
+
+
+def test_groups_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="each of 7 samples, got 2"):
+        TrainingBatches(7, 3, 1, seed=0, groups=[0, 1])
 
 
 class Noise:
