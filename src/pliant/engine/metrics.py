@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,7 +30,13 @@ class DetectionMetrics:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
-        self.coco = MeanAveragePrecision(class_metrics=True, backend="faster_coco_eval")
+        self.coco = MeanAveragePrecision(
+            # pycocotools' own: torchmetrics' defaults are rounded to float32, which moves recalls that are met exactly.
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+            class_metrics=True,
+            backend="faster_coco_eval",
+        )
         self.coco.warn_on_many_detections = False
         self.voc = VOCAveragePrecision(len(self.classes))
 
