@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 import torch
 
-from pliant.engine.sampling import SeededSamples, TrainingBatches, derive_seed
+from pliant.engine.sampling import SeededSamples, TrainingBatches, derive_seed, orientations
 
 
 def test_every_epoch_holds_each_sample_once() -> None:
@@ -71,6 +71,10 @@ def test_groups_do_not_mix_and_no_sample_is_lost() -> None:
     assert {(epoch, index) for epoch in range(16) for index in range(7)} <= set(keys)
     for start in (0, 1, 7, 40):
         assert list(TrainingBatches(7, 3, 40, seed=1, start=start, groups=groups)) == batches[start:]
+
+
+def test_orientations() -> None:
+    assert orientations([(3, 4), (4, 3), (3, 3)]) == [0, 1, 0]
 
 
 def test_groups_of_another_length_are_refused() -> None:

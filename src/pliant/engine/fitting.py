@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,6 +69,7 @@ def fit(
     run: RunFolder,
     settings: FitSettings,
     description: Mapping[str, Any],
+    groups: Sequence[int] | None = None,
 ) -> int:
     """Train a module to the end of its schedule.
 
@@ -80,6 +81,7 @@ def fit(
         run: Where logs and checkpoints go.
         settings: How.
         description: For the header of the weights.
+        groups: The group of each training sample; a batch holds samples of one group. None for a single one.
 
     Returns:
         The step training started from: 0 for a new run.
@@ -92,7 +94,7 @@ def fit(
     steps = module.schedule.max_steps
     if start >= steps:
         return start
-    batches = TrainingBatches(len(data.train), settings.batch_size, steps, module.seed, start)
+    batches = TrainingBatches(len(data.train), settings.batch_size, steps, module.seed, start, groups=groups)
     train = DataLoader(
         SeededSamples(data.train, module.seed),
         batch_sampler=batches,

@@ -29,6 +29,11 @@ def derive_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def orientations(sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """The groups for batches of one orientation: 1 where (height, width) is upright, else 0."""
+    return [int(height > width) for height, width in sizes]
+
+
 class TrainingBatches(Sampler[list[SampleKey]]):
     """Batches for a number of steps, from one long shuffled stream: every epoch of it holds each sample once.
 

@@ -51,6 +51,7 @@ class Recipe:
         short_side: Pixels the shorter side of an image is scaled to ...
         max_side: ... unless the longer one would exceed this.
         flip: The probability of a horizontal flip in training.
+        aspect_grouping: Whether the images of a training batch are all upright or all wide.
         layout: The layout of the data: ``"voc"``, ``"coco"`` or ``"cityscapes"``; ``"folders"`` for classification.
         classes: Names to use instead of those found in the data; none means those found.
         train_split: To train on; several are joined by ``+`` (VOC). If the data has no such split, and it was
@@ -94,6 +95,7 @@ class Recipe:
     short_side: int = 600
     max_side: int = 1000
     flip: float = 0.5
+    aspect_grouping: bool = False
     layout: Literal["voc", "coco", "cityscapes"] = "voc"
     classes: tuple[str, ...] = ()
     train_split: str | None = None

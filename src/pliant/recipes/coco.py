@@ -22,6 +22,7 @@ def faster_rcnn() -> DetectionRecipe:
         anchor_scales=(4, 8, 16, 32),
         max_detections=100,
         layout="coco",
+        aspect_grouping=True,
         train_split="train2014+val2014",
         test_split="test-dev2015",
     )

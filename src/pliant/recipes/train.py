@@ -12,6 +12,7 @@ from rich.console import Console
 
 from pliant.engine import ClassificationModule, DetectionModule, RunFolder, Schedule, SegmentationModule
 from pliant.engine.fitting import FitSettings, fit
+from pliant.engine.sampling import orientations
 from pliant.engine.training import TrainingModule
 from pliant.recipes.base import ClassificationRecipe, Recipe, find_recipe, from_fields, kind_of, override, to_fields
 from pliant.recipes.datasets import ImageSet, Splits, choose_splits, open_training_data
@@ -64,7 +65,8 @@ def train(
     folder = RunFolder.create(folder.path, description)
     report_problems(folder, opened.by_split())
     _say_what(recipe, name, splits, opened.train, opened.validation, folder)
-    fit(module, opened, folder, fit_settings(recipe), weights_description(description))
+    groups = _groups(recipe, opened.train)
+    fit(module, opened, folder, fit_settings(recipe), weights_description(description), groups)
     _console.print(f"Trained. Weights: {folder.weights()}")
     return folder
 
@@ -91,7 +93,8 @@ def resume(run: Path, *, data: Path | None = None) -> RunFolder:
     module = build_module(recipe, classes, pretrained=not folder.last.is_file())
     report_problems(folder, opened.by_split())
     _say_what(recipe, description["recipe"], splits, opened.train, opened.validation, folder)
-    start = fit(module, opened, folder, fit_settings(recipe), weights_description(description))
+    groups = _groups(recipe, opened.train)
+    start = fit(module, opened, folder, fit_settings(recipe), weights_description(description), groups)
     if start >= recipe.max_steps:
         _console.print(f"This run is finished: {start} of {recipe.max_steps} steps are done.")
     else:
@@ -140,6 +143,10 @@ def fit_settings(recipe: Recipe) -> FitSettings:
         clip=recipe.clip,
         accelerator=recipe.accelerator,
     )
+
+
+def _groups(recipe: Recipe, training: ImageSet) -> list[int] | None:
+    return orientations(training.sizes) if recipe.aspect_grouping else None
 
 
 def weights_description(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pliant.recipes.base import DetectionRecipe, SegmentationRecipe
 def faster_rcnn() -> DetectionRecipe:
     """Faster R-CNN on VOC 2007 and 2012 trainval, judged on 2007 test."""
     return DetectionRecipe(
+        aspect_grouping=True,
         max_steps=30_000,
         train_split="2007_trainval+2012_trainval",
         test_split="2007_test",
