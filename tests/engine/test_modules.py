@@ -20,6 +20,14 @@ def test_pixel_loss_ignores_255() -> None:
     assert pixel_loss(logits, torch.full((1, 2, 2), 255)) == 0.0
 
 
+def test_pixel_losses_of_two_processes_average_to_that_of_one() -> None:
+    logits, masks = torch.randn(4, 3, 5, 6), torch.randint(3, (4, 5, 6))
+    masks[0, :4] = 255
+    pixels = (masks != 255).sum() / 2
+    halves = [pixel_loss(logits[part], masks[part], pixels) for part in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(sum(halves) / 2, pixel_loss(logits, masks))
+
+
 def test_training_batch_is_padded() -> None:
     samples = [
         (torch.zeros(3, 2, 4), torch.zeros(2, 4, dtype=torch.int64)),

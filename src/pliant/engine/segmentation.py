@@ -46,7 +46,9 @@ class SegmentationModule(TrainingModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, masks = batch
-        return self.total_loss({"loss_pixel": pixel_loss(self.model(images)["out"], masks)})
+        # With the mean count as the divisor, DDP's mean of the gradients is that over all pixels of all processes.
+        pixels = self.mean_over_processes((masks != IGNORE).sum())
+        return self.total_loss({"loss_pixel": pixel_loss(self.model(images)["out"], masks, pixels)})
 
     def validation_step(self, batch: tuple[list[Tensor], list[Tensor]], batch_idx: int) -> None:
         for image, mask in zip(*batch, strict=True):
@@ -56,15 +58,18 @@ class SegmentationModule(TrainingModule):
         self.validation_step(batch, batch_idx)
 
 
-def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
+def pixel_loss(logits: Tensor, masks: Tensor, pixels: Tensor | None = None) -> Tensor:
     """Cross entropy, the mean over the pixels that are not 255; 0 if all are.
 
     Args:
         logits: [N, C, H, W].
         masks: Integer [N, H, W].
+        pixels: What to divide the sum by; None for the number of pixels that are not 255.
     """
+    if pixels is None:
+        pixels = (masks != IGNORE).sum()
     total = functional.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORE, reduction="sum")
-    return total / (masks != IGNORE).sum().clamp(min=1)
+    return total / torch.where(pixels > 0, pixels, 1)
 
 
 def collate_training(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

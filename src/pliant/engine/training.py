@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from pliant.engine.metrics import ClassificationMetrics, DetectionMetrics, SegmentationMetrics
 from pliant.engine.sampling import derive_seed
@@ -83,17 +83,26 @@ class TrainingModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(derive_seed(self.seed, self.global_step, self.global_rank))
 
+    def mean_over_processes(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes; the tensor itself if there is one."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return value
+        total = value.detach().clone()
+        distributed.all_reduce(total)
+        return total / distributed.get_world_size()
+
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
-        """The sum of the losses, which are kept for the log.
+        """The sum of the losses; their means over all processes are kept for the log.
 
         Raises:
             FloatingPointError: If it is not finite. (With float16 that can happen on the way to the right
                 loss scale, so it is let pass there.)
         """
         total = torch.stack(list(losses.values())).sum()
-        self.losses = {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}}
-        if not torch.isfinite(total) and self.trainer.precision != "16-mixed":
-            parts = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items())
+        means = self.mean_over_processes(torch.stack([total, *losses.values()]).detach())
+        self.losses = dict(zip(["loss", *losses], means, strict=True))
+        if not torch.isfinite(means[0]) and self.trainer.precision != "16-mixed":
+            parts = ", ".join(f"{name} {float(self.losses[name]):g}" for name in losses)
             raise FloatingPointError(
                 f"the loss of step {self.global_step + 1} is not finite ({parts}); "
                 "a lower learning rate, a warm-up or gradient clipping may help"
