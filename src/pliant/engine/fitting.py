@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,6 +62,16 @@ class Data(Protocol):
     def collate_train(self) -> Collate: ...
     @property
     def collate_evaluation(self) -> Collate: ...
+
+
+def require_one_process() -> None:
+    """Refuse to start as one of several processes, which would all write the same run.
+
+    Raises:
+        ValueError: If a launcher such as torchrun says that there are more.
+    """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"training in several processes is not supported yet, and WORLD_SIZE is {processes}")
 
 
 def fit(

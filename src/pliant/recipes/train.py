@@ -11,7 +11,7 @@ import lightning
 from rich.console import Console
 
 from pliant.engine import ClassificationModule, DetectionModule, RunFolder, Schedule, SegmentationModule
-from pliant.engine.fitting import FitSettings, fit
+from pliant.engine.fitting import FitSettings, fit, require_one_process
 from pliant.engine.sampling import orientations
 from pliant.engine.training import TrainingModule
 from pliant.recipes.base import ClassificationRecipe, Recipe, find_recipe, from_fields, kind_of, override, to_fields
@@ -45,6 +45,7 @@ def train(
         ValueError: If there is no such recipe or field, a value is not of its type, or the folder is taken.
         DataError: If the data cannot be used.
     """
+    require_one_process()
     recipe = override(find_recipe(name), assignments)
     folder = RunFolder(Path("runs") / name if run is None else run)
     folder.require_free()
@@ -81,6 +82,7 @@ def resume(run: Path, *, data: Path | None = None) -> RunFolder:
     Raises:
         ValueError: If it is no run folder, or its checkpoint or the data do not belong to it.
     """
+    require_one_process()
     folder = RunFolder.open(run)
     description = folder.description()
     recipe = from_fields(description["kind"], description["fields"])
