@@ -271,11 +271,3 @@ def test_weights_of_another_network_are_refused(detector: tuple[Path, Result], t
     result = pliant_cli("predict", foreign, picture, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert "does not fit voc.faster_rcnn_deform" in result.output
-
-
-def test_one_of_several_processes_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    result = pliant_cli("train", "voc.faster_rcnn", "--data", data, "--run", tmp_path / "run")
-    assert result.exit_code == 2
-    assert "several processes is not supported yet, and WORLD_SIZE is 2" in result.output
-    assert not (tmp_path / "run").exists()

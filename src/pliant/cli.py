@@ -32,6 +32,9 @@ Flip = Annotated[bool, typer.Option("--flip", help="See mirrored images as well.
 BoxAveraging = Annotated[bool, typer.Option("--box-averaging", help="Refine boxes by a second pass, and average.")]
 SoftNMS = Annotated[bool, typer.Option("--soft-nms", help="Overlapping boxes lose score, and are not removed.")]
 
+Devices = Annotated[
+    int | None, typer.Option(min=1, help="GPUs, or processes on the CPU, that share the work.", show_default=False)
+]
 Source = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="A run folder, or a .safetensors file of one.")]
 
 
@@ -63,6 +66,7 @@ def train(
     run: Annotated[Path | None, typer.Option(help="The run folder to make; runs/RECIPE by default.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run where it stopped.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem in the data.")] = False,
+    devices: Devices = None,
 ) -> None:
     """Train a recipe on your data, or continue a run with --resume."""
     with _user_errors():
@@ -73,7 +77,7 @@ def train(
                 raise ValueError(f"--resume continues a run as it was started; leave out {names}")
             from pliant.recipes.train import resume as resume_training
 
-            resume_training(resume, data=data)
+            resume_training(resume, data=data, devices=devices)
             return
         if recipe is None:
             from pliant.recipes.base import recipe_names
@@ -83,7 +87,7 @@ def train(
             raise ValueError("say where the data is with --data PATH")
         from pliant.recipes.train import train as start_training
 
-        start_training(recipe, data, assignments=assignments or (), run=run, strict=strict)
+        start_training(recipe, data, assignments=assignments or (), run=run, strict=strict, devices=devices)
 
 
 @app.command()
@@ -116,13 +120,23 @@ def evaluate(
     box_averaging: BoxAveraging = False,
     soft_nms: SoftNMS = False,
     voc_results: Annotated[bool, typer.Option("--voc-results", help="Write VOC's comp4_det_test_CLASS.txt.")] = False,
+    devices: Devices = None,
 ) -> None:
     """Judge a run or its weights: COCO and VOC average precision, mIoU, or top-1 and top-5 accuracy."""
     with _user_errors():
         from pliant.recipes.evaluate import evaluate as judge
 
         procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
-        judge(source, data, split=split, strict=strict, out=out, procedure=procedure, voc_results=voc_results)
+        judge(
+            source,
+            data,
+            split=split,
+            strict=strict,
+            out=out,
+            procedure=procedure,
+            voc_results=voc_results,
+            devices=devices,
+        )
 
 
 @app.command()

@@ -47,19 +47,20 @@ class StepLines(Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, last = trainer.global_step, module.schedule.max_steps
-        if step % self.every == 0 or step in (1, last):
+        if trainer.is_global_zero and (step % self.every == 0 or step in (1, last)):
             self._console.print(f"step {step}/{last}  loss {float(module.losses['loss']):.4f}")
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        score = module.results[module.monitor]
-        self._console.print(f"step {trainer.global_step}  validation {module.monitor} {score:.4f}")
+        if trainer.is_global_zero:
+            score = module.results[module.monitor]
+            self._console.print(f"step {trainer.global_step}  validation {module.monitor} {score:.4f}")
 
 
 class Checkpoints(Callback):
     """Writes ``last`` every so many steps, after each validation and at the end, and ``best`` on progress.
 
     Each file is whole at any moment. Where a validation is due, the checkpoint follows it, so resuming never
-    leaves a validation out. The last step is always validated.
+    leaves a validation out. The last step is always validated. The first of several processes writes.
 
     Args:
         run: Where.
@@ -108,15 +109,18 @@ class Checkpoints(Callback):
         self._save(trainer, module, self.run.last)
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt):
+        if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt):
             saved = f"the checkpoint of step {self.saved_step}" if self.saved_step else "the start"
             Console(stderr=True, soft_wrap=True).print(
                 f"Interrupted. Continue from {saved} with: pliant train --resume {self.run.path}"
             )
 
     def _save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
+        self.saved_step = trainer.global_step
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(path)  # takes part, and writes nothing
+            return
         with replacing(path) as temporary:
             trainer.save_checkpoint(temporary)
-        self.saved_step = trainer.global_step
         description = {**self.description, "step": trainer.global_step}
         write_weights(path.with_suffix(".safetensors"), module.model, description)

@@ -30,7 +30,7 @@ class DetectionModule(TrainingModule):
         lr_mult: See `pliant.param_groups`.
 
     Attributes:
-        found: What the last test found: for each image its ``image_id`` and the detections, on the CPU.
+        found: What the last test found: the detections by ``image_id``, of all processes, on the CPU.
     """
 
     monitor = "AP"
@@ -46,7 +46,7 @@ class DetectionModule(TrainingModule):
         lr_mult: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(model, schedule, DetectionMetrics(classes), seed=seed, lr_mult=lr_mult)
-        self.found: list[tuple[int, dict[str, Tensor]]] = []
+        self.found: dict[int, dict[str, Tensor]] = {}
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         images, targets = batch
@@ -55,20 +55,16 @@ class DetectionModule(TrainingModule):
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
         self._judge(*batch)
 
-    def on_test_epoch_start(self) -> None:
-        super().on_test_epoch_start()
-        self.found = []
-
     def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        for target, found in zip(batch[1], self._judge(*batch), strict=True):
-            self.found.append((int(target["image_id"]), {key: value.cpu() for key, value in found.items()}))
+        self._judge(*batch)
 
-    def _judge(self, images: list[Tensor], targets: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        if not images:  # none is left of a batch of damaged images
-            return []
-        found: list[dict[str, Tensor]] = self.model(images)
-        self.metrics.update(found, targets)
-        return found
+    def on_test_epoch_end(self) -> None:
+        self.found = {image.image_id: image.found for image in self.metrics.judged()}
+        super().on_test_epoch_end()
+
+    def _judge(self, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
+        if images:  # none is left of a batch of damaged images
+            self.metrics.update(self.model(images), targets)
 
 
 def collate_detection(samples: Sequence[tuple[Tensor, dict[str, Any]]]) -> DetectionBatch:

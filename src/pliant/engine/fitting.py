@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from timm.layers import convert_sync_batchnorm
+from torch import distributed, nn
 from torch.utils.data import DataLoader
 
+from pliant import processes
 from pliant.engine.callbacks import Checkpoints, StepLines, StepLog
 from pliant.engine.logs import CSVLog
 from pliant.engine.runs import RunFolder, resume_step
@@ -31,7 +35,7 @@ class FitSettings:
     """How a training runs.
 
     Attributes:
-        batch_size: Samples in a step.
+        batch_size: Samples in a step, over all processes.
         evaluation_batch_size: Samples that are judged at once.
         workers: Processes that load data; 0 loads in this one. The losses do not depend on it.
         checkpoint_every: Steps between checkpoints.
@@ -64,16 +68,6 @@ class Data(Protocol):
     def collate_evaluation(self) -> Collate: ...
 
 
-def require_one_process() -> None:
-    """Refuse to start as one of several processes, which would all write the same run.
-
-    Raises:
-        ValueError: If a launcher such as torchrun says that there are more.
-    """
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ValueError(f"training in several processes is not supported yet, and WORLD_SIZE is {processes}")
-
-
 def fit(
     module: TrainingModule,
     data: Data,
@@ -84,10 +78,11 @@ def fit(
 ) -> int:
     """Train a module to the end of its schedule.
 
-    If the run holds a checkpoint, training continues from it with the losses that an uninterrupted run has.
+    If the run holds a checkpoint, training continues from it with the losses that an uninterrupted run has. Processes
+    that torchrun started share every batch and every validation; the first one writes the run.
 
     Args:
-        module: On the CPU, with its first weights.
+        module: On the CPU, with its first weights. Batch norms that are trained are synchronised over processes.
         data: To train on and, if there is any, to validate on.
         run: Where logs and checkpoints go.
         settings: How.
@@ -98,23 +93,18 @@ def fit(
         The step training started from: 0 for a new run.
 
     Raises:
-        ValueError: If the checkpoint is damaged.
+        ValueError: If the checkpoint is damaged, or the processes cannot share the batch, the validation or the norms.
         FloatingPointError: If the loss is not finite.
+        ConnectionError: If another process is gone.
     """
     start = resume_step(run.last)
     steps = module.schedule.max_steps
     if start >= steps:
         return start
-    batches = TrainingBatches(len(data.train), settings.batch_size, steps, module.seed, start, groups=groups)
-    train = DataLoader(
-        SeededSamples(data.train, module.seed),
-        batch_sampler=batches,
-        collate_fn=data.collate_train,
-        **_loading(settings.workers),
-    )
+    train = _training_loader(data, settings, steps, module.seed, start, groups)
     validation = None
     if data.validation is not None:
-        validation = evaluation_loader(data.validation, data.collate_evaluation, settings)
+        validation = _evaluation_loader(data.validation, data.collate_evaluation, settings)
     validate_every = min(settings.validate_every, steps) if validation is not None else None
     callbacks: list[Callback] = [
         StepLog(),
@@ -122,62 +112,89 @@ def fit(
     ]
     interactive = sys.stderr.isatty()
     callbacks.append(RichProgressBar(leave=True) if interactive else StepLines())
+    loggers: list[Logger] = []
+    if processes.is_first():
+        loggers.append(CSVLog(run.path, start))
+        loggers.append(TensorBoardLogger(run.path, name="tensorboard", version="", purge_step=start + 1))
     with _quiet():
         trainer = lightning.Trainer(
-            accelerator=settings.accelerator,
-            devices=1,
-            precision=settings.precision,
+            **_devices(settings),
             max_steps=steps,
             gradient_clip_val=settings.clip,
             val_check_interval=validate_every,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            limit_val_batches=None if validation is not None else 0,
-            logger=[
-                CSVLog(run.path, start),
-                TensorBoardLogger(run.path, name="tensorboard", version="", purge_step=start + 1),
-            ],
+            limit_val_batches=0 if validation is None else None,
+            logger=loggers,
             callbacks=callbacks,
             default_root_dir=run.path,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
             enable_progress_bar=interactive,
-            # The anchors that torchvision keeps between steps may not be inference tensors.
-            inference_mode=False,
         )
-        trainer.fit(module, train, validation, ckpt_path=run.last if start else None)
+        _synchronise_norms(module, trainer)
+        with _other_processes():
+            trainer.fit(module, train, validation, ckpt_path=run.last if start else None)
     return start
 
 
-def judge(module: TrainingModule, loader: DataLoader[Any], settings: FitSettings) -> dict[str, Any]:
-    """Evaluate a module.
+def judge(module: TrainingModule, dataset: MapDataset, collate: Collate, settings: FitSettings) -> dict[str, Any]:
+    """Evaluate a module. Processes that torchrun started share the samples, and all have the results.
+
+    Args:
+        module: With the weights to judge.
+        dataset: To judge on.
+        collate: How its samples make a batch.
+        settings: How.
 
     Returns:
         What its metrics give; see `DetectionMetrics.compute` and `SegmentationMetrics.compute`.
+
+    Raises:
+        ValueError: If there are more processes than samples.
+        ConnectionError: If another process is gone.
     """
+    loader = _evaluation_loader(dataset, collate, settings)
+    interactive = sys.stderr.isatty()
     with _quiet():
         trainer = lightning.Trainer(
-            accelerator=settings.accelerator,
-            devices=1,
-            precision=settings.precision,
+            **_devices(settings),
             logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=sys.stderr.isatty(),
-            callbacks=[RichProgressBar()] if sys.stderr.isatty() else None,
-            inference_mode=False,
+            callbacks=[RichProgressBar()] if interactive else None,
+            enable_progress_bar=interactive,
         )
-        trainer.test(module, loader, verbose=False)
+        with _other_processes():
+            trainer.test(module, loader, verbose=False)
     return module.results
 
 
-def evaluation_loader(dataset: MapDataset, collate: Collate, settings: FitSettings) -> DataLoader[Any]:
-    """Samples in order."""
+def _training_loader(
+    data: Data, settings: FitSettings, steps: int, seed: int, start: int, groups: Sequence[int] | None
+) -> DataLoader[Any]:
+    batches = TrainingBatches(
+        len(data.train),
+        settings.batch_size,
+        steps,
+        seed,
+        start,
+        groups=groups,
+        rank=processes.rank(),
+        world_size=processes.count(),
+    )
+    return DataLoader(
+        SeededSamples(data.train, seed),
+        batch_sampler=batches,
+        collate_fn=data.collate_train,
+        **_loading(settings.workers),
+    )
+
+
+def _evaluation_loader(dataset: MapDataset, collate: Collate, settings: FitSettings) -> DataLoader[Any]:
+    """This process's share of the samples, in order; none is there twice."""
+    if len(dataset) < processes.count():
+        raise ValueError(f"{processes.count()} processes cannot share {len(dataset)} samples to judge on")
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=settings.evaluation_batch_size,
-        shuffle=False,
+        sampler=range(processes.rank(), len(dataset), processes.count()),
         collate_fn=collate,
         **_loading(settings.workers),
     )
@@ -191,6 +208,54 @@ def _loading(workers: int) -> dict[str, Any]:
         "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator().manual_seed(0),
     }
+
+
+def _devices(settings: FitSettings) -> dict[str, Any]:
+    """What the trainers of `fit` and `judge` have in common."""
+    strategy: Any = "auto"
+    if processes.count() > 1:
+        gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+        # Metrics are gathered on the CPU.
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        strategy = DDPStrategy(process_group_backend=backend, timeout=timedelta(minutes=30))
+    return {
+        "accelerator": settings.accelerator,
+        "devices": processes.count_here(),
+        "num_nodes": processes.count() // processes.count_here(),
+        "strategy": strategy,
+        "precision": settings.precision,
+        "use_distributed_sampler": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        # The anchors that torchvision keeps between steps may not be inference tensors.
+        "inference_mode": False,
+    }
+
+
+def _synchronise_norms(module: TrainingModule, trainer: lightning.Trainer) -> None:
+    """Let the batch norms that are trained see the whole batch."""
+    # A norm that is frozen is of another class.
+    trained = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+    if processes.count() == 1 or not trained:
+        return
+    if trainer.strategy.root_device.type == "cpu":
+        raise ValueError(
+            "batch norms that are trained are synchronised over processes, which torch does on GPUs alone; "
+            "freeze them or train in one process"
+        )
+    module.model = convert_sync_batchnorm(module.model)
+
+
+@contextlib.contextmanager
+def _other_processes() -> Iterator[None]:
+    """Say plainly that another process is gone; gloo and NCCL say so at length."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+        if processes.count() > 1 and lost:
+            raise ConnectionError(f"process {processes.rank()} has lost the others: one of them is gone") from error
+        raise
 
 
 _HARMLESS = (

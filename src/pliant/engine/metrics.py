@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,29 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.detection import MeanAveragePrecision
 
+from pliant import processes
 from pliant.engine.voc_ap import VOCAveragePrecision
 
 IGNORE = 255
 
 
+@dataclass(frozen=True)
+class JudgedImage:
+    """What was found in an image and what is there, on the CPU.
+
+    Attributes:
+        image_id: No other image has it.
+        found: ``boxes`` [K, 4], ``scores`` [K] and ``labels`` [K].
+        truth: ``boxes`` [L, 4], ``labels`` [L], perhaps ``area``, ``difficult`` and ``iscrowd`` [L].
+    """
+
+    image_id: int
+    found: dict[str, Tensor]
+    truth: dict[str, Tensor]
+
+
 class DetectionMetrics:
-    """COCO's and VOC's average precision together.
+    """COCO's and VOC's average precision together, over the images of all processes.
 
     COCO's come from torchmetrics' `MeanAveragePrecision` with faster-coco-eval. Difficult objects count as
     crowds there: they are neither required nor punished.
@@ -30,27 +48,34 @@ class DetectionMetrics:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
+        self._judged: list[JudgedImage] = []
         self.coco = MeanAveragePrecision(
             # pycocotools' own: torchmetrics' defaults are rounded to float32, which moves recalls that are met exactly.
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
             rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
             class_metrics=True,
             backend="faster_coco_eval",
+            sync_on_compute=False,
         )
         self.coco.warn_on_many_detections = False
-        self.voc = VOCAveragePrecision(len(self.classes))
+        self.voc = VOCAveragePrecision(len(self.classes), sync_on_compute=False)
 
     def update(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Any]]) -> None:
         """Add images; see `VOCAveragePrecision.update`. Targets may hold ``area`` (square pixels [L])."""
-        self.voc.update(predictions, targets)
-        found = [{key: _cpu(prediction[key]) for key in ("boxes", "scores", "labels")} for prediction in predictions]
-        truth = [_coco_target(target) for target in targets]
-        self.coco.update(found, truth)
+        for prediction, target in zip(predictions, targets, strict=True):
+            found = {key: _cpu(prediction[key]) for key in ("boxes", "scores", "labels")}
+            truth: dict[str, Tensor] = {
+                key: _cpu(target[key]) for key in ("boxes", "labels", "area", "difficult", "iscrowd") if key in target
+            }
+            self._judged.append(JudgedImage(int(target["image_id"]), found, truth))
 
     def reset(self) -> None:
         """Forget all images."""
-        self.coco.reset()
-        self.voc.reset()
+        self._judged = []
+
+    def judged(self) -> list[JudgedImage]:
+        """The images of all processes, in the order of their ids: the results do not depend on who judged which."""
+        return sorted(chain.from_iterable(processes.gather(self._judged)), key=lambda image: image.image_id)
 
     def compute(self) -> dict[str, Any]:
         """The results, as plain numbers.
@@ -60,6 +85,9 @@ class DetectionMetrics:
             (area) and ``VOC_AP50_11pt``, ``VOC_AP70_11pt``, in 0..1, NaN where no class has an object; and
             ``per_class``: for each name the same numbers but ``AP50`` and ``AP75``.
         """
+        judged = self.judged()
+        self.coco.reset()
+        self.coco.update([image.found for image in judged], [_coco_target(image.truth) for image in judged])
         coco = self.coco.compute()
         results: dict[str, Any] = {
             name: _absent_to_nan(float(coco[key]))
@@ -72,6 +100,10 @@ class DetectionMetrics:
         per_class: dict[str, dict[str, float]] = {
             name: {"AP": _absent_to_nan(coco_ap.get(label, -1.0))} for label, name in enumerate(self.classes, start=1)
         }
+        self.voc.reset()
+        self.voc.update(
+            [image.found for image in judged], [{**image.truth, "image_id": image.image_id} for image in judged]
+        )
         for threshold, by_kind in self.voc.compute().items():
             for kind, suffix in (("area", ""), ("11-point", "_11pt")):
                 name = f"VOC_AP{round(float(threshold) * 100)}{suffix}"
@@ -208,9 +240,9 @@ def _overlaps(matrix: Tensor) -> list[float]:
     return (agreed / (matrix.sum(dim=1) + matrix.sum(dim=0) - agreed)).tolist()
 
 
-def _coco_target(target: dict[str, Any]) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {key: _cpu(target[key]) for key in ("boxes", "labels", "area") if key in target}
-    flags = [_cpu(target[key]).bool() for key in ("difficult", "iscrowd") if key in target]
+def _coco_target(truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = {key: truth[key] for key in ("boxes", "labels", "area") if key in truth}
+    flags = [truth[key].bool() for key in ("difficult", "iscrowd") if key in truth]
     if flags:
         result["iscrowd"] = torch.stack(flags).any(dim=0).int()
     return result

@@ -8,8 +8,9 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from pliant import processes
 from pliant.engine.metrics import ClassificationMetrics, DetectionMetrics, SegmentationMetrics
 from pliant.engine.sampling import derive_seed
 from pliant.engine.schedule import Schedule
@@ -21,7 +22,7 @@ class TrainingModule(lightning.LightningModule):
     """A model under a `Schedule`, judged on validation.
 
     What chance there is within a step (sampling of boxes, dropout) is seeded from (seed, step), so a resumed
-    run continues as if it had never stopped.
+    run continues as if it had never stopped, and several processes draw alike.
 
     Args:
         model: The network.
@@ -69,9 +70,11 @@ class TrainingModule(lightning.LightningModule):
         """The mean size of the offsets of deformable convolutions in the last training step.
 
         Returns:
-            Cells of the feature map, along one axis; None if the model has no such convolution.
+            Cells of the feature map, along one axis, over all processes; None if the model has no such convolution.
         """
-        return float(torch.stack(list(self._offsets.values())).mean()) if self._offsets else None
+        if not self._offsets:
+            return None
+        return float(processes.mean(torch.stack(list(self._offsets.values())).mean()))
 
     def configure_optimizers(self) -> Any:
         schedule = self.schedule
@@ -81,15 +84,7 @@ class TrainingModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(derive_seed(self.seed, self.global_step, self.global_rank))
-
-    def mean_over_processes(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes; the tensor itself if there is one."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return value
-        total = value.detach().clone()
-        distributed.all_reduce(total)
-        return total / distributed.get_world_size()
+        torch.manual_seed(derive_seed(self.seed, self.global_step))
 
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
         """The sum of the losses; their means over all processes are kept for the log.
@@ -99,7 +94,7 @@ class TrainingModule(lightning.LightningModule):
                 loss scale, so it is let pass there.)
         """
         total = torch.stack(list(losses.values())).sum()
-        means = self.mean_over_processes(torch.stack([total, *losses.values()]).detach())
+        means = processes.mean(torch.stack([total, *losses.values()]).detach())
         self.losses = dict(zip(["loss", *losses], means, strict=True))
         if not torch.isfinite(means[0]) and self.trainer.precision != "16-mixed":
             parts = ", ".join(f"{name} {float(self.losses[name]):g}" for name in losses)

@@ -10,6 +10,9 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import box_iou
 
+from pliant import processes
+from pliant.models.box_sampler import BoxSampler
+
 
 class BoxHead(RoIHeads):
     """torchvision's heads with the authors' losses, hard example mining, and boxes that all classes share.
@@ -54,6 +57,7 @@ class BoxHead(RoIHeads):
             nms_thresh=nms_thresh,
             detections_per_img=detections_per_image,
         )
+        self.fg_bg_sampler = BoxSampler(128, 0.25)
         self.num_classes = num_classes
         self.hardest = hardest
         self.background_iou = background_iou
@@ -73,7 +77,7 @@ class BoxHead(RoIHeads):
         if self.hardest:
             chosen = self._hardest((classified + placed).detach(), [len(roi) for roi in rois])
             classified, placed = classified[chosen], placed[chosen]
-        count = max(len(classified), 1)
+        count = processes.mean(torch.tensor(len(classified), device=classified.device)).clamp(min=1)
         return [], {"loss_classifier": classified.sum() / count, "loss_box_reg": placed.sum() / count}
 
     def _hardest(self, loss: Tensor, counts: list[int]) -> Tensor:

@@ -8,13 +8,15 @@ from typing import Unpack
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from pliant import processes
 from pliant.backbones import BackboneOptions
 from pliant.backbones import backbone as build_backbone
 from pliant.models.anchors import STRIDE, Anchors, assign
 from pliant.models.box_head import check_labels
+from pliant.models.box_sampler import BoxSampler
 from pliant.models.detector import Detector, arguments, start
 from pliant.models.framing import image_transform
 from pliant.models.hub import builds
@@ -116,7 +118,7 @@ class DenseHead(nn.Module):
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_image
         self.candidates = candidates
-        self.sampler = BalancedPositiveNegativeSampler(256, 0.5)
+        self.sampler = BoxSampler(256, 0.5)
         self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
     def forward(
@@ -154,7 +156,7 @@ class DenseHead(nn.Module):
         labels = torch.stack([label for label, _ in assigned])
         goals = torch.stack(self.box_coder.encode([box for _, box in assigned], [anchors] * len(targets)))
         sampled = positive | negative
-        count = sampled.sum().clamp(min=1)
+        count = processes.mean(sampled.sum()).clamp(min=1)
         classified = F.cross_entropy(scores[sampled], labels[sampled], reduction="sum")
         placed = F.smooth_l1_loss(deltas[positive], goals[positive], beta=1 / 9, reduction="sum")
         return {"loss_classifier": classified / count, "loss_box_reg": placed / count}

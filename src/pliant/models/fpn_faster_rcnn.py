@@ -16,6 +16,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pliant.backbones.pyramid import STRIDES, Pyramid
 from pliant.backbones.pyramid import pyramid as build_pyramid
+from pliant.models.box_sampler import BoxSampler
 from pliant.models.detector import arguments
 from pliant.models.hub import OnHub, builds
 
@@ -83,6 +84,8 @@ def fpn_faster_rcnn(
         box_nms_thresh=nms_thresh,
         box_detections_per_img=detections_per_image,
     )
+    model.rpn.fg_bg_sampler = BoxSampler(256, 0.5)
+    model.roi_heads.fg_bg_sampler = BoxSampler(512, 0.25)
     model.config = config
     return model
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from pliant import processes
 from pliant.data import COCODetection, DataError, ImageSet, VOCDetection
 from pliant.engine import DetectionModule
-from pliant.engine.fitting import evaluation_loader, judge
+from pliant.engine.fitting import judge
 from pliant.engine.runs import write_json
 from pliant.engine.test_time import Procedure
 from pliant.engine.training import TrainingModule
@@ -22,7 +25,7 @@ from pliant.recipes.result_files import write_coco_results, write_voc_results
 from pliant.recipes.train import build_module, fit_settings
 from pliant.recipes.trained import Trained, load_state, load_trained, under_procedure
 
-_console = Console(stderr=True, soft_wrap=True)
+_console = Console(stderr=True, soft_wrap=True, quiet=not processes.is_first())
 
 _COLUMNS = {
     "detection": ("AP", "AP50", "AP75", "VOC_AP50", "VOC_AP50_11pt", "VOC_AP70", "VOC_AP70_11pt"),
@@ -40,6 +43,7 @@ def evaluate(
     out: Path | None = None,
     procedure: Procedure | None = None,
     voc_results: bool = False,
+    devices: int | None = None,
 ) -> dict[str, Any]:
     """Judge a run or weights, print a table, and write the numbers as JSON.
 
@@ -55,6 +59,7 @@ def evaluate(
         out: The JSON file; ``eval-SPLIT.json`` in the run folder or beside the weights if None.
         procedure: What is done at test time beyond one pass.
         voc_results: For detection on VOC's layout, write ``comp4_det_test_CLASS.txt`` too.
+        devices: How many GPUs, or processes on the CPU, share the images; None for one, or what torchrun says.
 
     Returns:
         What was written.
@@ -62,9 +67,18 @@ def evaluate(
     Raises:
         ValueError: If `source` is neither, no data or split is known, or an option does not fit the recipe.
         DataError: If the data cannot be used.
+        ChildProcessError: If one of several processes died.
     """
     trained = load_trained(source)
     root, name = _data_and_split(trained, data, split)
+    path = trained.folder / f"eval-{name}.json" if out is None else out
+    if devices is not None and processes.must_launch(devices):
+        processes.require_gpus(devices, trained.recipe.accelerator)
+        flags = ["--strict"] * strict + ["--voc-results"] * voc_results + _options(procedure or Procedure())
+        places = ["--data", str(root), "--split", name, "--out", str(path)]
+        processes.launch(["eval", str(source), *places, *flags], devices)
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return report
     dataset = open_split(trained.recipe, root, name, classes=trained.classes, strict=strict)
     if voc_results and not isinstance(dataset, VOCDetection):
         raise ValueError("VOC's result files are for detection on VOC's layout")
@@ -73,8 +87,12 @@ def evaluate(
     load_state(module.model, trained)
     module.model = under_procedure(module.model, trained.recipe, procedure)
     results = _judge(module, dataset, trained.recipe)
-    path = trained.folder / f"eval-{name}.json" if out is None else out
-    report = _describe(trained, root, name, dataset, procedure or Procedure())
+    skipped = sorted(set(chain.from_iterable(processes.gather(dataset.skipped))))
+    if len(skipped) == len(dataset):
+        raise DataError(dataset.root, f"no image can be read. {dataset.problems.summary()}")
+    report = _describe(trained, root, name, dataset, skipped, procedure or Procedure())
+    if not processes.is_first():
+        return {**report, "results": results}
     written = _write_found(module, dataset, path.parent, name, voc_results)
     if isinstance(dataset, COCODetection) and not dataset.annotated:
         _console.print(f"{name} has no annotations to judge by")
@@ -82,8 +100,8 @@ def evaluate(
         report["results"] = results
         print_results(trained, report)
     write_json(path, report)
-    for skipped in dataset.skipped:
-        _console.print(f"[red]{skipped} cannot be read and was left out[/red]", highlight=False)
+    for image in skipped:
+        _console.print(f"[red]{image} cannot be read and was left out[/red]", highlight=False)
     _console.print(f"Written to {', '.join(map(str, [*written, path]))}")
     return report
 
@@ -93,13 +111,19 @@ def _judge(module: TrainingModule, dataset: ImageSet, recipe: Recipe) -> dict[st
     with warnings.catch_warnings():
         # Where no image can be read, which is an error below.
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
-        results = judge(module, evaluation_loader(dataset, collate_for_evaluation(recipe), settings), settings)
-    if len(dataset.skipped) == len(dataset):
-        raise DataError(dataset.root, f"no image can be read. {dataset.problems.summary()}")
-    return results
+        return judge(module, dataset, collate_for_evaluation(recipe), settings)
 
 
-def _describe(trained: Trained, root: Path, split: str, dataset: ImageSet, procedure: Procedure) -> dict[str, Any]:
+def _options(procedure: Procedure) -> list[str]:
+    """A procedure as options of the command line."""
+    flags = {"--flip": procedure.flip, "--box-averaging": procedure.box_averaging, "--soft-nms": procedure.soft_nms}
+    scales = ["--scales", ",".join(map(str, procedure.scales))] if procedure.scales else []
+    return [flag for flag, wanted in flags.items() if wanted] + scales
+
+
+def _describe(
+    trained: Trained, root: Path, split: str, dataset: ImageSet, skipped: list[Path], procedure: Procedure
+) -> dict[str, Any]:
     """What was judged, and how."""
     return {
         "weights": str(trained.path),
@@ -108,8 +132,8 @@ def _describe(trained: Trained, root: Path, split: str, dataset: ImageSet, proce
         "data": str(root.resolve()),
         "split": split,
         "procedure": dataclasses.asdict(procedure),
-        "images": len(dataset) - len(dataset.skipped),
-        "skipped": [str(skipped) for skipped in dataset.skipped],
+        "images": len(dataset) - len(skipped),
+        "skipped": [str(image) for image in skipped],
         "problems": dataset.problems.counts(),
     }
 
@@ -120,11 +144,11 @@ def _write_found(module: TrainingModule, dataset: ImageSet, folder: Path, split:
         return []
     if isinstance(dataset, COCODetection):
         path = folder / f"detections_{split}_pliant_results.json"
-        write_coco_results(path, module.found, dataset.category_ids)
+        write_coco_results(path, module.found.items(), dataset.category_ids)
         return [path]
     if voc and isinstance(dataset, VOCDetection):
         names = dict(zip(dataset.image_ids, dataset.ids, strict=True))
-        return write_voc_results(folder, module.found, names, dataset.classes)
+        return write_voc_results(folder, module.found.items(), names, dataset.classes)
     return []
 
 

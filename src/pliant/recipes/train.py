@@ -10,15 +10,16 @@ from typing import Any
 import lightning
 from rich.console import Console
 
+from pliant import processes
 from pliant.engine import ClassificationModule, DetectionModule, RunFolder, Schedule, SegmentationModule
-from pliant.engine.fitting import FitSettings, fit, require_one_process
+from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.sampling import orientations
 from pliant.engine.training import TrainingModule
 from pliant.recipes.base import ClassificationRecipe, Recipe, find_recipe, from_fields, kind_of, override, to_fields
 from pliant.recipes.datasets import ImageSet, Splits, choose_splits, open_training_data
 from pliant.recipes.networks import build_model, lr_multipliers
 
-_console = Console(stderr=True, soft_wrap=True)
+_console = Console(stderr=True, soft_wrap=True, quiet=not processes.is_first())
 
 
 def train(
@@ -28,6 +29,7 @@ def train(
     assignments: Sequence[str] = (),
     run: Path | None = None,
     strict: bool = False,
+    devices: int | None = None,
 ) -> RunFolder:
     """Train a recipe from the start.
 
@@ -37,6 +39,7 @@ def train(
         assignments: Changes of the recipe's fields, ``field=value``.
         run: The folder to write to; ``runs/NAME`` if None.
         strict: Whether the first problem of the data is an error.
+        devices: How many GPUs, or processes on the CPU, share each batch; None for one, or what torchrun says.
 
     Returns:
         The folder of the finished run.
@@ -44,12 +47,17 @@ def train(
     Raises:
         ValueError: If there is no such recipe or field, a value is not of its type, or the folder is taken.
         DataError: If the data cannot be used.
+        ChildProcessError: If one of several processes died.
     """
-    require_one_process()
     recipe = override(find_recipe(name), assignments)
     folder = RunFolder(Path("runs") / name if run is None else run)
-    folder.require_free()
+    if processes.is_first():
+        folder.require_free()
     splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
+    if devices is not None and processes.must_launch(devices):
+        options = [part for text in assignments for part in ("--set", text)] + ["--strict"] * strict
+        _launch(["train", name, "--data", str(data), "--run", str(folder.path), *options], folder, recipe, devices)
+        return folder
     opened = open_training_data(recipe, data, splits, strict=strict)
     lightning.seed_everything(recipe.seed, verbose=False)
     module = build_module(recipe, opened.classes)
@@ -63,7 +71,8 @@ def train(
         "data": str(data.resolve()),
         "strict": strict,
     }
-    folder = RunFolder.create(folder.path, description)
+    if processes.is_first():
+        folder = RunFolder.create(folder.path, description)
     report_problems(folder, opened.by_split())
     _say_what(recipe, name, splits, opened.train, opened.validation, folder)
     groups = _groups(recipe, opened.train)
@@ -72,20 +81,24 @@ def train(
     return folder
 
 
-def resume(run: Path, *, data: Path | None = None) -> RunFolder:
+def resume(run: Path, *, data: Path | None = None, devices: int | None = None) -> RunFolder:
     """Continue a run that was interrupted, with the losses it would have had.
 
     Args:
         run: Its folder.
         data: Where the data is now, if it was moved.
+        devices: See `train`; it need not be what it was.
 
     Raises:
         ValueError: If it is no run folder, or its checkpoint or the data do not belong to it.
     """
-    require_one_process()
     folder = RunFolder.open(run)
     description = folder.description()
     recipe = from_fields(description["kind"], description["fields"])
+    if devices is not None and processes.must_launch(devices):
+        moved = [] if data is None else ["--data", str(data)]
+        _launch(["train", "--resume", str(run), *moved], folder, recipe, devices)
+        return folder
     root = Path(description["data"]) if data is None else data
     classes = tuple(description["classes"])
     splits = Splits(**description["splits"])
@@ -102,6 +115,17 @@ def resume(run: Path, *, data: Path | None = None) -> RunFolder:
     else:
         _console.print(f"Continued after step {start}. Weights: {folder.weights()}")
     return folder
+
+
+def _launch(arguments: Sequence[str], folder: RunFolder, recipe: Recipe, devices: int) -> None:
+    if recipe.batch_size % devices:
+        raise ValueError(f"batch_size ({recipe.batch_size}) must be divisible by the number of devices ({devices})")
+    processes.require_gpus(devices, recipe.accelerator)
+    try:
+        processes.launch(arguments, devices)
+    except ChildProcessError as error:
+        hint = f"; continue with: pliant train --resume {folder.path}" if folder.last.is_file() else ""
+        raise ChildProcessError(f"{error}{hint}") from None
 
 
 def build_module(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = True) -> TrainingModule:
@@ -158,6 +182,8 @@ def weights_description(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def report_problems(folder: RunFolder, sets: dict[str, ImageSet]) -> None:
     """Print how many problems the data has, and write all of them to ``problems.txt`` of the run."""
+    if not processes.is_first():
+        return
     path = folder.path / "problems.txt"
     lines = []
     for purpose, dataset in sets.items():
