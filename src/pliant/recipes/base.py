@@ -6,11 +6,12 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
+
+from pliant.recipes.typed import describe, parse, require_type
 
 R = TypeVar("R", bound="Recipe")
 
@@ -111,7 +112,7 @@ class Recipe:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            _check(field.name, getattr(self, field.name), hints[field.name])
+            require_type(field.name, getattr(self, field.name), hints[field.name])
         for name in ("lr_batch", "batch_size", "max_steps", "checkpoint_every", "validate_every", "dilation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -275,9 +276,9 @@ def override(recipe: R, assignments: Sequence[str]) -> R:
         if name not in hints:
             raise ValueError(f"{type(recipe).__name__} has no field {name!r}; fields: {_fields(recipe)}")
         try:
-            values[name] = _parse(text.strip(), hints[name])
+            values[name] = parse(text.strip(), hints[name])
         except ValueError:
-            raise ValueError(f"{name} must be {_describe(hints[name])}, got {text.strip()!r}") from None
+            raise ValueError(f"{name} must be {describe(hints[name])}, got {text.strip()!r}") from None
     return dataclasses.replace(recipe, **values)
 
 
@@ -314,57 +315,4 @@ def _returns_recipe(function: typing.Callable[..., Any]) -> bool:
 
 def _fields(recipe: Recipe) -> str:
     hints = typing.get_type_hints(type(recipe))
-    return ", ".join(f"{field.name} ({_describe(hints[field.name])})" for field in dataclasses.fields(recipe))
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _describe(hint: Any) -> str:
-    names = []
-    for option in _options(hint):
-        if typing.get_origin(option) is tuple:
-            names.append(f"{typing.get_args(option)[0].__name__}s separated by commas")
-        elif typing.get_origin(option) is Literal:
-            names.append(" or ".join(map(str, typing.get_args(option))))
-        else:
-            names.append("none" if option is types.NoneType else option.__name__)
-    return " or ".join(names)
-
-
-def _parse(text: str, hint: Any) -> Any:
-    options = _options(hint)
-    if types.NoneType in options and text.lower() == "none":
-        return None
-    option = next(option for option in options if option is not types.NoneType)
-    if typing.get_origin(option) is tuple:
-        item = typing.get_args(option)[0]
-        return tuple(_parse(part.strip(), item) for part in text.split(",") if part.strip())
-    if typing.get_origin(option) is Literal:
-        if text not in typing.get_args(option):
-            raise ValueError
-        return text
-    if option is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError
-        return text.lower() == "true"
-    return option(text)
-
-
-def _check(name: str, value: Any, hint: Any) -> None:
-    if not any(_fits(value, option) for option in _options(hint)):
-        raise TypeError(f"{name} must be {_describe(hint)}, got {value!r}")
-
-
-def _fits(value: Any, option: Any) -> bool:
-    if typing.get_origin(option) is tuple:
-        item = typing.get_args(option)[0]
-        return isinstance(value, tuple) and all(_fits(part, item) for part in value)
-    if typing.get_origin(option) is Literal:
-        return value in typing.get_args(option)
-    if option is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if option is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, option)
+    return ", ".join(f"{field.name} ({describe(hints[field.name])})" for field in dataclasses.fields(recipe))
