@@ -142,7 +142,8 @@ def _choose(model: nn.Module, where: Where) -> dict[str, nn.Conv2d]:
         chosen = {name: conv for name, conv in convolutions.items() if where(name, conv)}
     if not chosen:
         some = ", ".join(list(convolutions)[-5:]) or "none"
-        raise ValueError(f"where={where!r} matches no plain convolution of the model; it has for example: {some}")
+        asked = f"where={where!r}" if isinstance(where, str) else "the predicate where"
+        raise ValueError(f"{asked} matches no plain convolution of the model; it has for example: {some}")
     return chosen
 
 
