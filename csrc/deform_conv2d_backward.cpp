@@ -160,11 +160,11 @@ class Backward {
                      desk.slopes.get());
         gather(rows, desk.zeros.get(), samples, count, run.channels, columns, row_);
         add_product<T, T>(outputs_, row_ / lanes<T>, count, {grads_.get() + grad_at, 1, grad_row},
-                          {columns, row_, lanes<T>}, desk.weight_grad.get() + tap * out_rows_ * row_, row_);
+                          {columns, row_, lanes<T>}, {desk.weight_grad.get() + tap * out_rows_ * row_, row_});
         std::fill(columns_grad, columns_grad + kTile * row_, T(0));
         add_product<T, E>(count, row_ / lanes<T>, outputs_, {factors() + grad_at, grad_row, 1},
                           {desk.weight.get() + tap * outputs_ * row_, row_ * pair_of<E>, lanes<T> * pair_of<E>},
-                          columns_grad, row_);
+                          {columns_grad, row_});
         scatter(rows, desk.zeros.get(), grad_rows, desk.nowhere.get(), samples, count, run.channels, columns_grad,
                 row_, desk.dots);
         const Slopes<T>& slopes = *desk.slopes.get();

@@ -1,6 +1,8 @@
 // Deformable convolution. A task is a tile of output positions: for each run of input channels and each tap it gathers
 // the tile's columns [positions, channels] and multiplies them with the weight [channels, outputs]. Columns never
 // leave the cache, and what a sum runs over does not depend on the number of threads.
+#include <numeric>
+
 #include "kernels.h"
 #include "parallel.h"
 #include "samples.h"
@@ -53,7 +55,7 @@ class Forward {
                                                   conv.batch)),
           table_(in_place_ ? 0 : images_ * conv.cells() * held_ + lanes<T>),
           packed_(conv.taps() * out_row_ * (held_ + conv.groups)), columns_(threads * kTile * slice_row_, true),
-          sums_(threads * kTile * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true), samples_(threads),
+          sums_(threads * (kTile + 1) * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true), samples_(threads),
           begins_(tiles_of(conv.out_cells(), conv.batch, threads)) {}
 
     // Blocks of channels one after the other, each added to what the ones before it left in the output.
@@ -146,26 +148,31 @@ class Forward {
     }
 
     void compute_tile(int64_t image, int64_t i, int64_t first, int64_t count, int worker) {
-        T* const sums = sums_.get() + worker * kTile * sum_row_;
+        T* const sums = sums_.get() + worker * (kTile + 1) * sum_row_;
         E* const columns = columns_.get() + worker * kTile * slice_row_;
         Samples<T>& samples = samples_.get()[worker];
+        int32_t kept[kTile];
         for (int64_t m = 0; m < count; ++m)
             std::copy(first_sums_.get(), first_sums_.get() + sum_row_, sums + m * sum_row_);
         for (const Slice& slice : slices_) {
             const int64_t channels = packed_channels(slice);
             const E* weight = packed(slice);
             for (int64_t tap = 0; tap < conv_.taps(); ++tap, weight += out_row_ * channels) {
+                int64_t some = count;
                 for (const Run& run : slice.runs) {
                     const Rows<T> from = rows(image, i, run.first);
                     find_samples(conv_, in_, image + i, first, count, run.offset_group, tap, from, samples);
-                    gather(from, zeros_.get(), samples, count, run.channels, columns + run.first - slice.first,
+                    if (slice.runs.size() == 1) some = without_zeros(samples, count, kept);
+                    gather(from, zeros_.get(), samples, some, run.channels, columns + run.first - slice.first,
                            slice_row_);
                 }
+                if (slice.runs.size() > 1) std::iota(kept, kept + count, 0);
+                std::fill(kept + some, kept + round_up(some, kRows), static_cast<int32_t>(kTile));
                 if (channels > slice.channels)  // the other half of the last pair
-                    for (int64_t m = 0; m < count; ++m) columns[m * slice_row_ + slice.channels] = E(0);
-                add_product<T, E>(count, out_row_ / lanes<T>, channels, {columns, slice_row_, 1},
+                    for (int64_t m = 0; m < some; ++m) columns[m * slice_row_ + slice.channels] = E(0);
+                add_product<T, E>(some, out_row_ / lanes<T>, channels, {columns, slice_row_, 1},
                                   {weight, lanes<T> * pair_of<E>, channels * lanes<T>},
-                                  sums + slice.group * out_row_, sum_row_);
+                                  {sums + slice.group * out_row_, sum_row_, kept});
             }
         }
         visit(out_.dtype, [&](auto type) {

@@ -29,6 +29,16 @@ struct Right {
     int64_t row, column;
 };
 
+// Row m of c begins at c.data + m * c.row, or, with an index, at c.data + c.index[m] * c.row.
+template <class T>
+struct Sums {
+    T* data;
+    int64_t row;
+    const int32_t* index = nullptr;
+
+    T* operator[](int64_t m) const { return data + (index ? index[m] : m) * row; }
+};
+
 template <class E>
 constexpr int64_t pair_of = std::is_same_v<E, BFloat16> ? 2 : 1;
 
@@ -50,44 +60,44 @@ inline void multiply(Vector<float> (&sum)[V], const BFloat16* factor, const BFlo
 
 // V vectors of R rows of c.
 template <class T, class E, int R, int V>
-inline void product_block(int64_t depth, Left<E> a, Right<E> b, T* c, int64_t c_row) {
+inline void product_block(int64_t depth, Left<E> a, Right<E> b, Sums<T> c, int64_t first) {
     Vector<T> sum[R][V];
     for (int m = 0; m < R; ++m)
-        for (int v = 0; v < V; ++v) sum[m][v] = vector_at(c + m * c_row + v * lanes<T>);
+        for (int v = 0; v < V; ++v) sum[m][v] = vector_at(c[first + m] + v * lanes<T>);
     for (int64_t k = 0; k < depth; k += pair_of<E>)
         for (int m = 0; m < R; ++m)
-            multiply<T, V>(sum[m], a.data + m * a.row + k * a.depth, b.data + k / pair_of<E> * b.row, b.column);
+            multiply<T, V>(sum[m], a.data + (first + m) * a.row + k * a.depth, b.data + k / pair_of<E> * b.row, b.column);
     for (int m = 0; m < R; ++m)
-        for (int v = 0; v < V; ++v) vector_at(c + m * c_row + v * lanes<T>) = sum[m][v];
+        for (int v = 0; v < V; ++v) vector_at(c[first + m] + v * lanes<T>) = sum[m][v];
 }
 
 // V vectors of all rows.
 template <class T, class E, int V>
-void product_column(int64_t rows, int64_t depth, Left<E> a, Right<E> b, T* c, int64_t c_row) {
+void product_column(int64_t rows, int64_t depth, Left<E> a, Right<E> b, Sums<T> c) {
     constexpr int R = kSums / V >= 12 ? 12 : kSums / V >= 6 ? 6 : 4;
     static_assert(kRows % R == 0, "blocks fill the rows");
     for (int64_t m = 0; m < rows; m += R)
-        product_block<T, E, R, V>(depth, {a.data + m * a.row, a.row, a.depth}, b, c + m * c_row, c_row);
+        product_block<T, E, R, V>(depth, a, b, c, m);
 }
 
 // c[rows, vectors] += a[rows, depth] b[depth, vectors]. Rows are rounded up to a multiple of kRows: a and c must
 // have so many, and what stands in the extra ones does not matter.
 template <class T, class E>
-void add_product(int64_t rows, int64_t vectors, int64_t depth, Left<E> a, Right<E> b, T* c, int64_t c_row) {
+void add_product(int64_t rows, int64_t vectors, int64_t depth, Left<E> a, Right<E> b, Sums<T> c) {
     for (int64_t k = 0; k < depth; k += kDepth) {
         const int64_t some = std::min(kDepth, depth - k);
         const Left<E> left{a.data + k * a.depth, a.row, a.depth};
         for (int64_t v = 0; v < vectors;) {
             const Right<E> right{b.data + k / pair_of<E> * b.row + v * b.column, b.row, b.column};
-            T* to = c + v * lanes<T>;
+            const Sums<T> to{c.data + v * lanes<T>, c.row, c.index};
             if (vectors - v >= kVectors) {
-                product_column<T, E, kVectors>(rows, some, left, right, to, c_row);
+                product_column<T, E, kVectors>(rows, some, left, right, to);
                 v += kVectors;
             } else if (vectors - v >= 2) {
-                product_column<T, E, 2>(rows, some, left, right, to, c_row);
+                product_column<T, E, 2>(rows, some, left, right, to);
                 v += 2;
             } else {
-                product_column<T, E, 1>(rows, some, left, right, to, c_row);
+                product_column<T, E, 1>(rows, some, left, right, to);
                 v += 1;
             }
         }

@@ -134,6 +134,24 @@ void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t
     }
 }
 
+// Leaves out positions whose sample is zero because it lies outside the map. Returns how many stay, and in `kept` which.
+template <class T>
+int64_t without_zeros(Samples<T>& samples, int64_t count, int32_t* kept) {
+    int64_t some = 0;
+    for (int64_t m = 0; m < count; ++m) {
+        T weights = 0;
+        int64_t outside = -1;
+        for (int i = 0; i < 4; ++i) outside &= samples.cell[i][m], weights += samples.weight[i][m];
+        if (outside < 0 && weights == weights) continue;  // a NaN shows
+        for (int i = 0; i < 4; ++i) {
+            samples.cell[i][some] = samples.cell[i][m];
+            samples.weight[i][some] = samples.weight[i][m];
+        }
+        kept[some++] = static_cast<int32_t>(m);
+    }
+    return some;
+}
+
 // The columns of one tap, [count, channels]: weighted sums of four cells. `zeros` stands for cells outside.
 template <class T, class E>
 void gather(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels, E* columns,
