@@ -206,6 +206,27 @@ def demo(
 
 
 @app.command()
+def ablate(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")],
+    data: Annotated[Path | None, typer.Option(help="The folder of the data; drawn digits by default.")] = None,
+    recipe: Annotated[str, typer.Option(help="DeepLab, class-aware RPN, Faster R-CNN or R-FCN.")] = "voc.deeplab",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times each network is trained.")] = 3,
+    budget: Annotated[
+        str | None, typer.Option(metavar="20m", help="The time for all; sets the number of steps.")
+    ] = None,
+) -> None:
+    """Train every network of the paper's tables 1 and 3 alike: deformable layers, dilations, RoI pooling."""
+    with _user_errors():
+        from pliant.recipes.ablate import ablate as run_ablation
+
+        done = run_ablation(out, data, name=recipe, assignments=assignments or (), seeds=seeds, budget=budget)
+        Console(stderr=True, soft_wrap=True).print(f"Written to {done}", highlight=False)
+
+
+@app.command()
 def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="For everyone; torch's number by default.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="For each row; three rounds at least.")] = 30.0,

@@ -108,6 +108,15 @@ def test_timm_backbones_have_the_same_interface() -> None:
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in free.modules())
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_100"])
+def test_timm_backbones_take_a_dilation(name: str) -> None:
+    for dilation in (2, 6):
+        body = backbone(name, dilation=dilation)
+        dilations = {conv.dilation for conv in body.modules() if isinstance(conv, torch.nn.Conv2d)}
+        assert dilations == {(1, 1), (dilation, dilation)}
+        assert body(torch.rand(1, 3, 64, 96))["conv5"].shape[2:] == (4, 6)
+
+
 def test_wrong_names_and_numbers_are_errors() -> None:
     with pytest.raises(ValueError, match=r"deform_layers must be 0, 1, 2, 3 or 6, got 4"):
         backbone("resnet50", deform_layers=4)
@@ -116,7 +125,7 @@ def test_wrong_names_and_numbers_are_errors() -> None:
     ):
         backbone("resnet51")
     with pytest.raises(ValueError, match="for the paper's ResNets"):
-        backbone("resnet10t", dilation=4)
+        backbone("resnet10t", padded_pool=True)
     with pytest.raises(ValueError, match="depth must be one of 50, 101, got 18"):
         CaffeResNet(18)
 

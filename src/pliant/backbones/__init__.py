@@ -67,7 +67,7 @@ def backbone(
         deform_layers: how many of the last convolutions with a kernel larger than 1 become deformable. For the
             paper's ResNets 0, 1, 2, 3 or 6, as in its Table 1: res5c; res5b, c; res5a to c; and the last three
             of conv4. Aligned-Inception-ResNet has three in a block, nine in conv5.
-        dilation: of conv5's 3x3 convolutions (the paper's networks only).
+        dilation: of conv5's 3x3 convolutions; of timm's models those that it dilates for stride 16.
         padded_pool: the first pooling as in Keras' port of the weights (the paper's ResNets only).
         offset_groups, modulated, border, offset_dilation: as for `pliant.nn.DeformConv2d`.
         image_mean: the colour that is subtracted, RGB in 0..1, in place of the usual one (the paper's networks only).
@@ -91,12 +91,11 @@ def backbone(
         if weights is not None:
             load_weights(model, weights)
         return model
-    if dilation != 2 or padded_pool or image_mean is not None:
+    if padded_pool or image_mean is not None:
         raise ValueError(
-            f"dilation={dilation}, padded_pool={padded_pool}, image_mean={image_mean} are for the paper's ResNets, "
-            f"not for {name}"
+            f"padded_pool={padded_pool}, image_mean={image_mean} are for the paper's ResNets, not for {name}"
         )
-    model = TimmBackbone(name, weights=weights, frozen=frozen)
+    model = TimmBackbone(name, weights=weights, frozen=frozen, dilation=dilation)
     surgery.deform(model, deform_layers, **options)
     return model
 

@@ -22,16 +22,19 @@ class TimmBackbone(nn.Module):
         name: a timm model that knows `features_only` and `output_stride`, with or without `timm/` before it.
         weights: see `timm_model`.
         frozen: batch norms with fixed statistics and affine parts; turn it off to train from nothing.
+        dilation: of the convolutions that keep the last stage at stride 16, for timm's own 2.
 
     Shape: normalised images `[N, 3, H, W]` to `{"conv4": [N, conv4_channels, H/16, W/16], "conv5": ...}`.
     """
 
-    def __init__(self, name: str, *, weights: str | Path | None = None, frozen: bool = True) -> None:
+    def __init__(self, name: str, *, weights: str | Path | None = None, frozen: bool = True, dilation: int = 2) -> None:
         super().__init__()
         body: Any = timm_model(name, weights, features_only=True, output_stride=16)
         reductions = body.feature_info.reduction()
         if len(reductions) < 2 or reductions[-2:] != [16, 16]:
             raise ValueError(f"{name} does not give two feature maps of stride 16 but strides {reductions}")
+        if dilation != 2:
+            _dilate(body, name, dilation)
         self.conv4_channels, self.conv5_channels = body.feature_info.channels()[-2:]
         config = body.pretrained_cfg
         self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
@@ -90,6 +93,15 @@ def timm_model(name: str, weights: str | Path | None, **options: Any) -> nn.Modu
     model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **options)
     model.pretrained_cfg.pop("state_dict", None)
     return model
+
+
+def _dilate(body: nn.Module, name: str, dilation: int) -> None:
+    dilated = [conv for conv in body.modules() if isinstance(conv, nn.Conv2d) and conv.dilation == (2, 2)]
+    if not dilated or any(isinstance(conv.padding, str) for conv in dilated):
+        raise ValueError(f"{name} has no convolutions of dilation 2 that could have dilation={dilation}")
+    for conv in dilated:
+        conv.padding = tuple(int(side) // 2 * dilation for side in conv.padding)
+        conv.dilation = (dilation, dilation)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,22 @@ class StepLines(Callback):
         if trainer.is_global_zero:
             score = module.results[module.monitor]
             self._console.print(f"step {trainer.global_step}  validation {module.monitor} {score:.4f}")
+
+
+class Watch(Callback):
+    """Tells a function the number of steps done, after each.
+
+    Args:
+        tell: The function.
+    """
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self.tell = tell
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.tell(trainer.global_step)
 
 
 class Checkpoints(Callback):

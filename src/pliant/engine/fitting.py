@@ -21,7 +21,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from pliant import processes
-from pliant.engine.callbacks import Checkpoints, StepLines, StepLog
+from pliant.engine.callbacks import Checkpoints, StepLines, StepLog, Watch
 from pliant.engine.logs import CSVLog
 from pliant.engine.runs import RunFolder, resume_step
 from pliant.engine.sampling import MapDataset, SeededSamples, TrainingBatches
@@ -75,6 +75,7 @@ def fit(
     settings: FitSettings,
     description: Mapping[str, Any],
     groups: Sequence[int] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> int:
     """Train a module to the end of its schedule.
 
@@ -88,6 +89,7 @@ def fit(
         settings: How.
         description: For the header of the weights.
         groups: The group of each training sample; a batch holds samples of one group. None for a single one.
+        watch: Told the number of steps done after each, in place of a progress bar.
 
     Returns:
         The step training started from: 0 for a new run.
@@ -110,8 +112,11 @@ def fit(
         StepLog(),
         Checkpoints(run, settings.checkpoint_every, validate_every, description),
     ]
-    interactive = sys.stderr.isatty()
-    callbacks.append(RichProgressBar(leave=True) if interactive else StepLines())
+    interactive = watch is None and sys.stderr.isatty()
+    if watch is not None:
+        callbacks.append(Watch(watch))
+    else:
+        callbacks.append(RichProgressBar(leave=True) if interactive else StepLines())
     loggers: list[Logger] = []
     if processes.is_first():
         loggers.append(CSVLog(run.path, start))
@@ -136,7 +141,9 @@ def fit(
     return start
 
 
-def judge(module: TrainingModule, dataset: MapDataset, collate: Collate, settings: FitSettings) -> dict[str, Any]:
+def judge(
+    module: TrainingModule, dataset: MapDataset, collate: Collate, settings: FitSettings, *, show: bool = True
+) -> dict[str, Any]:
     """Evaluate a module. Processes that torchrun started share the samples, and all have the results.
 
     Args:
@@ -144,6 +151,7 @@ def judge(module: TrainingModule, dataset: MapDataset, collate: Collate, setting
         dataset: To judge on.
         collate: How its samples make a batch.
         settings: How.
+        show: Whether to draw a progress bar on a terminal.
 
     Returns:
         What its metrics give; see `DetectionMetrics.compute` and `SegmentationMetrics.compute`.
@@ -153,7 +161,7 @@ def judge(module: TrainingModule, dataset: MapDataset, collate: Collate, setting
         ConnectionError: If another process is gone.
     """
     loader = _evaluation_loader(dataset, collate, settings)
-    interactive = sys.stderr.isatty()
+    interactive = show and sys.stderr.isatty()
     with _quiet():
         trainer = lightning.Trainer(
             **_devices(settings),

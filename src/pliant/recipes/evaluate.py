@@ -25,8 +25,6 @@ from pliant.recipes.result_files import write_coco_results, write_voc_results
 from pliant.recipes.train import build_module, fit_settings
 from pliant.recipes.trained import Trained, load_state, load_trained, under_procedure
 
-_console = Console(stderr=True, soft_wrap=True, quiet=not processes.is_first())
-
 _COLUMNS = {
     "detection": ("AP", "AP50", "AP75", "VOC_AP50", "VOC_AP50_11pt", "VOC_AP70", "VOC_AP70_11pt"),
     "segmentation": ("IoU", "IoU_scaled"),
@@ -44,6 +42,7 @@ def evaluate(
     procedure: Procedure | None = None,
     voc_results: bool = False,
     devices: int | None = None,
+    show: bool = True,
 ) -> dict[str, Any]:
     """Judge a run or weights, print a table, and write the numbers as JSON.
 
@@ -60,6 +59,7 @@ def evaluate(
         procedure: What is done at test time beyond one pass.
         voc_results: For detection on VOC's layout, write ``comp4_det_test_CLASS.txt`` too.
         devices: How many GPUs, or processes on the CPU, share the images; None for one, or what torchrun says.
+        show: Whether to print the table, and a progress bar on a terminal.
 
     Returns:
         What was written.
@@ -69,6 +69,7 @@ def evaluate(
         DataError: If the data cannot be used.
         ChildProcessError: If one of several processes died.
     """
+    console = Console(stderr=True, soft_wrap=True, quiet=not (show and processes.is_first()))
     trained = load_trained(source)
     root, name = _data_and_split(trained, data, split)
     path = trained.folder / f"eval-{name}.json" if out is None else out
@@ -86,7 +87,7 @@ def evaluate(
     module = build_module(trained.recipe, trained.classes, pretrained=False)
     load_state(module.model, trained)
     module.model = under_procedure(module.model, trained.recipe, procedure)
-    results = _judge(module, dataset, trained.recipe)
+    results = _judge(module, dataset, trained.recipe, show)
     skipped = sorted(set(chain.from_iterable(processes.gather(dataset.skipped))))
     if len(skipped) == len(dataset):
         raise DataError(dataset.root, f"no image can be read. {dataset.problems.summary()}")
@@ -95,23 +96,24 @@ def evaluate(
         return {**report, "results": results}
     written = _write_found(module, dataset, path.parent, name, voc_results)
     if isinstance(dataset, COCODetection) and not dataset.annotated:
-        _console.print(f"{name} has no annotations to judge by")
+        console.print(f"{name} has no annotations to judge by")
     else:
         report["results"] = results
-        print_results(trained, report)
+        if show:
+            print_results(trained, report)
     write_json(path, report)
     for image in skipped:
-        _console.print(f"[red]{image} cannot be read and was left out[/red]", highlight=False)
-    _console.print(f"Written to {', '.join(map(str, [*written, path]))}")
+        console.print(f"[red]{image} cannot be read and was left out[/red]", highlight=False)
+    console.print(f"Written to {', '.join(map(str, [*written, path]))}")
     return report
 
 
-def _judge(module: TrainingModule, dataset: ImageSet, recipe: Recipe) -> dict[str, Any]:
+def _judge(module: TrainingModule, dataset: ImageSet, recipe: Recipe, show: bool) -> dict[str, Any]:
     settings = fit_settings(recipe)
     with warnings.catch_warnings():
         # Where no image can be read, which is an error below.
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
-        return judge(module, dataset, collate_for_evaluation(recipe), settings)
+        return judge(module, dataset, collate_for_evaluation(recipe), settings, show=show)
 
 
 def _options(procedure: Procedure) -> list[str]:

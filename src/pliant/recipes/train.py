@@ -61,21 +61,12 @@ def train(
     opened = open_training_data(recipe, data, splits, strict=strict)
     lightning.seed_everything(recipe.seed, verbose=False)
     module = build_module(recipe, opened.classes)
-    description = {
-        "recipe": name,
-        "overrides": list(assignments),
-        "kind": kind_of(recipe),
-        "fields": to_fields(recipe),
-        "classes": list(opened.classes),
-        "splits": dataclasses.asdict(splits),
-        "data": str(data.resolve()),
-        "strict": strict,
-    }
+    description = describe(name, assignments, recipe, opened.classes, splits, data, strict)
     if processes.is_first():
         folder = RunFolder.create(folder.path, description)
     report_problems(folder, opened.by_split())
     _say_what(recipe, name, splits, opened.train, opened.validation, folder)
-    groups = _groups(recipe, opened.train)
+    groups = batch_groups(recipe, opened.train)
     fit(module, opened, folder, fit_settings(recipe), weights_description(description), groups)
     _console.print(f"Trained. Weights: {folder.weights()}")
     return folder
@@ -108,7 +99,7 @@ def resume(run: Path, *, data: Path | None = None, devices: int | None = None) -
     module = build_module(recipe, classes, pretrained=not folder.last.is_file())
     report_problems(folder, opened.by_split())
     _say_what(recipe, description["recipe"], splits, opened.train, opened.validation, folder)
-    groups = _groups(recipe, opened.train)
+    groups = batch_groups(recipe, opened.train)
     start = fit(module, opened, folder, fit_settings(recipe), weights_description(description), groups)
     if start >= recipe.max_steps:
         _console.print(f"This run is finished: {start} of {recipe.max_steps} steps are done.")
@@ -171,8 +162,31 @@ def fit_settings(recipe: Recipe) -> FitSettings:
     )
 
 
-def _groups(recipe: Recipe, training: ImageSet) -> list[int] | None:
+def batch_groups(recipe: Recipe, training: ImageSet) -> list[int] | None:
+    """The group of each image, of which a batch holds one alone; None for a single group."""
     return orientations(training.sizes) if recipe.aspect_grouping else None
+
+
+def describe(
+    name: str,
+    assignments: Sequence[str],
+    recipe: Recipe,
+    classes: Sequence[str],
+    splits: Splits,
+    data: Path,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """What ``recipe.json`` of a run says: all that `resume` needs."""
+    return {
+        "recipe": name,
+        "overrides": list(assignments),
+        "kind": kind_of(recipe),
+        "fields": to_fields(recipe),
+        "classes": list(classes),
+        "splits": dataclasses.asdict(splits),
+        "data": str(data.resolve()),
+        "strict": strict,
+    }
 
 
 def weights_description(description: Mapping[str, Any]) -> dict[str, Any]:

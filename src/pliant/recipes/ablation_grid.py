@@ -1,0 +1,88 @@
+"""What an ablation compares: the networks of the paper's tables 1 and 3, each with several seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pliant.recipes.base import DetectionRecipe, Recipe, SegmentationRecipe
+
+LAYERS = (0, 1, 2, 3, 6)
+DILATIONS = (4, 6, 8)
+_IN_BOTH_TABLES = {0: "dilation 2", 3: "deformable convolution"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network of the tables.
+
+    Attributes:
+        key: Its name as a folder's.
+        rows: What it is called in table 1 and in table 3, by their numbers; it may be in both.
+        changes: The fields of the recipe in which it differs.
+    """
+
+    key: str
+    rows: dict[int, str]
+    changes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A variant with a seed, and the run folder in which it is trained and judged."""
+
+    variant: Variant
+    seed: int
+    folder: Path
+
+    def results(self, split: str) -> dict[str, Any] | None:
+        """What judging it gave, or ``{"failed": why}``; None if that is still to come."""
+        for name in (f"eval-{split}.json", "failed.json"):
+            path = self.folder / name
+            if path.is_file():
+                content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+                return content.get("results", content)
+        return None
+
+
+def variants(recipe: Recipe) -> list[Variant]:
+    """The networks of the tables that a recipe can be: ten if it has RoI pooling, else eight.
+
+    Raises:
+        ValueError: If it is none of the paper's networks.
+    """
+    pooled = isinstance(recipe, DetectionRecipe) and recipe.network in ("faster_rcnn", "rfcn")
+    others = isinstance(recipe, DetectionRecipe) and recipe.network == "class_aware_rpn"
+    if not (pooled or others or isinstance(recipe, SegmentationRecipe)):
+        raise ValueError("the paper's tables are of DeepLab, class-aware RPN, Faster R-CNN and R-FCN")
+    plain: dict[str, Any] = {"deform_layers": 0, "dilation": 2} | ({"deform_roi": False} if pooled else {})
+    found = []
+    for number in LAYERS:
+        rows = {1: str(number)} | ({3: _IN_BOTH_TABLES[number]} if number in _IN_BOTH_TABLES else {})
+        found.append(Variant(f"layers-{number}", rows, plain | {"deform_layers": number}))
+    for dilation in DILATIONS:
+        found.append(Variant(f"dilation-{dilation}", {3: f"dilation {dilation}"}, plain | {"dilation": dilation}))
+    if pooled:
+        found.append(Variant("roi", {3: "deformable RoI pooling"}, plain | {"deform_roi": True}))
+        found.append(Variant("both", {3: "both"}, plain | {"deform_layers": 3, "deform_roi": True}))
+    return found
+
+
+def cells(chosen: Sequence[Variant], seeds: int, folder: Path) -> list[Cell]:
+    """All variants with the first seed, then all with the next."""
+    return [
+        Cell(variant, seed, folder / "cells" / f"{variant.key}_seed{seed}")
+        for seed in range(seeds)
+        for variant in chosen
+    ]
+
+
+def table_rows(chosen: Sequence[Variant], table: int) -> list[Variant]:
+    """The variants of table 1 or 3, in its order."""
+    if table == 1:
+        return [variant for variant in chosen if 1 in variant.rows]
+    order = {"layers-0": 0, **{f"dilation-{dilation}": 1 for dilation in DILATIONS}, "layers-3": 2}
+    return sorted((variant for variant in chosen if 3 in variant.rows), key=lambda each: order.get(each.key, 3))

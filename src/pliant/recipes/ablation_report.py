@@ -1,0 +1,214 @@
+"""An ablation as it is seen: while it runs, and as tables and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import pliant
+from pliant.engine.runs import replacing
+from pliant.recipes.ablation_grid import Cell, Variant, table_rows
+from pliant.recipes.base import DetectionRecipe, Recipe
+
+TITLES = {1: "Deformable layers", 3: "Dilation and deformation"}
+_DETECTION = {"mAP@0.5": "VOC_AP50", "mAP@0.7": "VOC_AP70", "AP": "AP"}
+_SEGMENTATION = {"mIoU": "mIoU", "pixel accuracy": "pixel_accuracy"}
+
+
+def metrics_of(recipe: Recipe) -> dict[str, str]:
+    """The numbers of the tables: titles, and keys of the results. The first is the one that is plotted."""
+    return _DETECTION if isinstance(recipe, DetectionRecipe) else _SEGMENTATION
+
+
+def percentages(cells: Sequence[Cell], variant: Variant, split: str, key: str) -> list[float]:
+    """One number of a variant in percent, of each seed that has it."""
+    found = [cell.results(split) for cell in cells if cell.variant == variant]
+    values = [float(result[key]) for result in found if result is not None and result.get(key) is not None]
+    return [100 * value for value in values if not math.isnan(value)]
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """The mean, with the standard deviation of a sample if there are several; empty without a value."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+class AblationView:
+    """The table as it fills, and a bar for all steps of all cells; a line a cell where there is no terminal."""
+
+    def __init__(self, cells: Sequence[Cell], split: str, recipe: Recipe) -> None:
+        self.cells = cells
+        self.split = split
+        self.steps = recipe.max_steps
+        self.title, self.key = next(iter(metrics_of(recipe).items()))
+        self.console = Console(stderr=True, soft_wrap=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.bar = self.progress.add_task("", total=len(cells) * self.steps)
+        self.live = Live(console=self.console, get_renderable=self._shown, refresh_per_second=2)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def stepping(self, cell: Cell) -> Callable[[int], None]:
+        """What a cell calls with the number of steps done, after each."""
+        before = self.cells.index(cell) * self.steps
+        words = f"{self._place(cell)} {_name(cell)}"
+        self.progress.update(self.bar, description=words)
+        return lambda step: self.progress.update(self.bar, completed=before + step)
+
+    def finished(self, cell: Cell) -> None:
+        """Tell that a cell is done."""
+        self.progress.update(self.bar, completed=(self.cells.index(cell) + 1) * self.steps)
+        if not self.console.is_terminal:
+            results = cell.results(self.split) or {}
+            outcome = f"{self.title} {100 * results[self.key]:.1f}" if self.key in results else results.get("failed")
+            self.console.print(f"{self._place(cell)} {_name(cell)}: {outcome}", highlight=False)
+
+    def _place(self, cell: Cell) -> str:
+        return f"{self.cells.index(cell) + 1}/{len(self.cells)}"
+
+    def _shown(self) -> Group:
+        table = Table("network", title=f"{self.title}, in percent", title_justify="left")
+        seeds = sorted({cell.seed for cell in self.cells})
+        for seed in seeds:
+            table.add_column(f"seed {seed}", justify="right")
+        table.add_column("mean", justify="right")
+        variants = list(dict.fromkeys(cell.variant.key for cell in self.cells))
+        for key in variants:
+            own = {cell.seed: cell for cell in self.cells if cell.variant.key == key}
+            shown = [self._value(own[seed]) for seed in seeds]
+            values = percentages(list(own.values()), own[0].variant, self.split, self.key)
+            table.add_row(_title(own[0].variant), *shown, mean_and_spread(values))
+        return Group(table, self.progress)
+
+    def _value(self, cell: Cell) -> str:
+        results = cell.results(self.split)
+        if results is None:
+            return ""
+        value = results.get(self.key)
+        return "failed" if value is None else f"{100 * value:.1f}"
+
+
+def write_report(out: Path, cells: Sequence[Cell], split: str, recipe: Recipe, asked: Mapping[str, Any]) -> Path:
+    """Write ``ablation.md``, ``ablation.csv``, ``ablation.png`` and ``ablation.svg``.
+
+    Returns:
+        The first.
+    """
+    with replacing(out / "ablation.csv") as temporary:
+        temporary.write_text(_csv(cells, split, metrics_of(recipe)), encoding="utf-8")
+    for suffix in ("png", "svg"):
+        _draw(cells, split, recipe).savefig(out / f"ablation.{suffix}", dpi=160)
+    path = out / "ablation.md"
+    with replacing(path) as temporary:
+        temporary.write_text(_markdown(cells, split, recipe, asked), encoding="utf-8")
+    return path
+
+
+def _markdown(cells: Sequence[Cell], split: str, recipe: Recipe, asked: Mapping[str, Any]) -> str:
+    done = sum(cell.results(split) is not None for cell in cells)
+    failed = [
+        f"{_name(cell)}: {results['failed']}" for cell in cells if "failed" in (results := cell.results(split) or {})
+    ]
+    set_to = " ".join(f"--set {text}" for text in asked["assignments"])
+    lines = [
+        f"# Ablation of {asked['recipe']} on {asked['data']}",
+        "",
+        f"{asked['steps']} steps of {recipe.batch_size} images for every network, {asked['seeds']} seeds, judged on "
+        f"{split} after the last step. In percent: mean ± standard deviation over the seeds. "
+        f"{done} of {len(cells)} cells are done. {set_to}",
+    ]
+    for table in (1, 3):
+        rows = table_rows(_variants(cells), table)
+        lines += ["", f"## {TITLES[table]} (table {table} of the paper)", ""]
+        lines += [
+            f"| | {' | '.join(metrics_of(recipe))} | seeds |",
+            "| --- |" + " --- |" * (len(metrics_of(recipe)) + 1),
+        ]
+        for variant in rows:
+            values = [percentages(cells, variant, split, key) for key in metrics_of(recipe).values()]
+            lines.append(f"| {variant.rows[table]} | {' | '.join(map(mean_and_spread, values))} | {len(values[0])} |")
+    lines += ["", "![each network's seeds and their mean](ablation.png)", ""]
+    lines += [f"Failed: {text}." for text in failed]
+    lines += [f"pliant {pliant.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads.", ""]
+    return "\n".join(lines)
+
+
+def _csv(cells: Sequence[Cell], split: str, metrics: Mapping[str, str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["network", "seed", *metrics.values(), "failed"])
+    for cell in cells:
+        results = cell.results(split)
+        if results is not None:
+            values = [results.get(key, "") for key in metrics.values()]
+            writer.writerow([cell.variant.key, cell.seed, *values, results.get("failed", "")])
+    return text.getvalue()
+
+
+def _draw(cells: Sequence[Cell], split: str, recipe: Recipe) -> Figure:
+    """A row a network: a dot each seed, a bar at their mean; the two tables side by side on one scale."""
+    title, key = next(iter(metrics_of(recipe).items()))
+    rows = {table: table_rows(_variants(cells), table) for table in (1, 3)}
+    figure = Figure(figsize=(9, 1.2 + 0.42 * max(map(len, rows.values()))), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (table, chosen) in zip(figure.subplots(1, 2, sharex=True), rows.items(), strict=True):
+        for place, variant in enumerate(chosen):
+            values = percentages(cells, variant, split, key)
+            axis.scatter(values, [place] * len(values), s=22, color="#56B4E9", zorder=2)
+            if values:
+                axis.scatter(
+                    statistics.mean(values), place, s=260, marker="|", color="#D55E00", linewidths=2.5, zorder=3
+                )
+        axis.set_yticks(range(len(chosen)), [variant.rows[table] for variant in chosen])
+        axis.set_ylim(len(chosen) - 0.5, -0.5)
+        axis.set_title(TITLES[table], fontsize=10)
+        axis.set_xlabel(f"{title} (%): dots are seeds, bars their means", fontsize=8)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _variants(cells: Sequence[Cell]) -> list[Variant]:
+    seen = {cell.variant.key: cell.variant for cell in cells}
+    return list(seen.values())
+
+
+def _name(cell: Cell) -> str:
+    return f"{_title(cell.variant)}, seed {cell.seed}"
+
+
+def _title(variant: Variant) -> str:
+    if 3 in variant.rows:
+        return variant.rows[3]
+    return f"{variant.rows[1]} deformable layer{'s' if variant.rows[1] != '1' else ''}"
