@@ -235,6 +235,9 @@ def bench(
     memory: Annotated[bool, typer.Option("--memory", help="Measure memory beyond the tensors (Linux).")] = False,
     network: Annotated[bool, typer.Option("--network", help="Time a training step of Faster R-CNN.")] = False,
     scaling: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw how the cost grows.")] = None,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Draw the peers' comparison; its numbers go to OUT.json.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write every number to this file.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
@@ -250,6 +253,7 @@ def bench(
             memory=memory,
             network=network,
             scaling=scaling,
+            chart=chart,
             out=out,
             markdown=markdown,
         )

@@ -224,6 +224,21 @@ def test_scaling_draws_lines_over_interleaved_points(tmp_path: Path) -> None:
     assert picture[..., :3].std() > 0.01
 
 
+def test_a_chart_and_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "CONVOLUTION", {**OWN, "absent": absent})
+    assert run(seconds=0.0, chart=tmp_path / "peers.svg", convolutions=[CONVOLUTION], poolings=[])
+    numbers = json.loads((tmp_path / "peers.json").read_text())
+    assert [row["name"] for row in numbers["convolution"]] == [CONVOLUTION.name]
+    drawn = (tmp_path / "peers.svg").read_text()  # letters are paths, each text a comment before them
+    shown = " ".join(line.removeprefix("<!-- ") for line in map(str.strip, drawn.split("\n")) if "<!--" in line)
+    for text in ("Pliant", "torchvision", "forward + backward; conv2d = 1", CONVOLUTION.name):
+        assert f"{text} -->" in shown
+    assert numbers["about"]["cpu"] in shown
+    assert "absent" not in shown
+    with pytest.raises(ValueError, match="not to be timed"):
+        run(operators=False, chart=tmp_path / "none.png")
+
+
 def test_networks_agree_and_are_timed_together() -> None:
     from pliant.bench.network import measure_network
 

@@ -34,6 +34,7 @@ def run(
     memory: bool = False,
     network: bool = False,
     scaling: Path | None = None,
+    chart: Path | None = None,
     out: Path | None = None,
     markdown: bool = False,
     convolutions: Sequence[ConvRow] = CONVOLUTIONS,
@@ -49,6 +50,7 @@ def run(
         memory: measure what the convolutions need beyond their tensors.
         network: time a training step of a whole network.
         scaling: a picture to draw, of how the cost grows.
+        chart: a picture to draw of the convolutions beside their peers; a JSON file of its name goes with it.
         out: a JSON file for every number.
         markdown: print the tables as Markdown instead.
         convolutions, poolings: the rows.
@@ -60,7 +62,11 @@ def run(
         OSError: if there is no folder for a file to write.
         ValueError: if no row is called so.
     """
-    _check_folders(out, scaling)
+    if chart is not None:
+        if not operators:
+            raise ValueError("a chart shows the operators, which are not to be timed")
+        out = chart.with_suffix(".json") if out is None else out
+    _check_folders(out, scaling, chart)
     if only is not None:
         convolutions, poolings = _called(only, convolutions), _called(only, poolings)
         if not convolutions and not poolings:
@@ -78,6 +84,10 @@ def run(
             results["memory"] = _memory(convolutions, count)
         if scaling is not None:
             results["scaling"] = _scaling(scaling, count, seconds)
+    if chart is not None and results["convolution"]:
+        from pliant.bench.chart import draw  # needs matplotlib
+
+        draw(results["convolution"], chart, CONVOLUTION_HEAD, f"{report.summary(about)}; {about['date']}")
     _show(report.summary(about), _tables(results, memory_reason), markdown)
     if out is not None:
         found = {name: [asdict(result) for result in each] for name, each in results.items()}
