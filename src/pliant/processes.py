@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -76,9 +77,11 @@ def launch(arguments: Sequence[str], processes: int) -> None:
     Raises:
         ChildProcessError: If a process failed or died; the others are ended then.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logs = tempfile.TemporaryDirectory()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -88,6 +91,7 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.5,
+        logs_specs=DefaultLogsSpecs(log_dir=logs.name),
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(torch.get_num_threads() // processes, 1)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -100,6 +104,8 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         if failure.exitcode < 0:
             how = f"was ended by {signal.Signals(-failure.exitcode).name}"
         raise ChildProcessError(f"process {failure.local_rank} of {processes} {how}, and the others with it") from None
+    finally:
+        logs.cleanup()
 
 
 def mean(value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A tiny detection run for `test_resume`, as a program so that it can be killed: RUN [STEP TO DIE AT] [WORKERS]."""
+"""A tiny detection run for `test_resume`, as a program so that it can be killed: RUN [STEP] [WORKERS] [SIGNAL]."""
 
 from __future__ import annotations
 
@@ -67,26 +67,30 @@ def detector() -> FasterRCNN:
 
 
 class DieAt(Callback):
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, by: int) -> None:
         self.step = step
+        self.by = by
 
     def on_train_batch_end(self, trainer: Any, *others: Any) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.by)
 
 
-def main(folder: str, die_at: int = -1, workers: int = 0) -> None:
+def main(folder: str, die_at: int = -1, workers: int = 0, by: int = signal.SIGKILL) -> None:
     path = Path(folder)
     run = RunFolder(path) if path.exists() else RunFolder.create(path, {"recipe": "tiny"})
     schedule = Schedule(max_steps=STEPS, lr=0.01, warmup_steps=2, decay_at=(0.75,))
     module = DetectionModule(detector(), schedule, ["square"], seed=3)
     if die_at > 0:
-        # The last callback of a step dies: its rows are written, its checkpoint too if one is due.
         original = callbacks.Checkpoints.on_train_batch_end
 
         def then_die(self: callbacks.Checkpoints, trainer: Any, *others: Any) -> None:
-            original(self, trainer, *others)
-            DieAt(die_at).on_train_batch_end(trainer)
+            # SIGKILL after all of a step: its rows are written, its checkpoint too if one is due.
+            if by == signal.SIGKILL:
+                original(self, trainer, *others)
+            DieAt(die_at, by).on_train_batch_end(trainer)
+            if by != signal.SIGKILL:
+                original(self, trainer, *others)
 
         callbacks.Checkpoints.on_train_batch_end = then_die  # type: ignore[method-assign]
     settings = FitSettings(batch_size=3, workers=workers, checkpoint_every=2, validate_every=5, accelerator="cpu")

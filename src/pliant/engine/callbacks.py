@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from pliant import processes
 from pliant.engine.runs import RunFolder, replacing, write_weights
 
 
@@ -72,8 +76,37 @@ class Watch(Callback):
         self.tell(trainer.global_step)
 
 
+class Interruption(Callback):
+    """Lets Ctrl-C wait for the end of the step, where the run can be saved. The second one stops at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: Any = None
+        self._console = Console(stderr=True)
+
+    def asked(self) -> bool:
+        """Whether any process was asked to stop."""
+        return bool(processes.mean(torch.tensor(float(self._asked))) > 0)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def _ask(self, *_: Any) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        if processes.is_first():
+            self._console.print("Stopping after this step; once more stops at once.")
+
+
 class Checkpoints(Callback):
-    """Writes ``last`` every so many steps, after each validation and at the end, and ``best`` on progress.
+    """Writes ``last`` every so many steps, after each validation, at the end and on a stop, and ``best`` on progress.
 
     Each file is whole at any moment. Where a validation is due, the checkpoint follows it, so resuming never
     leaves a validation out. The last step is always validated. The first of several processes writes.
@@ -83,9 +116,17 @@ class Checkpoints(Callback):
         every: The number of steps between two checkpoints.
         validate_every: The number of steps between two validations; None if there are none.
         description: For the header of the weights.
+        interruption: Tells when to stop.
     """
 
-    def __init__(self, run: RunFolder, every: int, validate_every: int | None, description: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        every: int,
+        validate_every: int | None,
+        description: Mapping[str, Any],
+        interruption: Interruption,
+    ) -> None:
         if every < 1 or (validate_every is not None and validate_every < 1):
             raise ValueError(
                 f"the steps between checkpoints and validations must be at least 1, got {every} and {validate_every}"
@@ -94,6 +135,7 @@ class Checkpoints(Callback):
         self.every = every
         self.validate_every = validate_every
         self.description = dict(description)
+        self.interruption = interruption
         self.best_score = -math.inf
         self.saved_step = 0
 
@@ -114,8 +156,12 @@ class Checkpoints(Callback):
         if self.validate_every is not None and (finished or step % self.validate_every == 0):
             # Lightning validates at once when it is asked to stop, whatever the interval.
             trainer.should_stop = trainer.should_stop or finished
-        elif finished or step % self.every == 0:
+            return
+        asked = self.interruption.asked()
+        if finished or asked or trainer.received_sigterm or step % self.every == 0:
             self._save(trainer, module, self.run.last)
+        if asked:
+            raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         score = module.results[module.monitor]
@@ -123,20 +169,23 @@ class Checkpoints(Callback):
             self.best_score = score
             self._save(trainer, module, self.run.best)
         self._save(trainer, module, self.run.last)
+        if self.interruption.asked():
+            raise KeyboardInterrupt
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt):
+        if trainer.is_global_zero:
+            what = "Interrupted" if isinstance(exception, KeyboardInterrupt | SystemExit) else "Stopped by an error"
             saved = f"the checkpoint of step {self.saved_step}" if self.saved_step else "the start"
             Console(stderr=True, soft_wrap=True).print(
-                f"Interrupted. Continue from {saved} with: pliant train --resume {self.run.path}"
+                f"{what}. Continue from {saved} with: pliant train --resume {self.run.path}", highlight=False
             )
 
     def _save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
-        self.saved_step = trainer.global_step
         if not trainer.is_global_zero:
             trainer.save_checkpoint(path)  # takes part, and writes nothing
             return
         with replacing(path) as temporary:
             trainer.save_checkpoint(temporary)
+        self.saved_step = trainer.global_step
         description = {**self.description, "step": trainer.global_step}
         write_weights(path.with_suffix(".safetensors"), module.model, description)

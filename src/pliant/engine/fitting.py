@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import lightning
@@ -16,13 +18,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from timm.layers import convert_sync_batchnorm
 from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from pliant import processes
-from pliant.engine.callbacks import Checkpoints, StepLines, StepLog, Watch
+from pliant.engine.callbacks import Checkpoints, Interruption, StepLines, StepLog, Watch
 from pliant.engine.logs import CSVLog
+from pliant.engine.not_finite import NotFinite, sample_names
 from pliant.engine.runs import RunFolder, resume_step
 from pliant.engine.sampling import MapDataset, SeededSamples, TrainingBatches
 from pliant.engine.training import TrainingModule
@@ -103,20 +107,34 @@ def fit(
     steps = module.schedule.max_steps
     if start >= steps:
         return start
-    train = _training_loader(data, settings, steps, module.seed, start, groups)
+    batches = partial(
+        TrainingBatches,
+        len(data.train),
+        settings.batch_size,
+        steps,
+        module.seed,
+        groups=groups,
+        rank=processes.rank(),
+        world_size=processes.count(),
+    )
+    train = DataLoader(
+        SeededSamples(data.train, module.seed),
+        batch_sampler=batches(start),
+        collate_fn=data.collate_train,
+        **_loading(settings.workers),
+    )
     validation = None
     if data.validation is not None:
         validation = _evaluation_loader(data.validation, data.collate_evaluation, settings)
     validate_every = min(settings.validate_every, steps) if validation is not None else None
+    interruption, interactive = Interruption(), watch is None and sys.stderr.isatty()
     callbacks: list[Callback] = [
         StepLog(),
-        Checkpoints(run, settings.checkpoint_every, validate_every, description),
+        interruption,
+        NotFinite(run, lambda step: sample_names(data.train, batches(step)), description),
+        Checkpoints(run, settings.checkpoint_every, validate_every, description, interruption),
+        Watch(watch) if watch else RichProgressBar(leave=True) if interactive else StepLines(),
     ]
-    interactive = watch is None and sys.stderr.isatty()
-    if watch is not None:
-        callbacks.append(Watch(watch))
-    else:
-        callbacks.append(RichProgressBar(leave=True) if interactive else StepLines())
     loggers: list[Logger] = []
     if processes.is_first():
         loggers.append(CSVLog(run.path, start))
@@ -136,7 +154,7 @@ def fit(
             enable_progress_bar=interactive,
         )
         _synchronise_norms(module, trainer)
-        with _other_processes():
+        with _ending_plainly():
             trainer.fit(module, train, validation, ckpt_path=run.last if start else None)
     return start
 
@@ -169,30 +187,9 @@ def judge(
             callbacks=[RichProgressBar()] if interactive else None,
             enable_progress_bar=interactive,
         )
-        with _other_processes():
+        with _ending_plainly():
             trainer.test(module, loader, verbose=False)
     return module.results
-
-
-def _training_loader(
-    data: Data, settings: FitSettings, steps: int, seed: int, start: int, groups: Sequence[int] | None
-) -> DataLoader[Any]:
-    batches = TrainingBatches(
-        len(data.train),
-        settings.batch_size,
-        steps,
-        seed,
-        start,
-        groups=groups,
-        rank=processes.rank(),
-        world_size=processes.count(),
-    )
-    return DataLoader(
-        SeededSamples(data.train, seed),
-        batch_sampler=batches,
-        collate_fn=data.collate_train,
-        **_loading(settings.workers),
-    )
 
 
 def _evaluation_loader(dataset: MapDataset, collate: Collate, settings: FitSettings) -> DataLoader[Any]:
@@ -212,10 +209,15 @@ def _loading(workers: int) -> dict[str, Any]:
     # A generator of its own: making an iterator must not draw from the global one.
     return {
         "num_workers": workers,
+        "worker_init_fn": _leave_interrupts_to_parent,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator().manual_seed(0),
     }
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _devices(settings: FitSettings) -> dict[str, Any]:
@@ -255,10 +257,12 @@ def _synchronise_norms(module: TrainingModule, trainer: lightning.Trainer) -> No
 
 
 @contextlib.contextmanager
-def _other_processes() -> Iterator[None]:
-    """Say plainly that another process is gone; gloo and NCCL say so at length."""
+def _ending_plainly() -> Iterator[None]:
+    """Leave with the usual code after SIGTERM; say in a line, as gloo does not, that another process is gone."""
     try:
         yield
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
     except RuntimeError as error:
         lost = isinstance(error, distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
         if processes.count() > 1 and lost:
