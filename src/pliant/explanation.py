@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pliant.ops import _native
+from pliant.ops import _gpu, _native
 
 OPERATORS = ("deform_conv2d", "roi_pool", "deform_roi_pool", "ps_roi_pool", "deform_ps_roi_pool")
 _COMPILED = "the compiled CPU kernels"
+_TRITON = "the Triton kernels"
 _REFERENCE = "the reference, in plain PyTorch"
 
 
@@ -46,11 +47,10 @@ def explain(input: Tensor, operator: str = "deform_conv2d") -> Explanation:
         raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
     if operator not in OPERATORS:
         raise ValueError(f"operator must be one of {', '.join(map(repr, OPERATORS))}, got {operator!r}")
-    device = input.device.type
-    if device != "cpu":
-        return Explanation(
-            operator, _REFERENCE, (f"there are no {device} kernels yet: the compiled ones are the CPU's",)
-        )
+    if _gpu.serves(input):
+        return Explanation(operator, _TRITON, _triton_notes(input, operator))
+    if input.device.type != "cpu":
+        return Explanation(operator, _REFERENCE, (f"not on {_TRITON}: {_gpu.why_not(input)}",))
     if reason := _native.why_not():
         return Explanation(operator, _REFERENCE, (f"not on {_COMPILED}: {reason}",))
     chosen = _native.current()
@@ -65,3 +65,24 @@ def _half_note(dtype: torch.dtype, operator: str, chosen: str) -> str:
     if dtype == torch.bfloat16 and operator == "deform_conv2d" and chosen.endswith("bf16"):
         return f"{name}: products of pairs, summed in float32; the weight's gradient in float32"
     return f"{name}: computed in float32, because this processor or kernel has no products of {name}"
+
+
+def _triton_notes(input: Tensor, operator: str) -> tuple[str, ...]:
+    if input.device.type == "cpu":
+        notes = ["in Triton's interpreter, on the CPU: to test, not to work with"]
+    else:
+        notes = [f"compiled at the first call for {torch.cuda.get_device_name(input.device)}"]
+    if input.dtype != torch.float32:
+        notes.append("sums in float32")
+    elif operator == "deform_conv2d":
+        how = "tf32, as torch's convolutions may" if _gpu.precision(input.dtype) == "tf32" else "float32, without tf32"
+        notes.append(f"products in {how} (torch.backends.cudnn)")
+    if not _gpu.adds_in_any_order():
+        notes.append(
+            "backward on the reference: the kernels' adds with atomics, and torch.use_deterministic_algorithms is on"
+        )
+    if not input.is_contiguous(memory_format=torch.channels_last):
+        notes.append(
+            "the input is copied channels last; with memory_format=torch.channels_last it is read where it lies"
+        )
+    return tuple(notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,18 +19,24 @@ except ImportError as error:  # installed without a compiler, or built for anoth
     _missing = f"the compiled kernels are not installed ({error}); install again with a C++17 compiler at hand"
 
 REFERENCE = "reference"
+TRITON = "triton"
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 _SMALL = 1 << 21  # multiplications that one thread does before a second one has started
-_reference_only = False
+_instead = ""  # of the compiled kernels: another of `available`
 
 
 def why_not() -> str | None:
     """Why the compiled kernels do not run on CPU tensors; None where they do."""
     if kernels is None:
         return _missing
-    if _reference_only:
-        return 'the reference was asked for, by use("reference")'
+    if _instead:
+        return f'{"the reference was" if reference_asked() else "the GPU kernels were"} asked for, by use("{_instead}")'
     return None
+
+
+def reference_asked() -> bool:
+    """Whether `use` chose the reference, for every device."""
+    return _instead == REFERENCE
 
 
 def serves(tensor: Tensor) -> bool:
@@ -38,33 +45,46 @@ def serves(tensor: Tensor) -> bool:
 
 
 def available() -> list[str]:
-    """The instruction sets of the compiled kernels that this processor runs, the best first, and the reference."""
-    return [*([] if kernels is None else kernels.instruction_sets()), REFERENCE]
+    """The instruction sets of the compiled kernels that this processor runs, the best first, and the reference.
+
+    Between them the GPU's kernels, where Triton interprets them on the CPU.
+    """
+    compiled = [] if kernels is None else kernels.instruction_sets()
+    return [*compiled, *([TRITON] if interpreting() else []), REFERENCE]
 
 
 def current() -> str:
     """Which of `available` runs."""
-    return REFERENCE if why_not() else kernels.instruction_set()
+    if why_not():
+        return _instead or REFERENCE
+    return str(kernels.instruction_set())
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels in its interpreter, on the CPU (TRITON_INTERPRET=1, set before Python starts)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
     """Run CPU tensors by another of `available`, for tests and comparisons; all threads of the process at once.
 
+    The reference then serves GPU tensors as well.
+
     Raises:
         ValueError: if this processor or installation does not have it.
     """
-    global _reference_only
+    global _instead
     if name not in available():
         raise ValueError(f"kernels must be one of {', '.join(map(repr, available()))}, got {name!r}")
-    before, before_set = _reference_only, None if kernels is None else kernels.instruction_set()
-    _reference_only = name == REFERENCE
-    if name != REFERENCE:
+    before, before_set = _instead, None if kernels is None else kernels.instruction_set()
+    _instead = name if name in (REFERENCE, TRITON) else ""
+    if not _instead:
         kernels.use(name)
     try:
         yield
     finally:
-        _reference_only = before
+        _instead = before
         if before_set is not None:
             kernels.use(before_set)
 

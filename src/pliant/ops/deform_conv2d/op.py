@@ -1,6 +1,7 @@
 """torch.library's side of deformable convolution: schema, fake kernels, autograd, autocast, dispatch.
 
-CPU tensors go to the compiled kernels where this installation has them; everything else goes to the reference.
+CPU tensors go to the compiled kernels where this installation has them, a GPU's to Triton's where they take them;
+everything else goes to the reference.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pliant.ops import _native
+from pliant.ops import _gpu, _native
 from pliant.ops._autocast import register_autocast
-from pliant.ops.deform_conv2d import cpu, reference
+from pliant.ops.deform_conv2d import cpu, gpu, reference
 from pliant.ops.deform_conv2d.reference import Geometry
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str border"
@@ -35,24 +36,34 @@ def _geometry(stride: Any, padding: Any, dilation: Any, border: str) -> Geometry
 def _forward(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *geometry: Any
 ) -> Tensor:
-    kernels = cpu if _native.serves(input) else reference
-    return kernels.deform_conv2d(input, offset, weight, bias, mask, _geometry(*geometry))
+    arguments = input, offset, weight, bias, mask, _geometry(*geometry)
+    if _native.serves(input):
+        return cpu.deform_conv2d(*arguments)
+    kernels = gpu if _gpu.serves(input) else reference
+    return kernels.deform_conv2d(*arguments).contiguous(memory_format=_gpu.layout(input))
 
 
 @torch.library.impl("pliant::deform_conv2d_backward", "default")
 def _backward(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *geometry: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernels = cpu if _native.serves(input) else reference
-    grads = kernels.deform_conv2d_backward(grad, input, offset, weight, mask, _geometry(*geometry))
-    return *grads[:3], input.new_empty(0) if grads[3] is None else grads[3]
+    arguments = grad, input, offset, weight, mask, _geometry(*geometry)
+    if _native.serves(input):
+        grads = cpu.deform_conv2d_backward(*arguments)
+    elif _gpu.serves(input) and _gpu.adds_in_any_order():
+        grads = gpu.deform_conv2d_backward(*arguments)
+    else:
+        grads = reference.deform_conv2d_backward(*arguments)
+    grad_input = grads[0].contiguous(memory_format=_gpu.layout(input))
+    return grad_input, *grads[1:3], input.new_empty(0) if grads[3] is None else grads[3]
 
 
 @torch.library.register_fake("pliant::deform_conv2d")
 def _(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *geometry: Any
 ) -> Tensor:
-    return input.new_empty(input.shape[0], weight.shape[0], offset.shape[2], offset.shape[3])
+    shape = input.shape[0], weight.shape[0], offset.shape[2], offset.shape[3]
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_gpu.layout(input))
 
 
 @torch.library.register_fake("pliant::deform_conv2d_backward")
@@ -60,7 +71,7 @@ def _(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *geometry: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
-        input.new_empty(input.shape),
+        torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=_gpu.layout(input)),
         offset.new_empty(offset.shape),
         weight.new_empty(weight.shape),
         input.new_empty(0) if mask is None else mask.new_empty(mask.shape),

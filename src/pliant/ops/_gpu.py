@@ -1,0 +1,110 @@
+"""Which tensors the Triton kernels take, and how they are launched. Triton is imported with the first of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.ops import _native
+
+_CAPABILITY = (8, 0)  # of the first processors with tensor cores for every dtype here
+_INT32_ELEMENTS = 1 << 31
+_ELSEWHERE_SMS = 132  # where no device tells: compiled ahead, or interpreted
+
+
+def why_not(tensor: Tensor) -> str | None:
+    """Why the Triton kernels do not run on this tensor's device and dtype; None where they do."""
+    device = tensor.device
+    if device.type != "cuda" and not _interpreted(tensor):
+        return f"there are no {device.type} kernels: the GPU's are written in Triton, for CUDA"
+    if _native.reference_asked():
+        return 'the reference was asked for, by use("reference")'
+    if device.type == "cuda" and (reason := _device_declines(device)):
+        return reason
+    if tensor.dtype == torch.float64:
+        return "the Triton kernels compute in float32: float64 is the reference's"
+    return None
+
+
+def serves(tensor: Tensor) -> bool:
+    """Whether the Triton kernels take this tensor's call."""
+    return (tensor.device.type == "cuda" or _interpreted(tensor)) and why_not(tensor) is None
+
+
+def adds_in_any_order() -> bool:
+    """Whether a backward may add with atomics, in an order that differs from call to call."""
+    return not torch.are_deterministic_algorithms_enabled()
+
+
+def layout(input: Tensor) -> torch.memory_format:
+    """The memory format of a map that goes with `input`: on a GPU its own, elsewhere contiguous."""
+    if input.device.type == "cuda" and not input.is_contiguous():
+        return torch._prims_common.suggest_memory_format(input)
+    return torch.contiguous_format
+
+
+def index_type(tensors: Iterable[Tensor]) -> Any:
+    """The integer that reaches every element of all tensors: 32 bits where they do."""
+    language = importlib.import_module("triton.language")
+    reach = max(sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True)) for t in tensors)
+    return language.int64 if reach >= _INT32_ELEMENTS else language.int32
+
+
+def product_type(dtype: torch.dtype) -> Any:
+    """What matrix products multiply. Triton's interpreter would take the bits of bfloat16 for integers."""
+    language = importlib.import_module("triton.language")
+    if dtype == torch.bfloat16 and _native.interpreting():
+        return language.float32
+    return getattr(language, str(dtype).removeprefix("torch."))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: tf32 where torch allows its own convolutions to."""
+    return "tf32" if dtype != torch.float32 or _convolutions_may_use_tf32() else "ieee"
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run at once, about."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 1 if _native.interpreting() else _ELSEWHERE_SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], **options: Any) -> None:
+    """Run a kernel on the device of its arguments."""
+    tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
+    with torch.cuda.device_of(tensor):
+        kernel[grid](**arguments, **options)
+
+
+def _interpreted(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and _native.current() == _native.TRITON
+
+
+def _convolutions_may_use_tf32() -> bool:
+    backends = torch.backends
+    if not hasattr(backends.cudnn, "conv"):  # torch before 2.9
+        return bool(backends.cudnn.allow_tf32)
+    for setting in (backends.cudnn.conv, backends.cudnn, backends):
+        if setting.fp32_precision != "none":
+            return bool(setting.fp32_precision == "tf32")
+    return False
+
+
+@functools.cache
+def _device_declines(device: torch.device) -> str | None:
+    if torch.version.hip:
+        return "there are no ROCm kernels: the GPU's are written in Triton, and were compiled for CUDA alone"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; torch's builds for CUDA on Linux bring it"
+    found = torch.cuda.get_device_capability(device)
+    if found < _CAPABILITY:
+        needed = ".".join(map(str, _CAPABILITY))
+        return f"the Triton kernels need compute capability {needed}, and this GPU has {found[0]}.{found[1]}"
+    return None

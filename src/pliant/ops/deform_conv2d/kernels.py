@@ -1,0 +1,291 @@
+"""Triton kernels of deformable convolution; gpu.py launches them.
+
+Maps are laid out channels last, weights as [O, taps, C / groups]: what a sample reads is a row. A unit is a run of
+channels that share a group and an offset group. Sums are float32 throughout.
+
+Legend: P output cells of all images, C input channels, O output channels; BLOCK_P, BLOCK_C, BLOCK_O a tile of them.
+"""
+
+import triton
+import triton.language as tl
+
+# Not worth a variant of the kernel for each of their values.
+_SIZES = ["cells", "out_area", "out_width", "height", "width", "taps", "kernel_width"]
+_GRID = ["stride_y", "stride_x", "padding_y", "padding_x", "dilation_y", "dilation_x"]
+
+
+@triton.jit
+def _axis(position, size, AUTHORS: tl.constexpr):
+    """The two cells around a position on one axis: cells, whether they are read, weights, and the weights' slopes."""
+    floor = tl.floor(position)
+    # Within -2 .. size whatever the position, so that the conversion is defined; NaN goes to -2.
+    low = tl.where(floor >= -2, tl.where(floor <= size, floor, size), -2).to(tl.int32)
+    fraction = position - floor
+    steep = tl.full(position.shape, 1.0, tl.float32)
+    high = low + 1
+    in_low = (low >= 0) & (low < size)
+    in_high = (high >= 0) & (high < size)
+    if AUTHORS:
+        last = low >= size - 1
+        fraction = tl.where(last, 0.0, fraction)
+        steep = tl.where(last, 0.0, steep)
+        high = tl.where(last, low, high)
+        in_high = in_low
+    nan = position != position
+    weight_low = tl.where(in_low | nan, 1 - fraction, 0.0)
+    weight_high = tl.where(in_high | nan, fraction, 0.0)
+    slope_low = tl.where(in_low, -steep, 0.0)
+    slope_high = tl.where(in_high, steep, 0.0)
+    return low, high, in_low, in_high, weight_low, weight_high, slope_low, slope_high
+
+
+@triton.jit
+def _positions(first, cells, out_area, COUNT: tl.constexpr):
+    """Output cells from `first` on: which exist, their images, and their places in the map."""
+    place = first + tl.arange(0, COUNT)
+    return place < cells, place // out_area, place % out_area
+
+
+@triton.jit
+def _moved(base_y, base_x, offset, image, line, cell, live, image_step, channel_step, cell_step):
+    """Regular places moved by the offsets of `line` (offset group and tap)."""
+    at = offset + image * image_step + 2 * line * channel_step + cell * cell_step
+    y = base_y.to(tl.float32) + tl.load(at, mask=live, other=0.0).to(tl.float32)
+    x = base_x.to(tl.float32) + tl.load(at + channel_step, mask=live, other=0.0).to(tl.float32)
+    return y, x
+
+
+@triton.jit
+def _modulation(mask, image, line, cell, live, image_step, channel_step, cell_step, MASKED: tl.constexpr):
+    if MASKED:
+        at = mask + image * image_step + line * channel_step + cell * cell_step
+        return tl.load(at, mask=live, other=0.0).to(tl.float32)
+    else:  # noqa: RET505  (the compiler wants both branches)
+        return tl.full(cell.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def _corners(y, x, image, live, height, width, AUTHORS: tl.constexpr):
+    """The four cells around positions: rows of the map, whether they are read; then weights and slopes by axis."""
+    y0, y1, in_y0, in_y1, wy0, wy1, sy0, sy1 = _axis(y, height, AUTHORS)
+    x0, x1, in_x0, in_x1, wx0, wx1, sx0, sx1 = _axis(x, width, AUTHORS)
+    upper = (image * height + y0) * width
+    lower = (image * height + y1) * width
+    in_y0 = in_y0 & live
+    in_y1 = in_y1 & live
+    return (
+        upper + x0, upper + x1, lower + x0, lower + x1,
+        in_y0 & in_x0, in_y0 & in_x1, in_y1 & in_x0, in_y1 & in_x1,
+        wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _values(input, row, inside, channel, live_channel, EVEN: tl.constexpr):
+    """Channels of one corner, [BLOCK_P, BLOCK_C], zero outside the map."""
+    mask = inside[:, None]
+    if not EVEN:
+        mask = mask & live_channel[None, :]
+    return tl.load(input + row[:, None] + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _add(grad_input, row, inside, channel, live_channel, value, EVEN: tl.constexpr):
+    """Add to the channels of one corner."""
+    mask = inside[:, None]
+    if not EVEN:
+        mask = mask & live_channel[None, :]
+    tl.atomic_add(grad_input + row[:, None] + channel[None, :], value, mask=mask, sem="relaxed")
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID])
+def forward(
+    input, offset, mask, weight, bias, out,
+    cells, out_area, out_width, height, width, taps, kernel_width,
+    stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
+    channels, group_channels, group_outs, offset_channels, unit,
+    offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, out_image, out_channel, out_cell,
+    AUTHORS: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+):
+    # fmt: on
+    """A program is a tile of cells and of a group's output channels: gather columns and multiply, tap by tap."""
+    live, image, cell = _positions(tl.program_id(0).to(INDEX) * BLOCK_P, cells, out_area, BLOCK_P)
+    regular_y = (cell // out_width).to(tl.int32) * stride_y - padding_y
+    regular_x = (cell % out_width).to(tl.int32) * stride_x - padding_x
+    group = tl.program_id(2)
+    of_group = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    live_out = of_group < group_outs
+    filter = (group * group_outs + of_group).to(INDEX)
+
+    total = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
+    for start in range(group * group_channels, (group + 1) * group_channels, unit):
+        for tap in range(taps):
+            line = (start // offset_channels * taps + tap).to(INDEX)
+            base_y = regular_y + tap // kernel_width * dilation_y
+            base_x = regular_x + tap % kernel_width * dilation_x
+            y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
+            modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
+            row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
+                y, x, image, live, height, width, AUTHORS
+            )
+            w00 = wy0 * wx0 * modulation
+            w01 = wy0 * wx1 * modulation
+            w10 = wy1 * wx0 * modulation
+            w11 = wy1 * wx1 * modulation
+            of_tap = weight + (filter * taps + tap) * group_channels - group * group_channels
+            for first in range(start, start + unit, BLOCK_C):
+                if EVEN:
+                    first = tl.multiple_of(first, BLOCK_C)
+                channel = first + tl.arange(0, BLOCK_C)
+                in_unit = channel < start + unit
+                columns = _values(input, row00 * channels, in00, channel, in_unit, EVEN) * w00[:, None]
+                columns += _values(input, row01 * channels, in01, channel, in_unit, EVEN) * w01[:, None]
+                columns += _values(input, row10 * channels, in10, channel, in_unit, EVEN) * w10[:, None]
+                columns += _values(input, row11 * channels, in11, channel, in_unit, EVEN) * w11[:, None]
+                wanted = live_out[None, :]
+                if not EVEN:
+                    wanted = wanted & in_unit[:, None]
+                factor = tl.load(of_tap[None, :] + channel[:, None], mask=wanted, other=0.0)
+                columns = columns.to(factor.dtype).to(PRODUCT)
+                total = tl.dot(columns, factor.to(PRODUCT), total, input_precision=PRECISION)
+
+    if BIASED:
+        total += tl.load(bias + filter, mask=live_out, other=0.0).to(tl.float32)[None, :]
+    at = out + (image * out_image + cell * out_cell)[:, None] + (filter * out_channel)[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=live[:, None] & live_out[None, :])
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID])
+def backward_samples(
+    input, offset, mask, weight, grad, grad_input, grad_offset, grad_mask,
+    cells, out_area, out_width, height, width, taps, kernel_width,
+    stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
+    channels, group_channels, group_outs, offset_channels, unit,
+    offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, out_image, out_channel, out_cell,
+    AUTHORS: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+):
+    # fmt: on
+    """A program is a tile of cells, a tap and an offset group: the columns' gradient, block by block of channels.
+
+    It is scattered to the input's gradient, and multiplied with what was sampled for offset and mask; their
+    gradients are contiguous, and whole when the program ends.
+    """
+    live, image, cell = _positions(tl.program_id(0).to(INDEX) * BLOCK_P, cells, out_area, BLOCK_P)
+    tap = tl.program_id(1)
+    offset_group = tl.program_id(2)
+    line = (offset_group * taps + tap).to(INDEX)
+    base_y = (cell // out_width).to(tl.int32) * stride_y - padding_y + tap // kernel_width * dilation_y
+    base_x = (cell % out_width).to(tl.int32) * stride_x - padding_x + tap % kernel_width * dilation_x
+    y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
+    modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
+    row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1 = _corners(
+        y, x, image, live, height, width, AUTHORS
+    )
+    of_cell = grad + image * out_image + cell * out_cell
+
+    dot00 = tl.zeros((BLOCK_P,), tl.float32)
+    dot01 = tl.zeros((BLOCK_P,), tl.float32)
+    dot10 = tl.zeros((BLOCK_P,), tl.float32)
+    dot11 = tl.zeros((BLOCK_P,), tl.float32)
+    for start in range(offset_group * offset_channels, (offset_group + 1) * offset_channels, unit):
+        group = start // group_channels
+        for first in range(start, start + unit, BLOCK_C):
+            if EVEN:
+                first = tl.multiple_of(first, BLOCK_C)
+            channel = first + tl.arange(0, BLOCK_C)
+            in_unit = channel < start + unit
+            columns = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+            for first_out in range(0, group_outs, BLOCK_O):
+                of_group = first_out + tl.arange(0, BLOCK_O)
+                live_out = of_group < group_outs
+                filter = (group * group_outs + of_group).to(INDEX)
+                at = of_cell[:, None] + (filter * out_channel)[None, :]
+                above = tl.load(at, mask=live[:, None] & live_out[None, :], other=0.0)
+                wanted = live_out[:, None]
+                if not EVEN:
+                    wanted = wanted & in_unit[None, :]
+                of_tap = weight + (filter * taps + tap) * group_channels - group * group_channels
+                factor = tl.load(of_tap[:, None] + channel[None, :], mask=wanted, other=0.0)
+                columns = tl.dot(above.to(PRODUCT), factor.to(PRODUCT), columns, input_precision=PRECISION)
+
+            dot00 += tl.sum(columns * _values(input, row00 * channels, in00, channel, in_unit, EVEN), 1)
+            dot01 += tl.sum(columns * _values(input, row01 * channels, in01, channel, in_unit, EVEN), 1)
+            dot10 += tl.sum(columns * _values(input, row10 * channels, in10, channel, in_unit, EVEN), 1)
+            dot11 += tl.sum(columns * _values(input, row11 * channels, in11, channel, in_unit, EVEN), 1)
+            columns *= modulation[:, None]
+            _add(grad_input, row00 * channels, in00, channel, in_unit, columns * (wy0 * wx0)[:, None], EVEN)
+            _add(grad_input, row01 * channels, in01, channel, in_unit, columns * (wy0 * wx1)[:, None], EVEN)
+            _add(grad_input, row10 * channels, in10, channel, in_unit, columns * (wy1 * wx0)[:, None], EVEN)
+            _add(grad_input, row11 * channels, in11, channel, in_unit, columns * (wy1 * wx1)[:, None], EVEN)
+
+    row = image * (tl.num_programs(2) * taps) + line  # of the mask's gradient; the offset's has two
+    if MASKED:
+        of_mask = dot00 * (wy0 * wx0) + dot01 * (wy0 * wx1) + dot10 * (wy1 * wx0) + dot11 * (wy1 * wx1)
+        tl.store(grad_mask + row * out_area + cell, of_mask.to(grad_mask.dtype.element_ty), mask=live)
+    of_y = (dot00 * (sy0 * wx0) + dot01 * (sy0 * wx1) + dot10 * (sy1 * wx0) + dot11 * (sy1 * wx1)) * modulation
+    of_x = (dot00 * (wy0 * sx0) + dot01 * (wy0 * sx1) + dot10 * (wy1 * sx0) + dot11 * (wy1 * sx1)) * modulation
+    tl.store(grad_offset + 2 * row * out_area + cell, of_y.to(grad_offset.dtype.element_ty), mask=live)
+    tl.store(grad_offset + (2 * row + 1) * out_area + cell, of_x.to(grad_offset.dtype.element_ty), mask=live)
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID])
+def backward_weight(
+    input, offset, mask, grad, grad_weight,
+    cells, out_area, out_width, height, width, taps, kernel_width,
+    stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
+    channels, group_channels, group_outs, offset_channels, unit,
+    offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, out_image, out_channel, out_cell,
+    AUTHORS: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+):
+    # fmt: on
+    """A program is a tile of one tap's weights and a share of the cells; the shares are added in memory."""
+    out_tiles = tl.cdiv(group_outs, BLOCK_O)
+    unit_tiles = tl.cdiv(unit, BLOCK_C)
+    tap = tl.program_id(0) // out_tiles % taps
+    tile = tl.program_id(0) // out_tiles // taps
+    start = tile // unit_tiles * unit
+    first = start + tile % unit_tiles * BLOCK_C
+    if EVEN:
+        first = tl.multiple_of(first, BLOCK_C)
+    channel = first + tl.arange(0, BLOCK_C)
+    in_unit = channel < start + unit
+    group = start // group_channels
+    of_group = tl.program_id(0) % out_tiles * BLOCK_O + tl.arange(0, BLOCK_O)
+    live_out = of_group < group_outs
+    filter = (group * group_outs + of_group).to(INDEX)
+    line = (start // offset_channels * taps + tap).to(INDEX)
+
+    total = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
+    for first_cell in range(tl.program_id(1).to(INDEX) * BLOCK_P, cells, tl.num_programs(1) * BLOCK_P):
+        live, image, cell = _positions(first_cell, cells, out_area, BLOCK_P)
+        base_y = (cell // out_width).to(tl.int32) * stride_y - padding_y + tap // kernel_width * dilation_y
+        base_x = (cell % out_width).to(tl.int32) * stride_x - padding_x + tap % kernel_width * dilation_x
+        y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
+        modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
+        row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
+            y, x, image, live, height, width, AUTHORS
+        )
+        w00 = wy0 * wx0 * modulation
+        w01 = wy0 * wx1 * modulation
+        w10 = wy1 * wx0 * modulation
+        w11 = wy1 * wx1 * modulation
+        columns = _values(input, row00 * channels, in00, channel, in_unit, EVEN) * w00[:, None]
+        columns += _values(input, row01 * channels, in01, channel, in_unit, EVEN) * w01[:, None]
+        columns += _values(input, row10 * channels, in10, channel, in_unit, EVEN) * w10[:, None]
+        columns += _values(input, row11 * channels, in11, channel, in_unit, EVEN) * w11[:, None]
+        at = grad + (image * out_image + cell * out_cell)[None, :] + (filter * out_channel)[:, None]
+        above = tl.load(at, mask=live[None, :] & live_out[:, None], other=0.0)
+        columns = columns.to(above.dtype).to(PRODUCT)
+        total = tl.dot(above.to(PRODUCT), columns, total, input_precision=PRECISION)
+
+    at = grad_weight + ((filter * taps + tap) * group_channels - group * group_channels)[:, None] + channel[None, :]
+    tl.atomic_add(at, total, mask=live_out[:, None] & in_unit[None, :], sem="relaxed")
