@@ -6,9 +6,13 @@ Importing the package needs torch alone; everything heavier loads when it is fir
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("pliant")
+except metadata.PackageNotFoundError:  # run from its sources, not installed
+    __version__ = "0+unknown"
 
 if TYPE_CHECKING:
     from pliant import backbones, data, engine, introspect, models, nn, ops, recipes
