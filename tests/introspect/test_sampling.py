@@ -79,7 +79,8 @@ def test_against_a_composition_in_loops(group: int) -> None:
             dy, dx = bilinear(low_offset[channel], y, x), bilinear(low_offset[channel + 1], y, x)
             expected.append((2 * y - 1 + a + dy, 2 * x - 1 + b + dx))
     torch.testing.assert_close(found.cells, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)
-    assert found.unit.tolist() == [(2.5) * 15 / 8, (3.5) * 18 / 10]
+    assert found.unit.tolist() == [2 * 2 + 0.5, 2 * 2.5 + 0.5]
+    torch.testing.assert_close(found.pixels, found.cells + 0.5)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -94,13 +95,19 @@ def test_wrong_arguments_are_named() -> None:
     image = torch.rand(3, 12, 12)
     with pytest.raises(ValueError, match="depth must be 1 to 2"):
         sampling_points(stack(), image, (0, 0), depth=3)
-    with pytest.raises(ValueError, match=r"at must lie in the last layer's map of \[6, 7\], got \[6, 0\]"):
+    with pytest.raises(ValueError, match=r"at must lie in the layer's map of \[6, 7\], got \[6, 0\]"):
         sampling_points(stack(), image, (6, 0), depth=1)
     with pytest.raises(ValueError, match="offset_group must be below 1"):
         sampling_points(stack(), image, (0, 0), depth=1, offset_group=1)
-    shrinking = nn.Sequential(DeformConv2d(3, 3, 1), nn.MaxPool2d(2), DeformConv2d(3, 3, 1))
-    with pytest.raises(ValueError, match="something between them changes the size"):
-        sampling_points(shrinking, image, (0, 0), depth=2)
+    with pytest.raises(ValueError, match="layer must be one of 0, 2, got '3'"):
+        sampling_points(stack(), image, (0, 0), depth=1, layer="3")
+    with pytest.raises(ValueError, match="no deformable convolution ran"):
+        sampling_points(nn.Conv2d(3, 3, 1), image, (0, 0), depth=1)
+    with pytest.raises(ValueError, match=r"image must have shape \[C, H, W\], got \[1, 3, 12, 12\]"):
+        sampling_points(stack(), image[None], (0, 0), depth=1)
+    shuffled = nn.Sequential(DeformConv2d(3, 4, 1), nn.PixelShuffle(2), DeformConv2d(1, 3, 1))
+    with pytest.raises(ValueError, match=r"2 cannot be followed to depth 2 through aten.pixel_shuffle.default in 1"):
+        sampling_points(shuffled, image, (0, 0), depth=2)
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:

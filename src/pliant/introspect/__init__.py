@@ -1,5 +1,5 @@
-"""See where the units of a deformable network sample: numbers (`sampling`) and pictures (`draw`)."""
+"""What a network learned to look at, on any model: numbers (`sampling`) and pictures (`draw`)."""
 
-from pliant.introspect.sampling import SamplingPoints, sampling_points
+from pliant.introspect.sampling import SamplingPoints, Trace, sampling_points
 
-__all__ = ["SamplingPoints", "sampling_points"]
+__all__ = ["SamplingPoints", "Trace", "sampling_points"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pliant.nn import DeformConv2d
+from pliant.introspect.recording import Pooled, Recording, Size, Step, Window, record
+
+_MOST_POINTS = 1 << 22
 
 
 class SamplingPoints(NamedTuple):
@@ -17,103 +19,214 @@ class SamplingPoints(NamedTuple):
     Attributes:
         cells: float `[P, 2]`, (y, x) in cells of the map that feeds the lowest layer, 0 at a cell's centre. P is
             the product of the layers' numbers of taps: 9, 81, 729 for one, two, three 3x3 layers.
-        pixels: float `[P, 2]`, the same in image pixels, (y, x), 0 at the image's edge.
-        unit: float `[2]`, the unit itself in image pixels.
+        pixels: float `[P, 2]`, the same in image pixels, (y, x), 0 at the image's edge: where the receptive field of
+            that place of the map is centred, by the strides and paddings of all layers below.
+        unit: float `[2]`, the unit itself in image pixels, likewise.
+        inside: bool `[P]`, whether the network reads the place: it, and the one above that it belongs to, lie less
+            than a cell outside their maps. The others are zeros of the padding.
     """
 
     cells: Tensor
     pixels: Tensor
     unit: Tensor
+    inside: Tensor
 
 
-class _Seen(NamedTuple):
-    """One deformable layer as it ran on the first image of the batch."""
+class Trace:
+    """Where every deformable layer of a model sampled on one image; made by running the model once.
 
-    name: str
-    layer: DeformConv2d
-    offset: Tensor  # [2 * G * K, Ho, Wo]
-    in_size: tuple[int, int]
+    Works from outside, on any PyTorch model: `pliant.nn.DeformConv2d`, `torchvision.ops.DeformConv2d`, and calls of
+    either function. Between deformable layers it follows convolutions, poolings, padding, crops and interpolation
+    by their geometry, and all that works place by place (norms, activations, 1x1 and linear layers, changes of the
+    order of dimensions). Where branches meet it follows the main one: of a sum or concatenation the branch with the
+    most deformable layers, then the most layers; a shortcut is left out. Of a product it leaves out the gate. Global
+    operations (attention, squeeze and excitation) move no points.
+
+    Args:
+        model: is run once, in evaluation mode, and left as it was.
+        image: `[3, H, W]` as the model takes it.
+
+    Attributes:
+        layers: the names of the deformable convolutions, in order of execution.
+    """
+
+    def __init__(self, model: nn.Module, image: Tensor) -> None:
+        self._recording: Recording = record(model, image)
+        self.layers = tuple(step.name for step in self._recording.layers)
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width."""
+        return self._recording.image
+
+    @property
+    def pools(self) -> Sequence[Pooled]:
+        """The deformable RoI poolings that ran."""
+        return self._recording.pools
+
+    def step(self, layer: str | None = None) -> Step:
+        """A deformable layer as it ran, the last one if None.
+
+        Raises:
+            ValueError: if none of that name ran.
+        """
+        if not self.layers:
+            raise ValueError("no deformable convolution ran")
+        if layer is not None and layer not in self.layers:
+            raise ValueError(f"layer must be one of {', '.join(self.layers)}, got {layer!r}")
+        return self._recording.layers[-1 if layer is None else self.layers.index(layer)]
+
+    def map_size(self, layer: str | None = None) -> Size:
+        """Rows and columns of a layer's output, the last layer's if None."""
+        return self.step(layer).size
+
+    def chain(self, depth: int, layer: str | None = None) -> list[Step]:
+        """The steps from a layer down to the `depth`-th deformable one, both included.
+
+        Raises:
+            ValueError: if there are not so many on the way.
+        """
+        top = self.step(layer)
+        if not 1 <= depth <= top.deformable:
+            raise ValueError(
+                f"depth must be 1 to {top.deformable}, the deformable layers on the way to {top.name}, got {depth}"
+            )
+        steps: list[Step] = []
+        for step in top.chain():
+            if step.lost:
+                raise ValueError(f"{top.name} cannot be followed to depth {depth} through {step.lost} in {step.name}")
+            steps.append(step)
+            if sum(map(_is_deformable, steps)) == depth:
+                break
+        return steps
+
+    def points(
+        self,
+        at: tuple[int, int],
+        depth: int = 3,
+        *,
+        layer: str | None = None,
+        offset_group: int = 0,
+        regular: bool = False,
+    ) -> SamplingPoints:
+        """Follow a unit back through `depth` deformable layers; see `sampling_points`.
+
+        Args:
+            at: (row, column) in the output map of the layer.
+            depth: how many deformable layers, this one included.
+            layer: where to start; the last deformable layer if None.
+            offset_group: whose offsets to follow, in every layer.
+            regular: leave the offsets out: the grid of the plain network.
+        """
+        chain = self.chain(depth, layer)
+        size = chain[0].size
+        if not (0 <= at[0] < size[0] and 0 <= at[1] < size[1]):
+            raise ValueError(f"at must lie in the layer's map of {list(size)}, got {list(at)}")
+        points = torch.tensor([at], dtype=torch.float64)
+        inside = torch.ones(1, dtype=torch.bool)
+        for step in chain:
+            assert step.below is not None
+            points = _read(step, points, None if regular else offset_group)
+            inside = inside.repeat_interleave(len(points) // len(inside)) & _on_map(points, step.below.size)
+        lowest = chain[-1].below
+        assert lowest is not None
+        unit = self.pixels(chain[0], torch.tensor(at, dtype=torch.float64))
+        return SamplingPoints(points, self.pixels(lowest, points), unit, inside)
+
+    def pixels(self, step: Step, cells: Tensor) -> Tensor:
+        """Image pixels `[..., 2]` on which places `[..., 2]` of a step's output map are centred."""
+        scale, shift = self.centring(step)
+        return cells * scale + shift
+
+    def centring(self, step: Step) -> tuple[Tensor, Tensor]:
+        """`[2]`, `[2]`: pixel = cell * scale + shift, with pixels counted from the image's edge.
+
+        If the way to the image is lost, the rest is taken to cover it evenly.
+        """
+        scale, shift = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        for below in step.chain():
+            if below.window is None:
+                end = below
+                break
+            stride, padding, dilation = _numbers(below.window)
+            reach = dilation * (torch.tensor(below.window.kernel) - 1) / 2
+            scale, shift = scale * stride, shift * stride - padding + reach
+        ratio = torch.tensor(self.image_size, dtype=torch.float64) / torch.tensor(end.size)
+        return scale * ratio, (shift + 0.5) * ratio
+
+    def nearest(self, pixel: tuple[float, float], layer: str | None = None) -> tuple[int, int]:
+        """The unit (row, column) of a layer that is centred nearest to an image pixel (y, x)."""
+        scale, shift = self.centring(self.step(layer))
+        cell = ((torch.tensor(pixel, dtype=torch.float64) - shift) / scale).round()
+        last = torch.tensor(self.map_size(layer)) - 1
+        row, column = torch.minimum(cell.clamp(min=0), last.double()).int().tolist()
+        return row, column
 
 
-@torch.no_grad()
 def sampling_points(
-    model: nn.Module, image: Tensor, at: tuple[int, int], depth: int = 3, *, offset_group: int = 0
+    model: nn.Module,
+    image: Tensor,
+    at: tuple[int, int],
+    depth: int = 3,
+    *,
+    layer: str | None = None,
+    offset_group: int = 0,
 ) -> SamplingPoints:
-    """Follow a unit of the last deformable layer back through `depth` deformable layers.
+    """Follow a unit of a deformable layer back through `depth` deformable layers and the plain ones between.
 
     The composition is exact: nothing is rounded to cells on the way. Below the first level a point lies between
     cells; the offsets of the layer there are read bilinearly at that point (at the nearest cell for points outside
-    the map). Layers with zero offsets give the regular grid exactly. Layers between the deformable ones must keep
-    the size of the map, and count as reading in place (as 1x1 convolutions, norms and activations do).
+    the map). Layers with zero offsets give the regular grid exactly. `Trace` says which models and layers can be
+    followed, and follows many units of one run.
 
     Args:
-        model: any model with `pliant.nn.DeformConv2d` layers; it is run once, in evaluation mode, and left as it
-            was.
+        model: any model with deformable convolutions; it is run once, in evaluation mode, and left as it was.
         image: `[3, H, W]` as the model takes it.
-        at: (row, column) of the unit, in the output map of the last deformable layer.
-        depth: how many of the last deformable layers, in order of execution.
+        at: (row, column) of the unit, in the output map of the layer.
+        depth: how many deformable layers to follow, in order of execution the last ones up to `layer`.
+        layer: the module's name; the last deformable layer if None.
         offset_group: whose offsets to follow, in every layer.
 
     Raises:
-        ValueError: for a depth, place or group that the model does not have, or layers that do not fit together.
+        ValueError: for a depth, layer, place or group that the model does not have, or a way that is lost between the
+            layers.
     """
-    layers = _run(model, image)
-    if not 1 <= depth <= len(layers):
-        raise ValueError(f"depth must be 1 to {len(layers)}, the deformable layers that ran, got {depth}")
-    chain = layers[len(layers) - depth :]
-    for below, above in pairwise(chain):
-        if tuple(below.offset.shape[1:]) != above.in_size:
-            raise ValueError(
-                f"{below.name} gives a map of {list(below.offset.shape[1:])} and {above.name} reads one of "
-                f"{list(above.in_size)}: something between them changes the size"
-            )
-    size = chain[-1].offset.shape[1:]
-    if not (0 <= at[0] < size[0] and 0 <= at[1] < size[1]):
-        raise ValueError(f"at must lie in the last layer's map of {list(size)}, got {list(at)}")
-    points = torch.tensor([at], dtype=torch.float64)
-    for seen in reversed(chain):
-        points = _read_from(seen, points, offset_group)
-    lengths = torch.tensor(image.shape[-2:], dtype=torch.float64)
-    pixels = (points + 0.5) * lengths / torch.tensor(chain[0].in_size)
-    unit = (torch.tensor(at) + 0.5) * lengths / torch.tensor(size)
-    return SamplingPoints(points, pixels, unit)
+    return Trace(model, image).points(at, depth, layer=layer, offset_group=offset_group)
 
 
-def _run(model: nn.Module, image: Tensor) -> list[_Seen]:
-    """Run the model once and note every deformable layer."""
-    seen: list[_Seen] = []
-    names = {module: name for name, module in model.named_modules() if isinstance(module, DeformConv2d)}
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], branch: Any) -> None:
-        owner = owners[layer]
-        offset, _ = owner.split(branch)
-        size = (inputs[0].shape[2], inputs[0].shape[3])
-        seen.append(_Seen(names[owner], owner, offset[0].double().cpu(), size))
-
-    owners: dict[nn.Module, DeformConv2d] = {layer.offset_conv: layer for layer in names}
-    hooks = [branch.register_forward_hook(note) for branch in owners]
-    was_training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()(image.unsqueeze(0))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module in was_training:
-            module.training = True
-    return seen
+def taps(window: Window) -> Tensor:
+    """Where a window reads before any offset, `[K, 2]`, from where its first tap reads."""
+    rows, columns = window.kernel
+    return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2) * torch.tensor(window.dilation)
 
 
-def _read_from(seen: _Seen, points: Tensor, group: int) -> Tensor:
-    """The places `[P * K, 2]` in a layer's input that its output at `points` `[P, 2]` reads."""
-    layer = seen.layer
-    if not 0 <= group < layer.offset_groups:
-        raise ValueError(f"offset_group must be below {layer.offset_groups} in {seen.name}, got {group}")
-    rows, columns = layer.kernel_size
-    taps = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2)  # [K, 2]
-    offset = seen.offset.unflatten(0, (layer.offset_groups, rows * columns, 2))[group]  # [K, 2, Ho, Wo]
-    stride, padding, dilation = (torch.tensor(value) for value in (layer.stride, layer.padding, layer.dilation))
-    regular = (points * stride - padding).unsqueeze(1) + taps * dilation  # [P, K, 2]
-    return (regular + _at(offset, points)).flatten(0, 1)
+def _is_deformable(step: Step) -> bool:
+    return step.window is not None and step.window.offset is not None
+
+
+def _numbers(window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    stride, padding, dilation = torch.tensor(window[1:4], dtype=torch.float64)
+    return stride, padding, dilation
+
+
+def _read(step: Step, points: Tensor, group: int | None) -> Tensor:
+    """The places `[P * K, 2]` of a step's input that its output at `points` `[P, 2]` reads."""
+    window = step.window
+    assert window is not None
+    regular = taps(window)
+    if len(points) * len(regular) > _MOST_POINTS:
+        raise ValueError(f"at {step.name} there are {len(points) * len(regular)} points; use a smaller depth")
+    stride, padding, _ = _numbers(window)
+    read = (points * stride - padding).unsqueeze(1) + regular  # [P, K, 2]
+    if window.offset is not None and group is not None:
+        if not 0 <= group < len(window.offset):
+            raise ValueError(f"offset_group must be below {len(window.offset)} in {step.name}, got {group}")
+        read = read + _at(window.offset[group].double(), points)
+    return read.flatten(0, 1)
+
+
+def _on_map(points: Tensor, size: Size) -> Tensor:
+    return ((points > -1) & (points < torch.tensor(size))).all(dim=1)
 
 
 def _at(maps: Tensor, points: Tensor) -> Tensor:
