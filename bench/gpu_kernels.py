@@ -8,7 +8,6 @@ call: the same types, constants and hints. One line is one kernel in one dtype f
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import re
 import subprocess
@@ -16,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
@@ -26,6 +26,8 @@ from triton.compiler import ASTSource
 from pliant.ops import _gpu
 from pliant.ops.deform_conv2d import gpu as convolution
 from pliant.ops.deform_conv2d.reference import Geometry
+from pliant.ops.roi_pool import gpu as pooling
+from pliant.ops.roi_pool.reference import Pooling
 
 TARGETS = (80, 90)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -52,12 +54,13 @@ class Figures(NamedTuple):
 def launches(call: Callable[[], object]) -> list[Launch]:
     """The launches of a call, which are not run."""
     caught: list[Launch] = []
-    run = _gpu.launch
-    _gpu.launch = lambda kernel, grid, arguments, **options: caught.append(Launch(kernel, arguments, options))  # type: ignore[assignment]
-    try:
+
+    def catch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], **options: Any) -> None:
+        caught.append(Launch(kernel, arguments, options))
+
+    # Tensors of the meta device have no values to check.
+    with mock.patch.object(_gpu, "launch", catch), mock.patch.object(pooling, "check_rois"):
         call()
-    finally:
-        _gpu.launch = run
     return caught
 
 
@@ -121,32 +124,63 @@ def _figures(ptx: str, capability: int, shared: int, threads: int) -> Figures:
 
 
 def convolutions(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
-    """Forward and backward of the first row of `pliant bench`, with a mask."""
-    input = torch.empty(1, 512, 38, 63, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
-    offset = torch.empty(1, 18, 38, 63, device="meta")
-    mask = torch.empty(1, 9, 38, 63, device="meta")
+    """Forward and backward of the last but one row of `pliant bench`, with a mask and offsets in float32."""
+    input = torch.empty(1, 512, 64, 128, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+    offset = torch.empty(1, 18, 64, 128, device="meta")
+    mask = torch.empty(1, 9, 64, 128, device="meta")
     weight = torch.empty(512, 512, 3, 3, dtype=dtype, device="meta")
     geometry = Geometry((1, 1), (2, 2), (2, 2))
     yield lambda: convolution.deform_conv2d(input, offset, weight, weight[:, 0, 0, 0], mask, geometry)
     yield lambda: convolution.deform_conv2d_backward(input, input, offset, weight, mask, geometry)
 
 
-def main() -> None:
-    """Print the table."""
-    print(f"{platform.machine()}, triton {triton.__version__}, torch {importlib.metadata.version('torch')}\n")
-    print("| kernel | dtype | target | threads | registers | spilled, bytes | shared, KiB |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
+def poolings(dtype: torch.dtype, rule: str) -> Iterator[Callable[[], object]]:
+    """Forward and backward of deformable pooling: 300 RoIs, 256 channels, 7x7 bins."""
+    input = torch.empty(1, 256, 38, 63, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+    rois, offset = torch.empty(300, 5, device="meta"), torch.empty(300, 2, 7, 7, device="meta")
+    grad = torch.empty(300, 256, 7, 7, dtype=dtype, device="meta")
+    options = Pooling((7, 7), (1, 1), 1 / 16, 0.1, rule, 4)
+    yield lambda: pooling.roi_pool(input, rois, offset, options)
+    yield lambda: pooling.roi_pool_backward(grad, input, rois, offset, options)
+
+
+def rows() -> Iterator[tuple[str, Launch]]:
+    """Everything that the table lists: a name, and a launch."""
     for dtype in DTYPES:
         for call in convolutions(dtype):
             for launch in launches(call):
-                for capability in TARGETS:
-                    found = compiled(launch, capability)
-                    name = f"{launch.kernel.__name__} | {str(dtype).removeprefix('torch.')} | sm_{capability}"
-                    spilled = found.spill_stores + found.spill_loads
-                    print(
-                        f"| {name} | {found.threads} | {found.registers} | {spilled} | {found.shared / 1024:.0f} |",
-                        flush=True,
-                    )
+                yield f"deform_conv2d {launch.kernel.__name__} | {name_of(dtype)}", launch
+    with mock.patch.object(_gpu, "precision", return_value="ieee"):
+        for call in convolutions(torch.float32):
+            for launch in launches(call):
+                yield f"deform_conv2d {launch.kernel.__name__} | float32, no tf32", launch
+    with mock.patch.object(_gpu, "_INT32_ELEMENTS", 0):
+        for call in convolutions(torch.float16):
+            for launch in launches(call):
+                yield f"deform_conv2d {launch.kernel.__name__} | float16, 64-bit indices", launch
+    for dtype in DTYPES:
+        for rule in ("whole_cells", "authors_samples"):
+            for call in poolings(dtype, rule):
+                for launch in launches(call):
+                    yield f"roi_pool {launch.kernel.__name__}, {rule} | {name_of(dtype)}", launch
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype's name without its module."""
+    return str(dtype).removeprefix("torch.")
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{platform.machine()}, triton {triton.__version__}, torch {torch.__version__}\n")
+    print("| kernel | dtype | target | threads | registers | spilled, bytes | shared, KiB |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
+    for name, launch in rows():
+        for capability in TARGETS:
+            found = compiled(launch, capability)
+            spilled = found.spill_stores + found.spill_loads
+            figures = f"{found.threads} | {found.registers} | {spilled} | {found.shared / 1024:.0f}"
+            print(f"| {name} | sm_{capability} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

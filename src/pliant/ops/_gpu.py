@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -49,10 +48,14 @@ def layout(input: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def index_type(tensors: Iterable[Tensor]) -> Any:
+def index_type(*tensors: Tensor | None) -> Any:
     """The integer that reaches every element of all tensors: 32 bits where they do."""
     language = importlib.import_module("triton.language")
-    reach = max(sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True)) for t in tensors)
+    reach = max(
+        sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        for tensor in tensors
+        if tensor is not None
+    )
     return language.int64 if reach >= _INT32_ELEMENTS else language.int32
 
 

@@ -162,7 +162,7 @@ def _problem(
     arguments |= {
         "AUTHORS": geometry.border == "authors",
         "MASKED": mask is not None,
-        "INDEX": _gpu.index_type((rows, offset, filters, out, *(() if mask is None else (mask,)))),
+        "INDEX": _gpu.index_type(rows, offset, mask, filters, out),
         "PRODUCT": _gpu.product_type(input.dtype),
         "PRECISION": _gpu.precision(input.dtype),
     }

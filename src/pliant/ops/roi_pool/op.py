@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pliant.ops import _native
+from pliant.ops import _gpu, _native
 from pliant.ops._autocast import register_autocast
-from pliant.ops.roi_pool import cpu, reference
+from pliant.ops.roi_pool import cpu, gpu, reference
 from pliant.ops.roi_pool.reference import Pooling
 
 _POOLING = (
@@ -31,14 +31,16 @@ def _pooling(output_size: Any, group_size: Any, *rest: Any) -> Pooling:
 
 @torch.library.impl("pliant::roi_pool", "default")
 def _forward(input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> Tensor:
-    kernels = cpu if _native.serves(input) else reference
+    kernels = cpu if _native.serves(input) else gpu if _gpu.serves(input) else reference
     return kernels.roi_pool(input, rois, offset, _pooling(*pooling))
 
 
 @torch.library.impl("pliant::roi_pool_backward", "default")
 def _backward(grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> tuple[Tensor, Tensor]:
-    kernels = cpu if _native.serves(input) else reference
+    triton = _gpu.serves(input) and _gpu.adds_in_any_order()
+    kernels = cpu if _native.serves(input) else gpu if triton else reference
     grad_input, grad_offset = kernels.roi_pool_backward(grad, input, rois, offset, _pooling(*pooling))
+    grad_input = grad_input.contiguous(memory_format=_gpu.layout(input))
     return grad_input, input.new_empty(0) if grad_offset is None else grad_offset
 
 
@@ -51,7 +53,8 @@ def _(input: Tensor, rois: Tensor, offset: Tensor | None, output_size: Any, grou
 @torch.library.register_fake("pliant::roi_pool_backward")
 def _(grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> tuple[Tensor, Tensor]:
     no_grad = input.new_empty(0)
-    return input.new_empty(input.shape), no_grad if offset is None else offset.new_empty(offset.shape)
+    grad_input = torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=_gpu.layout(input))
+    return grad_input, no_grad if offset is None else offset.new_empty(offset.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

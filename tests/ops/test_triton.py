@@ -1,0 +1,270 @@
+"""The GPU's kernels against the reference in float64: on a GPU, or in Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import CONV_CASES, ROIS, ConvCase
+from torch import Tensor
+
+import pliant
+from pliant import ops
+from pliant.ops import _gpu, _native
+from pliant.ops.deform_conv2d import gpu as convolution
+from pliant.ops.roi_pool import gpu as pooling
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, of infinities and NaN
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SCALE = 1 / 8
+ROUNDING = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the sum of magnitudes
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def kernels() -> Iterator[str]:
+    """Triton alone, without tf32."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    with _native.use(_native.TRITON if DEVICE == "cpu" else _native.available()[0]):
+        yield _native.TRITON
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that ran."""
+    names: list[str] = []
+    run = _gpu.launch
+
+    def launch(kernel, grid, arguments, **options):  # type: ignore[no-untyped-def]
+        names.append(kernel.__name__)
+        return run(kernel, grid, arguments, **options)
+
+    monkeypatch.setattr(_gpu, "launch", launch)
+    return names
+
+
+def on_device(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    return {
+        name: value.detach().to(DEVICE, torch.float32 if name == "rois" else dtype).requires_grad_(name != "rois")
+        for name, value in tensors.items()
+    }
+
+
+def check(call: Callable[..., Tensor], tensors: Tensors, dtype: torch.dtype, wide: Tensors | None = None) -> None:
+    """Compare values and all gradients with those of the reference, in float64 and on the same rounded tensors."""
+    ours = on_device(tensors, dtype)
+    if wide:  # a different layout of the same values
+        ours = {name: wide[name].to(DEVICE, dtype).requires_grad_(name != "rois") for name in ours}
+    exact = {name: value.detach().cpu().double().requires_grad_(value.requires_grad) for name, value in ours.items()}
+    out = call(**ours)
+    grad = torch.randn(out.shape, dtype=torch.float64).to(dtype).double()
+    with _native.use(_native.REFERENCE):
+        expected = call(**exact)
+        compared = {"output": expected} | gradients(expected, exact, grad)
+    got = {"output": out} | gradients(out, ours, grad)
+    assert out.dtype == dtype
+    for name, want in compared.items():
+        value = got[name].detach().cpu().double()
+        assert value.shape == want.shape
+        assert torch.equal(value.isnan(), want.isnan()), name
+        error = (value - want).nan_to_num().abs().max().item() if want.numel() else 0.0
+        size = want.nan_to_num().abs().max().item() if want.numel() else 0.0
+        assert error <= 4 * ROUNDING[dtype] * max(size, 1), f"{name}: {error} of {size}"
+
+
+def gradients(out: Tensor, tensors: Tensors, grad: Tensor) -> Tensors:
+    wanted = [name for name, value in tensors.items() if value.requires_grad]
+    values = torch.autograd.grad(out, [tensors[name] for name in wanted], grad.to(out))
+    return dict(zip(wanted, values, strict=True))
+
+
+@pytest.mark.parametrize("name", CONV_CASES)
+def test_convolution(name: str, launched: list[str]) -> None:
+    case = replace(CONV_CASES[name], batch=min(CONV_CASES[name].batch, 2))
+    tensors = case.tensors()
+    if name == "plain":
+        del tensors["mask"], tensors["bias"]
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), tensors, torch.float32)
+    assert launched == ([] if case.batch == 0 else ["forward", "backward_samples", "backward_weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_convolution_in_half_precision(dtype: torch.dtype) -> None:
+    case = ConvCase(batch=1)
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), dtype)
+
+
+def test_convolution_with_the_authors_border() -> None:
+    case = ConvCase(batch=1)
+    check(
+        lambda **values: ops.deform_conv2d(**values, **case.geometry, border="authors"), case.tensors(), torch.float32
+    )
+
+
+def test_convolution_of_more_channels_than_a_tile() -> None:
+    case = ConvCase(batch=1, channels=72, out_channels=70, groups=2, offset_groups=1, size=(4, 5))
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
+
+
+def test_convolution_with_64_bit_indices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu, "_INT32_ELEMENTS", 0)
+    case = ConvCase(batch=1)
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
+
+
+@pytest.mark.parametrize("far", [1e6, -1e30, float("inf"), -float("inf"), float("nan")])
+def test_convolution_of_offsets_that_are_far_or_no_numbers(far: float) -> None:
+    case = ConvCase(batch=1)
+    tensors = {name: value.detach() for name, value in case.tensors().items()}
+    tensors["offset"][0, 3, 2, 4] = far
+    tensors["offset"][0, 16, 1] = far
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), tensors, torch.float32)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "expanded"])
+def test_convolution_of_any_memory_layout(layout: str) -> None:
+    case = ConvCase(size=(5, 6))
+    tensors = {name: value.detach() for name, value in case.tensors().items()}
+    if layout == "expanded":
+        tensors["input"] = tensors["input"][:1].expand_as(tensors["input"])
+    changed = {
+        name: value.contiguous(memory_format=torch.channels_last)
+        if layout == "channels_last" and value.dim() == 4
+        else value.mT.contiguous().mT
+        if layout == "transposed" and value.dim() == 4
+        else value
+        for name, value in tensors.items()
+    }
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), tensors, torch.float32, changed)
+
+
+POOLINGS = {
+    "roi_pool": lambda input, rois, **how: ops.roi_pool(input, rois, (3, 2), SCALE, **how),
+    "ps_roi_pool": lambda input, rois, **how: ops.ps_roi_pool(input, rois, (3, 2), SCALE, **how),
+    "deform_roi_pool": lambda input, rois, offset, **how: ops.deform_roi_pool(
+        input, rois, offset, (3, 2), SCALE, 0.3, **how
+    ),
+    "deform_ps_roi_pool": lambda input, rois, offset, **how: ops.deform_ps_roi_pool(
+        input, rois, offset, (3, 2), SCALE, 0.3, **how
+    ),
+}
+
+
+def to_pool(name: str, parts: tuple[int, int] = (3, 2), classes: int = 2) -> Tensors:
+    tensors = {"input": torch.randn(2, 12, 9, 11, dtype=torch.float64), "rois": torch.tensor(ROIS)}
+    if name.startswith("deform"):
+        tensors["offset"] = torch.randn(len(ROIS), 2 * classes, *parts, dtype=torch.float64)
+    return tensors
+
+
+@pytest.mark.parametrize("sampling", ["paper", "authors"])
+@pytest.mark.parametrize("name", POOLINGS)
+def test_pooling(name: str, sampling: str, launched: list[str]) -> None:
+    check(lambda **values: POOLINGS[name](**values, sampling=sampling), to_pool(name), torch.float32)
+    assert launched == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sampling", ["paper", "authors"])
+def test_pooling_in_half_precision(sampling: str, dtype: torch.dtype) -> None:
+    tensors = to_pool("deform_roi_pool", parts=(2, 1), classes=1)
+    check(lambda **values: POOLINGS["deform_roi_pool"](**values, sampling=sampling), tensors, dtype)
+
+
+@pytest.mark.parametrize("sampling", ["paper", "authors"])
+@pytest.mark.parametrize("far", [1e6, -1e30, float("inf"), float("nan")])
+def test_pooling_with_offsets_that_are_far_or_no_numbers(far: float, sampling: str) -> None:
+    tensors = to_pool("deform_ps_roi_pool")
+    tensors["offset"][0, 0, 1, 1] = tensors["offset"][5, 3, 0] = far
+    check(lambda **values: POOLINGS["deform_ps_roi_pool"](**values, sampling=sampling), tensors, torch.float32)
+
+
+def test_pooling_with_64_bit_indices_and_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu, "_INT32_ELEMENTS", 0)
+    tensors = to_pool("deform_roi_pool")
+    changed = tensors | {"input": tensors["input"].contiguous(memory_format=torch.channels_last)}
+    check(POOLINGS["deform_roi_pool"], tensors, torch.float32, changed)
+
+
+def test_pooling_of_no_rois_and_of_no_images() -> None:
+    tensors = to_pool("deform_roi_pool")
+    check(
+        POOLINGS["deform_roi_pool"], tensors | {name: tensors[name][:0] for name in ("rois", "offset")}, torch.float32
+    )
+    nothing = torch.zeros(0, 12, 9, 11, device=DEVICE)
+    assert ops.roi_pool(nothing, torch.zeros(0, 5, device=DEVICE), 2, SCALE).shape == (0, 12, 2, 2)
+
+
+def test_pooling_names_wrong_rois() -> None:
+    rois = torch.tensor([[0, 0, 0, 8, 8], [2.0, 0, 0, 8, 8]], device=DEVICE)
+    with pytest.raises(ValueError, match=r"rois\[1\] = \[2\.0"):
+        ops.roi_pool(torch.ones(2, 3, 9, 11, device=DEVICE), rois, 2, SCALE)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_opcheck() -> None:
+    case = ConvCase(batch=1, size=(5, 3))
+    tensors = on_device(case.tensors(), torch.float32)
+    args = *(tensors[name] for name in ("input", "offset", "weight", "bias", "mask")), *case.geometry.values(), "paper"
+    tests = "test_schema", "test_faketensor"  # with the strides of the outputs; the rest is not the kernels'
+    torch.library.opcheck(torch.ops.pliant.deform_conv2d.default, args, test_utils=tests)
+    torch.library.opcheck(
+        torch.ops.pliant.deform_conv2d_backward.default,
+        (torch.ops.pliant.deform_conv2d(*args), *args[:3], args[4], *args[5:]),
+        test_utils=tests,
+    )
+    pooled = on_device(to_pool("deform_roi_pool"), torch.float32)
+    options = (3, 2), (1, 1), SCALE, 0.1, "whole_cells", 4
+    torch.library.opcheck(torch.ops.pliant.roi_pool.default, (*pooled.values(), *options), test_utils=tests)
+
+
+def test_deterministic_algorithms_run_the_backward_without_atomics(launched: list[str]) -> None:
+    case = ConvCase(batch=1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
+        check(POOLINGS["deform_roi_pool"], to_pool("deform_roi_pool"), torch.float32)
+        assert launched == ["forward", "forward"]
+        assert "deterministic" in str(pliant.explain(torch.ones(1, device=DEVICE)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_float64_is_the_references(launched: list[str]) -> None:
+    tensors = {name: value.double().to(DEVICE).requires_grad_() for name, value in to_pool("deform_roi_pool").items()}
+    POOLINGS["deform_roi_pool"](**tensors).sum().backward()
+    assert not launched
+    assert "float64" in str(_gpu.why_not(tensors["input"]))
+
+
+def test_every_tile_is_a_power_of_two_that_a_matrix_product_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "interpreting", lambda: False)
+    for dtype in (torch.float16, torch.float32):
+        for unit, outs in ((1, 3), (24, 40), (64, 64), (512, 1024)):
+            some = torch.ones(1, dtype=dtype)
+            for tiles in (
+                convolution.forward_tiles(some, 2394, outs, 1, unit),
+                convolution.samples_tiles(outs, unit),
+                convolution.weight_tiles(some, outs, unit),
+            ):
+                for side in tiles[:3]:
+                    assert side >= 16
+                    assert side & (side - 1) == 0
+
+
+def test_explain_says_what_runs() -> None:
+    text = str(pliant.explain(torch.ones(1, 4, 3, 3, device=DEVICE), "deform_conv2d"))
+    assert "Triton kernels" in text
+    assert "without tf32" in text
+
+
+def test_pooling_rules_are_in_the_order_of_the_kernels() -> None:
+    from pliant.ops.roi_pool import kernels as written
+
+    for number, rule in enumerate(pooling._RULES):
+        assert getattr(written, rule.upper()).value == number
