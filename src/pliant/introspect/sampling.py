@@ -143,15 +143,9 @@ class Trace:
 
         If the way to the image is lost, the rest is taken to cover it evenly.
         """
-        scale, shift = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-        for below in step.chain():
-            if below.window is None:
-                end = below
-                break
-            stride, padding, dilation = _numbers(below.window)
-            reach = dilation * (torch.tensor(below.window.kernel) - 1) / 2
-            scale, shift = scale * stride, shift * stride - padding + reach
-        ratio = torch.tensor(self.image_size, dtype=torch.float64) / torch.tensor(end.size)
+        chain = list(step.chain())
+        scale, shift = centring(chain)
+        ratio = torch.tensor(self.image_size, dtype=torch.float64) / torch.tensor(chain[-1].size)
         return scale * ratio, (shift + 0.5) * ratio
 
     def nearest(self, pixel: tuple[float, float], layer: str | None = None) -> tuple[int, int]:
@@ -192,6 +186,17 @@ def sampling_points(
             layers.
     """
     return Trace(model, image).points(at, depth, layer=layer, offset_group=offset_group)
+
+
+def centring(steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+    """`[2]`, `[2]`: place = cell * scale + shift, from the output of the first step to what the last one gives."""
+    scale, shift = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for step in steps:
+        if step.window is not None:
+            stride, padding, dilation = _numbers(step.window)
+            reach = dilation * (torch.tensor(step.window.kernel) - 1) / 2
+            scale, shift = scale * stride, shift * stride - padding + reach
+    return scale, shift
 
 
 def taps(window: Window) -> Tensor:
