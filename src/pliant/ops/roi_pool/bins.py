@@ -25,24 +25,36 @@ def whole_cells(start: Tensor, end: Tensor, scale: float, parts: int, size: int)
 
     Sides are at least one cell, and cells outside the map are left out.
     """
+    return _integers(*whole_cells_edges(start, end, scale, parts, size))
+
+
+def whole_cells_edges(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First cells `[R, P]` of the bins, cells after their last `[R, P]`, and the RoIs' sides `[R]`."""
     first = round_half_away(start * scale).clamp(-_FAR, _FAR)
     length = (round_half_away(end * scale).clamp(-_FAR, _FAR) - first).clamp(min=1)
     part = torch.arange(parts, device=start.device)
     cells = length.long().unsqueeze(1)
     low = (first.unsqueeze(1) + _floor_divide(part * cells, parts)).clamp(0, size)
     high = (first.unsqueeze(1) + _ceil_divide((part + 1) * cells, parts)).clamp(0, size)
-    return _integers(low, high, length)
+    return low, high, length
 
 
 def authors_whole_cells(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> Bins:
     """The authors' plain position-sensitive pooling: corners rounded in the image, the last pixel included."""
+    return _integers(*authors_whole_cells_edges(start, end, scale, parts, size))
+
+
+def authors_whole_cells_edges(
+    start: Tensor, end: Tensor, scale: float, parts: int, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `whole_cells_edges`."""
     first = round_half_away(start) * scale
     length = ((round_half_away(end) + 1) * scale - first).clamp(min=0.1)
     part = torch.arange(parts, device=start.device)
     step = (length / parts).unsqueeze(1)
     low = (part * step + first.unsqueeze(1)).floor().clamp(0, size)
     high = ((part + 1) * step + first.unsqueeze(1)).ceil().clamp(0, size)
-    return _integers(low, high, length)
+    return low, high, length
 
 
 def authors_samples(start: Tensor, end: Tensor, scale: float, parts: int, samples: int) -> Bins:

@@ -30,7 +30,7 @@ class Pooling(NamedTuple):
     sample_per_part: int
 
 
-class _Reading(NamedTuple):
+class Reading(NamedTuple):
     """What the bins of some RoIs read; N = R * T * Ph * Pw lines."""
 
     row: Tensor  # [N, E] rows of the table
@@ -46,7 +46,7 @@ class _Reading(NamedTuple):
 
 def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
     """Pool `[B, C * Gh * Gw, H, W]` at rois `[R, 5]` with offset `[R, 2 * T, Qh, Qw]` to `[R, C, Ph, Pw]`."""
-    table = _table(input, offset, pooling)
+    table = table_of(input, offset, pooling)
     pooled = [
         bilinear.weighted_rows(table, reading.row, reading.weight(reading.y.weight, reading.x.weight))
         for _, reading in _readings(input, rois, offset, pooling, table.shape[0])
@@ -62,7 +62,7 @@ def roi_pool_backward(
     grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients to input and offset (equation 8)."""
-    table = _table(input, offset, pooling)
+    table = table_of(input, offset, pooling)
     classes = 1 if offset is None else offset.shape[1] // 2
     height, width = pooling.output_size
     lines = grad.to(table.dtype).reshape(grad.shape[0], classes, table.shape[1], height, width)
@@ -80,7 +80,7 @@ def roi_pool_backward(
     return grad_map.to(input.dtype), None if grad_offset is None else grad_offset.to(offset.dtype)  # type: ignore[union-attr]
 
 
-def _add_offset_grad(grad_offset: Tensor, dots: Tensor, reading: _Reading) -> None:
+def _add_offset_grad(grad_offset: Tensor, dots: Tensor, reading: Reading) -> None:
     """Add to `[R, 2 * T, Qh, Qw]` (x first) what the bins say; several bins may share one part."""
     rois, channels, parts_y, parts_x = grad_offset.shape
     classes, height, width = reading.y.weight.shape[1:4]
@@ -97,7 +97,7 @@ def _add_offset_grad(grad_offset: Tensor, dots: Tensor, reading: _Reading) -> No
 
 def _readings(
     input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling, rows: int
-) -> Iterator[tuple[slice, _Reading]]:
+) -> Iterator[tuple[slice, Reading]]:
     """The RoIs in runs short enough that their entries fit in memory."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     check_rois(rois, input.shape[0])
@@ -109,7 +109,7 @@ def _readings(
     for start in range(0, rois.shape[0], run):
         chunk = slice(start, min(start + run, rois.shape[0]))
         some = None if offset is None else offset[chunk].to(wide)
-        yield chunk, _reading(input, rois[chunk], some, pooling, rows)
+        yield chunk, reading_of(input, rois[chunk], some, pooling, rows)
 
 
 def check_rois(rois: Tensor, images: int) -> None:
@@ -122,7 +122,7 @@ def check_rois(rois: Tensor, images: int) -> None:
         )
 
 
-def _reading(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling, rows: int) -> _Reading:
+def reading_of(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling, rows: int) -> Reading:
     (height, width), (group_height, group_width) = pooling.output_size, pooling.group_size
     bins_y = _bins(rois[:, 2], rois[:, 4], height, input.shape[2], pooling)
     bins_x = _bins(rois[:, 1], rois[:, 3], width, input.shape[3], pooling)
@@ -132,8 +132,7 @@ def _reading(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poolin
     classes = 1
     if offset is not None:
         classes = offset.shape[1] // 2
-        rows_of_parts = _part(height, offset.shape[2], offset.device).unsqueeze(1)
-        shift = offset.unflatten(1, (classes, 2))[..., rows_of_parts, _part(width, offset.shape[3], offset.device)]
+        shift = offsets_of_bins(offset, pooling)
         x = x + (shift[:, :, 0] * moves[1].view(-1, 1, 1, 1)).unsqueeze(-1)  # [R, T, Ph, Pw, S]
         y = y + (shift[:, :, 1] * moves[0].view(-1, 1, 1, 1)).unsqueeze(-1)
     full = (rois.shape[0], classes, height, width, -1)
@@ -144,13 +143,12 @@ def _reading(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poolin
 
     image = rois[:, 0].long().view(-1, 1, 1, 1, 1, 1)
     cell = (image * input.shape[2] + axis_y.cell.unsqueeze(-1)) * input.shape[3] + axis_x.cell.unsqueeze(-2)
-    group = _part(height, group_height, rois.device).view(-1, 1, 1, 1) * group_width
-    group = group + _part(width, group_width, rois.device).view(-1, 1, 1)  # [Ph, Pw, 1, 1]
+    group = groups_of_bins(pooling, rois.device)[:, :, None, None]  # [Ph, Pw, 1, 1]
     klass = torch.arange(classes, device=rois.device).view(-1, 1, 1, 1, 1)
     row = (cell * (group_height * group_width) + group) * classes + klass
     inside = axis_y.inside.unsqueeze(-1) & axis_x.inside.unsqueeze(-2)
     index = torch.where(inside, row, rows - 1).flatten(4).flatten(0, 3)
-    return _Reading(index, axis_y, axis_x, share, moves)
+    return Reading(index, axis_y, axis_x, share, moves)
 
 
 def _bins(start: Tensor, end: Tensor, parts: int, size: int, pooling: Pooling) -> bins.Bins:
@@ -179,12 +177,25 @@ def _axis(position: Tensor, counted: Tensor, size: int, rule: str) -> tuple[bili
     return entries, counted.sum(-1)
 
 
+def offsets_of_bins(offset: Tensor, pooling: Pooling) -> Tensor:
+    """Offsets `[R, 2 * T, Qh, Qw]` of parts as those of bins, `[R, T, 2, Ph, Pw]`, x first."""
+    row = _part(pooling.output_size[0], offset.shape[2], offset.device).unsqueeze(1)
+    column = _part(pooling.output_size[1], offset.shape[3], offset.device)
+    return offset.unflatten(1, (offset.shape[1] // 2, 2))[..., row, column]
+
+
+def groups_of_bins(pooling: Pooling, device: torch.device) -> Tensor:
+    """The channel group that each bin reads, `[Ph, Pw]`."""
+    row = _part(pooling.output_size[0], pooling.group_size[0], device).unsqueeze(1)
+    return row * pooling.group_size[1] + _part(pooling.output_size[1], pooling.group_size[1], device)
+
+
 def _part(bins_on_axis: int, parts: int, device: torch.device) -> Tensor:
     """The part (of an offset map, or of the channel groups) that each bin belongs to: floor(i * parts / bins)."""
     return torch.arange(bins_on_axis, device=device).mul(parts).div(bins_on_axis, rounding_mode="floor")
 
 
-def _table(input: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
+def table_of(input: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
     """Rows `[C / T]`, one for every (image, cell, group, class), and a last row of zeros."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     classes = 1 if offset is None else offset.shape[1] // 2
@@ -195,7 +206,7 @@ def _table(input: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
 
 
 def _ungrouped(rows: Tensor, pooling: Pooling, classes: int) -> Tensor:
-    """Undo the order of channels of `_table`: rows of all channels, output channel by output channel."""
+    """Undo the order of channels of `table_of`: rows of all channels, output channel by output channel."""
     groups = pooling.group_size[0] * pooling.group_size[1]
     by_cell = rows[:-1].reshape(-1, groups, classes * rows.shape[1]).transpose(1, 2)
     by_cell = by_cell.reshape(by_cell.shape[0], -1)

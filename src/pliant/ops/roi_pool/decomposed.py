@@ -1,0 +1,110 @@
+"""The RoI poolings as a fixed sequence of ordinary operations, for formats that know no others (ONNX).
+
+How many cells a bin holds depends on values, which a fixed sequence cannot follow. But a bin of whole cells is a
+rectangle and stays one when it moves, and with bilinear reading its sum is the map's integral between its edges. So
+its sum is that of four corners of the map's running sum, each read bilinearly, whatever its size. The running sum is
+float64: in float32 a small bin would drown in a large map.
+
+Samples (`authors_samples`) are a fixed number, and are read one after the other.
+
+Legend: R RoIs, T offset classes, Ph x Pw bins, N = R * T * Ph * Pw lines, C output channels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pliant.ops.roi_pool import bins, reference
+from pliant.ops.roi_pool.reference import Pooling
+
+_EDGES = {"whole_cells": bins.whole_cells_edges, "authors_whole_cells": bins.authors_whole_cells_edges}
+
+
+class _Reads(NamedTuple):
+    """Four reads of the running sum on one axis: two at the far edge of a bin, two taken off at the near one."""
+
+    cell: list[Tensor]  # each [R, T, Ph, Pw]
+    weight: list[Tensor]
+
+
+def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
+    """As `reference.roi_pool`; the values of RoIs are not checked, and there is no gradient."""
+    averages = _samples if pooling.rule == "authors_samples" else _rectangles
+    lines = averages(input, rois, offset, pooling)
+    channels = input.shape[1] // (pooling.group_size[0] * pooling.group_size[1])
+    classes = 1 if offset is None else offset.shape[1] // 2
+    height, width = pooling.output_size
+    lines = lines.reshape(rois.shape[0], classes, height, width, channels // classes)
+    return lines.permute(0, 1, 4, 2, 3).reshape(-1, channels, height, width).to(input.dtype)
+
+
+def _samples(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
+    """Averages `[N, C / T]` of samples."""
+    wide = torch.promote_types(input.dtype, torch.float32)
+    table = reference.table_of(input, offset, pooling)
+    moves = None if offset is None else offset.to(wide)
+    reading = reference.reading_of(input, rois.to(wide), moves, pooling, table.shape[0])
+    weight = reading.weight(reading.y.weight, reading.x.weight)
+    total = table.new_zeros(1)
+    for read in range(weight.shape[1]):
+        total = total + weight[:, read, None] * table[reading.row[:, read]]
+    return total
+
+
+def _rectangles(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
+    """Averages `[N, C / T]` of rectangles of cells."""
+    height, width = input.shape[2:]
+    wide = torch.promote_types(input.dtype, torch.float32)
+    rois = rois.to(wide)
+    (bins_y, bins_x), (groups_y, groups_x) = pooling.output_size, pooling.group_size
+    low_y, high_y, side_y = _EDGES[pooling.rule](rois[:, 2], rois[:, 4], pooling.spatial_scale, bins_y, height)
+    low_x, high_x, side_x = _EDGES[pooling.rule](rois[:, 1], rois[:, 3], pooling.spatial_scale, bins_x, width)
+    classes, move_y, move_x = 1, rois.new_zeros(1, 1, 1, 1), rois.new_zeros(1, 1, 1, 1)
+    if offset is not None:
+        classes = offset.shape[1] // 2
+        of_bin = reference.offsets_of_bins(offset.to(wide), pooling)  # [R, T, 2, Ph, Pw], x first
+        move_x = of_bin[:, :, 0] * (side_x * pooling.gamma).view(-1, 1, 1, 1)
+        move_y = of_bin[:, :, 1] * (side_y * pooling.gamma).view(-1, 1, 1, 1)
+    low_y, high_y = low_y[:, None, :, None], high_y[:, None, :, None]  # [R, 1, Ph, 1]
+    low_x, high_x = low_x[:, None, None, :], high_x[:, None, None, :]
+    y = _reads(low_y + move_y, high_y + move_y, height)
+    x = _reads(low_x + move_x, high_x + move_x, width)
+    count = (high_y - low_y).clamp(min=0) * (high_x - low_x).clamp(min=0)  # [R, 1, Ph, Pw]
+
+    table = _running_sums(input, groups_y * groups_x, classes)
+    image = rois[:, 0].long().view(-1, 1, 1, 1)
+    of_class = torch.arange(classes, device=rois.device).view(-1, 1, 1)
+    group = reference.groups_of_bins(pooling, rois.device)  # [Ph, Pw]
+    first = image * (height + 1) * (width + 1) * (groups_y * groups_x) * classes + group * classes + of_class
+    total = table.new_zeros(1)
+    for cell_y, weight_y in zip(*y, strict=True):
+        for cell_x, weight_x in zip(*x, strict=True):
+            cell = (cell_y * (width + 1) + cell_x) * (groups_y * groups_x) * classes
+            total = total + table[(first + cell).flatten()] * (weight_y * weight_x).flatten().double()[:, None]
+    share = torch.where(count > 0, 1 / count.clamp(min=1), 0.0)
+    return total * share.expand(-1, classes, -1, -1).flatten().double()[:, None]
+
+
+def _reads(low: Tensor, high: Tensor, size: int) -> _Reads:
+    """The integral between edges as reads of the running sum, `[R, T, Ph, Pw]` each; NaN stays NaN."""
+    cells, weights = [], []
+    for edge, sign in ((high, 1.0), (low, -1.0)):
+        inner = edge.clamp(0, size)
+        floor = inner.nan_to_num(0.0).floor().clamp(max=size - 1)
+        fraction = inner - floor
+        cells += [floor.long(), floor.long() + 1]
+        weights += [sign * (1 - fraction), sign * fraction]
+    return _Reads(cells, weights)
+
+
+def _running_sums(input: Tensor, groups: int, classes: int) -> Tensor:
+    """Sums over all cells above and to the left: rows `[C / T]` by image, H + 1, W + 1, group and class, float64."""
+    batch, channels, height, width = input.shape
+    sums = F.pad(input.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
+    row_channels = channels // (groups * classes)
+    by_class = sums.reshape(batch, classes, row_channels, groups, height + 1, width + 1)
+    return by_class.permute(0, 4, 5, 3, 1, 2).reshape(-1, row_channels)
