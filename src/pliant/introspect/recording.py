@@ -93,7 +93,7 @@ def record(model: nn.Module, image: Tensor, call: Callable[[], Any] | None = Non
     if image.dim() != 3:
         raise ValueError(f"image must have shape [C, H, W], got {list(image.shape)}")
     batch = image.unsqueeze(0)
-    with _evaluation(model), _names(model) as name:
+    with evaluation(model), _names(model) as name:
         mode = _Recorder(name)
         mode.steps[batch] = Step("image", None, (image.shape[1], image.shape[2]))
         with mode:
@@ -108,7 +108,8 @@ def record(model: nn.Module, image: Tensor, call: Callable[[], Any] | None = Non
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode, and after that again in those its modules were in."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
