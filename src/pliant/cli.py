@@ -162,6 +162,30 @@ def predict(
             raise typer.Exit(1)
 
 
+@app.command()
+def look(
+    source: Source,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to write to; look in the run folder by default.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="The score from which detections show.")] = 0.5,
+    cost: Annotated[bool, typer.Option(help="Measure the network and the plain one.")] = True,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of data to measure the effective dilation on, by object size.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of that data; the one to judge on by default.")] = None,
+) -> None:
+    """Show where the units of a network sample: pictures, and a page to explore."""
+    with _user_errors():
+        from pliant.recipes.look import look as run_look
+
+        looked = run_look(source, images, out, threshold=threshold, cost=cost, data=data, split=split)
+        Console(stderr=True, soft_wrap=True).print(f"Open {looked.page}", highlight=False)
+        if looked.failed:
+            raise typer.Exit(1)
+
+
 @app.command("import-weights")
 def import_weights(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The authors' .params, or mmdetection's .pth.")],

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
+from pliant.introspect.effective_dilation import GROUPS, Spread
 from pliant.introspect.sampling import SamplingPoints
 
 # Okabe and Ito's eight colours, and two more for ten classes; black is the background.
@@ -28,36 +32,30 @@ COLOURS = (
     "#7F3C8D",
     "#FFFFFF",
 )
-_POINT = "#D7263D"
-_UNIT = "#00C853"
+_MOVED, _PLAIN, _UNIT = "#D55E00", "#0072B2", "#F0E442"
+Paths = Path | Sequence[Path]
 
 
 def sampling(
-    path: Path, rows: Sequence[tuple[str, Tensor, Sequence[SamplingPoints]]], columns: Sequence[str], title: str = ""
+    path: Paths, rows: Sequence[tuple[str, Tensor, Sequence[SamplingPoints]]], columns: Sequence[str], title: str = ""
 ) -> None:
     """Draw images with the places that one unit of each reads, a row an image, a column a network or state.
 
     Args:
-        path: of the picture; its ending gives the format (png, pdf, svg).
-        rows: (name, image uint8 `[3, H, W]`, one `SamplingPoints` a column).
+        path: of the picture, or several; the ending gives the format (png, pdf, svg).
+        rows: (name, image uint8 `[3, H, W]`, one `SamplingPoints` a column), in pixels of that image.
         columns: their titles.
         title: above all.
     """
-    figure, axes = _grid(len(rows), len(columns), 2.6)
+    figure, axes = _grid(len(rows), len(columns), 3.0, rows[0][1])
     for line, (name, image, points) in zip(axes, rows, strict=True):
         for place, (axis, column, found) in enumerate(zip(line, columns, points, strict=True)):
             _show(axis, image)
-            y, x = found.pixels.unbind(1)
-            axis.scatter(x - 0.5, y - 0.5, s=7, color=_POINT, alpha=0.75, linewidths=0)
-            axis.scatter(
-                found.unit[1] - 0.5,
-                found.unit[0] - 0.5,
-                s=46,
-                marker="s",
-                color=_UNIT,
-                edgecolors="white",
-                linewidths=1,
-            )
+            y, x = found.pixels[found.inside].unbind(1)
+            axis.scatter(x - 0.5, y - 0.5, s=6, color=_MOVED, edgecolors="white", linewidths=0.25)
+            at = found.unit[1] - 0.5, found.unit[0] - 0.5
+            for color, width in (("black", 4), (_UNIT, 2)):
+                axis.scatter(*at, s=110, marker="+", color=color, linewidths=width)
             axis.set_xlim(-0.5, image.shape[2] - 0.5)
             axis.set_ylim(image.shape[1] - 0.5, -0.5)
             if line is axes[0]:
@@ -67,8 +65,78 @@ def sampling(
     _write(figure, path, title)
 
 
+def roi_parts(path: Paths, panels: Sequence[tuple[str, Tensor, Tensor, Tensor, Tensor]], columns: int = 3) -> None:
+    """Draw RoIs with their parts as deformable RoI pooling moves them (figure 7).
+
+    Args:
+        path: of the picture, or several; the ending gives the format (png, pdf, svg).
+        panels: (name, image uint8 `[3, H, W]`, RoI `[4]`, plain bins `[Ph, Pw, 4]`, parts `[Ph, Pw, 4]`), boxes as
+            in `pliant.introspect.RoIParts`.
+        columns: panels in a row.
+    """
+    columns = min(columns, len(panels))
+    figure, axes = _grid(-(-len(panels) // columns), columns, 2.8)
+    places = [axis for line in axes for axis in line]
+    for axis, (name, image, roi, regular, parts) in zip(places, panels, strict=False):
+        _show(axis, image)
+        axis.set_title(name, fontsize=10)
+        _boxes(axis, roi[None], _UNIT, 1.8, "black")
+        _boxes(axis, parts.reshape(-1, 4), _MOVED, 0.9, "none")
+        x, y = torch.stack((_centres(regular), _centres(parts)), dim=1).unbind(2)  # [P, 2] each, from and to
+        axis.plot(x.T, y.T, color="white", linewidth=2)
+        axis.plot(x.T, y.T, color="black", linewidth=0.8)
+        axis.scatter(x[:, 0], y[:, 0], s=9, marker="s", color=_PLAIN, edgecolors="white", linewidths=0.5, zorder=3)
+        axis.scatter(x[:, 1], y[:, 1], s=12, color=_MOVED, edgecolors="white", linewidths=0.5, zorder=3)
+        x0, y0, x1, y1 = roi.tolist()
+        half = 0.75 * max(x1 - x0, y1 - y0)
+        axis.set_facecolor("#DDDDDD")
+        axis.set_xlim((x0 + x1) / 2 - half, (x0 + x1) / 2 + half)
+        axis.set_ylim((y0 + y1) / 2 + half, (y0 + y1) / 2 - half)
+    for axis in places[len(panels) :]:
+        axis.set_axis_off()
+    signs = (("s", _PLAIN, "plain bin"), ("o", _MOVED, "part, moved"))
+    handles = [places[0].scatter([], [], marker=marker, color=color, label=name) for marker, color, name in signs]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    _write(figure, path)
+
+
+def _boxes(axis: Axes, boxes: Tensor, color: str, width: float, under: str) -> None:
+    for x0, y0, x1, y1 in (boxes - 0.5).tolist():
+        box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=color, linewidth=width)
+        if under != "none":
+            box.set_path_effects([withStroke(linewidth=width + 1.4, foreground=under)])
+        axis.add_patch(box)
+
+
+def _centres(boxes: Tensor) -> Tensor:
+    flat = boxes.reshape(-1, 4)
+    return (flat[:, :2] + flat[:, 2:]) / 2 - 0.5
+
+
+def effective_dilation(path: Paths, spreads: Mapping[str, Mapping[str, Spread]]) -> None:
+    """Draw mean and standard deviation of the effective dilation, by layer and size of object (table 2).
+
+    Args:
+        path: of the picture, or several; the ending gives the format (png, pdf, svg).
+        spreads: what `pliant.introspect.EffectiveDilation` computed.
+    """
+    figure = Figure(figsize=(1.6 + 1.6 * len(spreads), 3.4), layout="constrained")
+    axis = figure.subplots()
+    styles = zip(GROUPS, ("v", "o", "^", "s"), (COLOURS[2], COLOURS[5], COLOURS[6], COLOURS[8]), strict=True)
+    for place, (group, marker, color) in enumerate(styles):
+        at = [line + 0.16 * (place - 1.5) for line in range(len(spreads))]
+        means, stds, _ = zip(*(groups[group] for groups in spreads.values()), strict=True)
+        axis.errorbar(at, means, stds, fmt=marker, color=color, capsize=3, markersize=7, label=group)
+    axis.set_xticks(range(len(spreads)), list(spreads), fontsize=8)
+    axis.set_ylabel("effective dilation (cells)")
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(GROUPS), frameon=False)
+    _write(figure, path)
+
+
 def segmentations(
-    path: Path, images: Sequence[Tensor], masks: Sequence[tuple[str, Sequence[Tensor]]], classes: Sequence[str]
+    path: Paths, images: Sequence[Tensor], masks: Sequence[tuple[str, Sequence[Tensor]]], classes: Sequence[str]
 ) -> None:
     """Draw images beside masks of class ids, a row an image, with a legend of the classes.
 
@@ -101,7 +169,7 @@ def segmentations(
     _write(figure, path)
 
 
-def bars(path: Path, values: Sequence[tuple[str, float]], label: str) -> None:
+def bars(path: Paths, values: Sequence[tuple[str, float]], label: str) -> None:
     """Draw one horizontal bar a value, with the numbers beside them."""
     figure = Figure(figsize=(6, 0.6 + 0.45 * len(values)), layout="constrained")
     axis = figure.subplots()
@@ -115,8 +183,10 @@ def bars(path: Path, values: Sequence[tuple[str, float]], label: str) -> None:
     _write(figure, path)
 
 
-def _grid(rows: int, columns: int, side: float) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(columns * side, rows * side + 0.5), layout="constrained")
+def _grid(rows: int, columns: int, side: float, image: Tensor | None = None) -> tuple[Figure, list[list[Axes]]]:
+    """Panels of this width in inches, as high as the image is."""
+    height = side if image is None else side * image.shape[1] / image.shape[2]
+    figure = Figure(figsize=(columns * side, rows * height + 0.5), layout="constrained")
     return figure, [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
 
 
@@ -126,8 +196,9 @@ def _show(axis: Axes, image: Tensor) -> None:
     axis.set_yticks([])
 
 
-def _write(figure: Figure, path: Path, title: str = "") -> None:
+def _write(figure: Figure, path: Paths, title: str = "") -> None:
     if title:
         figure.suptitle(title, fontsize=11)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=160)
+    for each in [path] if isinstance(path, Path) else path:
+        figure.savefig(each, dpi=160)

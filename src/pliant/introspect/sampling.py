@@ -151,7 +151,7 @@ class Trace:
     def nearest(self, pixel: tuple[float, float], layer: str | None = None) -> tuple[int, int]:
         """The unit (row, column) of a layer that is centred nearest to an image pixel (y, x)."""
         scale, shift = self.centring(self.step(layer))
-        cell = ((torch.tensor(pixel, dtype=torch.float64) - shift) / scale).round()
+        cell = ((torch.tensor(pixel, dtype=torch.float64) - shift) / scale + 0.5).floor()
         last = torch.tensor(self.map_size(layer)) - 1
         row, column = torch.minimum(cell.clamp(min=0), last.double()).int().tolist()
         return row, column

@@ -22,8 +22,9 @@ from pliant.data.images import UnreadableFileError, read_image
 from pliant.engine.runs import replacing, write_json
 from pliant.engine.test_time import Procedure
 from pliant.recipes.base import ClassificationRecipe, SegmentationRecipe
+from pliant.recipes.exported import open_trained
 from pliant.recipes.result_files import coco_results
-from pliant.recipes.trained import load_trained, under_procedure
+from pliant.recipes.trained import under_procedure
 
 
 @dataclass
@@ -61,7 +62,7 @@ def predict(
     classification each picture shows the best class, and ``predictions.json`` holds the best five.
 
     Args:
-        source: A run folder or a file of weights that `train` wrote.
+        source: A run folder, a file of weights that `train` wrote, or one that `export` did.
         images: Files, or folders whose image files are taken.
         out: The folder to write to; it is made if need be, and files of the same names are replaced.
         threshold: The score from which boxes are drawn.
@@ -75,14 +76,14 @@ def predict(
         FileNotFoundError: If the weights or an image are not there.
         ValueError: If the weights cannot be used.
     """
-    files = _find(images)
-    trained = load_trained(source)
+    files = find_images(images)
+    trained = open_trained(source)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = under_procedure(trained.model(), trained.recipe, procedure).to(chosen)
     out.mkdir(parents=True, exist_ok=True)
     done = Prediction()
     console = Console(stderr=True, soft_wrap=True)
-    names = _unique_names(files)
+    names = unique_names(files)
     for image_id, path in enumerate(files):
         try:
             image = read_image(path)  # uint8 [3, H, W]
@@ -91,7 +92,7 @@ def predict(
             console.print(f"[red]{path} cannot be read and is left out: {error}[/red]", highlight=False)
             continue
         if isinstance(trained.recipe, SegmentationRecipe):
-            ids = _segment(model, image, trained.recipe, chosen)
+            ids = segment(model, image, trained.recipe, chosen)
             _write_mask(out / f"{names[path]}.mask.png", ids, len(trained.classes))
             picture = _draw_mask(image, ids, len(trained.classes))
         elif isinstance(trained.recipe, ClassificationRecipe):
@@ -100,7 +101,7 @@ def predict(
             done.labels.append({"file_name": str(path), "top5": best})
             picture = _draw_name(image, f"{best[0]['category']} {best[0]['score']:.2f}")
         else:
-            found = _detect(model, image, chosen)
+            found = detect(model, image, chosen)
             done.detections += _named_results(found, image_id, path, trained.classes)
             picture = _draw_boxes(image, found, trained.classes, threshold)
         done.pictures[path] = out / f"{names[path]}.png"
@@ -111,13 +112,14 @@ def predict(
 
 
 @torch.inference_mode()
-def _detect(model: nn.Module, image: Tensor, device: str) -> dict[str, Tensor]:
+def detect(model: nn.Module, image: Tensor, device: str) -> dict[str, Tensor]:
+    """Boxes, labels and scores of a uint8 image, on the CPU."""
     scaled = to_dtype(image.as_subclass(Tensor), torch.float32, scale=True).to(device)
     return {key: value.cpu() for key, value in model([scaled])[0].items()}
 
 
 @torch.inference_mode()
-def _segment(model: nn.Module, image: Tensor, recipe: SegmentationRecipe, device: str) -> Tensor:
+def segment(model: nn.Module, image: Tensor, recipe: SegmentationRecipe, device: str) -> Tensor:
     """Class ids, uint8 [H, W], at the size of the image."""
     resize = transforms.segmentation_eval(recipe.short_side, recipe.max_side)
     scaled = resize(image).as_subclass(Tensor).to(device)  # float [3, h, w]
@@ -157,7 +159,7 @@ def _draw_boxes(image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...
         return image
     labels = found["labels"][keep].tolist()
     scores = found["scores"][keep].tolist()
-    colours = _palette(len(classes) + 1)
+    colours = palette(len(classes) + 1)
     return draw_bounding_boxes(
         image.as_subclass(Tensor),
         found["boxes"][keep],
@@ -170,18 +172,18 @@ def _draw_boxes(image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...
 def _draw_name(image: Tensor, name: str) -> Tensor:
     height, width = image.shape[-2:]
     frame = torch.tensor([[0, 0, width - 1, height - 1]])
-    return draw_bounding_boxes(image.as_subclass(Tensor), frame, labels=[name], colors=[_palette(2)[1]])
+    return draw_bounding_boxes(image.as_subclass(Tensor), frame, labels=[name], colors=[palette(2)[1]])
 
 
 def _draw_mask(image: Tensor, ids: Tensor, classes: int) -> Tensor:
-    colours = _palette(classes)
+    colours = palette(classes)
     foreground = torch.stack([ids == label for label in range(1, classes)])  # bool [C - 1, H, W]
     return draw_segmentation_masks(image.as_subclass(Tensor), foreground, alpha=0.55, colors=colours[1:])
 
 
 def _write_mask(path: Path, ids: Tensor, classes: int) -> None:
     picture = Image.fromarray(np.asarray(ids))
-    picture.putpalette([value for colour in _palette(classes) for value in colour])
+    picture.putpalette([value for colour in palette(classes) for value in colour])
     _write_png(path, picture)
 
 
@@ -190,7 +192,7 @@ def _write_png(path: Path, picture: Image.Image) -> None:
         picture.save(temporary, format="PNG")
 
 
-def _palette(number: int) -> list[tuple[int, int, int]]:
+def palette(number: int) -> list[tuple[int, int, int]]:
     """Black, then hues that differ much from one to the next."""
     golden = 0.61803398875
     hues = [(0.02 + place * golden) % 1.0 for place in range(number - 1)]
@@ -198,7 +200,12 @@ def _palette(number: int) -> list[tuple[int, int, int]]:
     return [(0, 0, 0), *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours)]
 
 
-def _find(images: Sequence[Path]) -> list[Path]:
+def find_images(images: Sequence[Path]) -> list[Path]:
+    """Files as they are, and the image files of folders.
+
+    Raises:
+        FileNotFoundError: If one is not there, or a folder holds none.
+    """
     files: list[Path] = []
     for path in images:
         if path.is_dir():
@@ -213,7 +220,7 @@ def _find(images: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _unique_names(files: Sequence[Path]) -> dict[Path, str]:
+def unique_names(files: Sequence[Path]) -> dict[Path, str]:
     """A name for the pictures of each file: its own without the ending, with a number where that is taken."""
     names: dict[Path, str] = {}
     taken: set[str] = set()

@@ -1,0 +1,280 @@
+"use strict";
+const page = JSON.parse(document.getElementById("data").textContent);
+const byId = id => document.getElementById(id);
+const canvas = byId("canvas"), stage = byId("stage"), context = canvas.getContext("2d");
+const style = getComputedStyle(document.documentElement);
+const [MOVED, PLAIN, UNIT] = ["--moved", "--plain", "--unit"].map(name => style.getPropertyValue(name).trim());
+const state = {image: 0, layer: 0, depth: 3, group: 0, mode: "units", detection: 0, pool: 0, kind: null,
+               plain: true, boxes: true, units: {}};
+const now = () => page.images[state.image];
+
+// All points of a unit in image pixels, and the effective dilation of each deformable layer on the way.
+function follow([row, column], moved) {
+  const layers = now().layers.slice(state.layer, state.layer + state.depth), dilations = [];
+  let points = [[row, column, true]];
+  layers.forEach((layer, level) => {
+    const windows = level + 1 < layers.length ? layer.windows : layer.windows.slice(0, 1);
+    for (const window of windows) {
+      points = read(points, window, Math.min(state.group, layer.groups - 1), moved);
+      if (window.offset) dilations.push({name: layer.name, value: spread(points, window.kernel)});
+    }
+  });
+  const [scaleY, scaleX, shiftY, shiftX] = layers.at(-1).input;
+  return {dilations, points: points.map(([y, x, inside]) => ({y: y * scaleY + shiftY, x: x * scaleX + shiftX, inside}))};
+}
+
+function unit() {
+  const {layers, start} = now(), layer = layers[state.layer];
+  if (!layer) return null;
+  return state.hover || (state.units[state.image] ||= nearest(start));
+}
+function centre([row, column]) {
+  const [scaleY, scaleX, shiftY, shiftX] = now().layers[state.layer].output;
+  return {y: row * scaleY + shiftY, x: column * scaleX + shiftX};
+}
+function nearest([y, x]) {
+  const {size: [rows, columns], output: [scaleY, scaleX, shiftY, shiftX]} = now().layers[state.layer];
+  const cell = (value, last) => Math.min(Math.max(Math.round(value), 0), last);
+  return [cell((y - shiftY) / scaleY, rows - 1), cell((x - shiftX) / scaleX, columns - 1)];
+}
+
+function describe() {
+  const text = byId("where"), list = byId("dilations");
+  list.replaceChildren();
+  if (state.mode === "parts") {
+    const found = now().detections[state.detection], pool = now().pools[state.pool];
+    text.textContent = !found ? "There is no detection here to pool." :
+      `${found.label} ${found.score.toFixed(2)}: ${pool.parts.shape[2]} × ${pool.parts.shape[3]} parts` +
+      (pool.classes.length > 1 ? `, moved as for ${pool.classes[shownKind(pool)]}` : ", moved alike for all classes");
+    return;
+  }
+  if (!unit()) { text.textContent = "No deformable convolution ran."; return; }
+  const found = follow(unit(), true), plain = follow(unit(), false), {y, x} = centre(unit());
+  const reach = points => ["x", "y"].map(axis => {
+    const values = points.filter(point => point.inside).map(point => point[axis]);
+    return Math.round(values.reduce((a, b) => Math.max(a, b), -Infinity) - values.reduce((a, b) => Math.min(a, b), Infinity));
+  }).join(" × ");
+  const inside = found.points.filter(point => point.inside).length;
+  text.innerHTML = `Unit <b>(${unit().join(", ")})</b> at ${x.toFixed(0)}, ${y.toFixed(0)} px<br>` +
+    `<b>${found.points.length}</b> points, ${inside} on the map<br>` +
+    `over <b>${reach(found.points)}</b> px; plain ${reach(plain.points)} px`;
+  const most = Math.max(...[...found.dilations, ...plain.dilations].map(({value}) => value).filter(isFinite)) || 1;
+  found.dilations.forEach(({name, value}, level) => {
+    if (!isFinite(value)) return;
+    const title = document.createElement("dt"), bar = document.createElement("dd"), number = document.createElement("dd");
+    title.textContent = short(name);
+    title.title = name;
+    bar.className = "bar";
+    bar.innerHTML = `<i style="width:${90 * value / most}%"></i><s style="left:${90 * plain.dilations[level].value / most}%"></s>`;
+    number.textContent = value.toFixed(2);
+    number.title = `effective dilation; plain ${plain.dilations[level].value.toFixed(2)}`;
+    list.append(title, bar, number);
+  });
+}
+
+function choices(title, options, chosen, choose) {
+  const row = document.createElement("div"), head = document.createElement("h2");
+  row.className = "row";
+  head.textContent = title;
+  row.append(head);
+  if (options.length > 6) {
+    const select = document.createElement("select");
+    select.setAttribute("aria-label", title);
+    options.forEach(({name}, index) => select.add(new Option(name, index, false, index === chosen)));
+    select.onchange = () => choose(Number(select.value));
+    row.append(select);
+  } else {
+    const box = document.createElement("div");
+    box.className = "choices";
+    options.forEach(({name, more, pressed}, index) => {
+      const button = document.createElement("button");
+      button.textContent = name;
+      if (more) button.append(Object.assign(document.createElement("small"), {textContent: more}));
+      button.setAttribute("aria-pressed", pressed ?? index === chosen);
+      button.onclick = () => choose(index);
+      box.append(button);
+    });
+    row.append(box);
+  }
+  return row;
+}
+
+const depths = () => Math.min(3, now().layers.length - state.layer);
+const set = changes => { Object.assign(state, changes); fit(); };
+function fit() {
+  state.layer = Math.min(state.layer, Math.max(now().layers.length - 1, 0));
+  state.depth = Math.min(state.depth, Math.max(depths(), 1));
+  state.detection = Math.min(state.detection, Math.max(now().detections.length - 1, 0));
+  if (!now().pools.length) state.mode = "units";
+  const rows = [], {layers, pools, detections} = now();
+  if (pools.length) rows.push(choices("Show", [{name: "sampling points"}, {name: "parts of RoIs"}],
+    state.mode === "parts" ? 1 : 0, index => set({mode: index ? "parts" : "units"})));
+  if (state.mode === "parts") {
+    rows.push(choices("Pooling", pools.map(({name}) => ({name: name.split(".").at(-1)})), state.pool, pool => set({pool})));
+    rows.push(choices("Detection", detections.map(({label, score}) => ({name: `${label} ${score.toFixed(2)}`})),
+      state.detection, detection => set({detection, kind: null})));
+    const {classes} = pools[state.pool];
+    if (classes.length > 1 && detections.length) rows.push(choices("Offsets of class", classes.map(name => ({name})),
+      shownKind(pools[state.pool]), index => set({kind: classes[index]})));
+  } else if (layers.length) {
+    let points = 1;
+    const numbers = [];
+    layers.slice(state.layer, state.layer + depths()).forEach(({windows}) => {
+      const taps = windows.map(({kernel}) => kernel[0] * kernel[1]);
+      numbers.push(points * taps[0]);
+      points *= taps.reduce((a, b) => a * b);
+    });
+    rows.push(choices("Layers read through", numbers.map((number, index) => ({name: index + 1, more: `${number} points`})),
+      state.depth - 1, index => set({depth: index + 1})));
+    rows.push(choices("Unit of layer", layers.map(({name}) => ({name: short(name)})), state.layer, layer => {
+      const at = centre(unit());
+      state.layer = layer;
+      state.units[state.image] = nearest([at.y, at.x]);
+      fit();
+    }));
+    const groups = Math.max(...layers.slice(state.layer, state.layer + state.depth).map(layer => layer.groups));
+    state.group = Math.min(state.group, groups - 1);
+    if (groups > 1) rows.push(choices("Offset group", Array.from({length: groups}, (_, index) => ({name: index + 1})),
+      state.group, group => set({group})));
+  }
+  const toggles = [{name: "plain network", pressed: state.plain}];
+  const answer = now().overlay ? "prediction" : "detections";
+  if (detections.length || now().overlay) toggles.push({name: answer, pressed: state.boxes});
+  rows.push(choices("Compare with", toggles, -1, index => set(index ? {boxes: !state.boxes} : {plain: !state.plain})));
+  byId("controls").replaceChildren(...rows);
+  document.querySelectorAll("#film button").forEach((button, index) =>
+    button.setAttribute("aria-pressed", index === state.image));
+  explain();
+  draw();
+}
+const short = name => name.split(".").slice(-3).join(".");
+
+function show(image) {
+  Object.assign(state, {image, detection: 0, kind: null, hover: null});
+  const {name, picture, overlay, width, height} = now();
+  byId("picture").src = picture;
+  byId("picture").alt = name;
+  if (overlay) byId("overlay").src = overlay;
+  stage.style.aspectRatio = `${width} / ${height}`;
+  stage.style.width = `min(100%, calc((100dvh - ${page.images.length > 1 ? 10 : 5}rem) * ${width / height}))`;
+  byId("title").textContent = `${page.title} · ${name}`;
+  fit();
+}
+
+function explain() {
+  const square = color =>
+    `<svg viewBox="0 0 20 20"><rect x="4" y="4" width="12" height="12" fill="none" stroke="${color}" stroke-width="2"/></svg>`;
+  const solid = `<svg viewBox="0 0 20 20"><rect x="5" y="5" width="10" height="10" fill="${PLAIN}"/></svg>`;
+  const disc = `<svg viewBox="0 0 20 20"><circle cx="10" cy="10" r="5" fill="${MOVED}"/></svg>`;
+  const ring = [["#000", 6], [UNIT, 3]].map(([color, width]) =>
+    `<circle cx="10" cy="10" r="7" fill="none" stroke="${color}" stroke-width="${width}"/>`).join("");
+  const lines = state.mode === "parts"
+    ? [[square(MOVED), "parts, where the network pools"], [disc, "their centres"], [solid, "centres of the plain network's bins"]]
+    : [[`<svg viewBox="0 0 20 20">${ring}</svg>`, "the unit"], [disc, "where it reads"], [square(PLAIN), "where the plain network would read"],
+       ["", "Bars: effective dilation, the mean distance of neighbouring taps in cells; the blue mark is the plain layer."]];
+  byId("legend").innerHTML = lines.map(([sign, words]) => `<span>${sign}</span><span>${words}</span>`).join("");
+}
+
+function pointed(event) {
+  const {left, top, width, height} = stage.getBoundingClientRect();
+  return [(event.clientY - top) / height * now().height, (event.clientX - left) / width * now().width];
+}
+stage.onpointermove = event => {
+  if (state.mode !== "units" || !now().layers.length) return;
+  if (event.pointerType !== "mouse" || event.buttons) state.units[state.image] = nearest(pointed(event));
+  state.hover = nearest(pointed(event));
+  draw();
+};
+stage.onpointerleave = () => { state.hover = null; draw(); };
+stage.onpointerdown = event => {
+  const [y, x] = pointed(event);
+  if (state.mode === "units") {
+    if (!now().layers.length) return;
+    state.units[state.image] = nearest([y, x]);
+    state.hover = null;
+    return draw();
+  }
+  const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
+  const under = now().detections.map(({box}, index) => ({box, index}))
+    .filter(({box: [x0, y0, x1, y1]}) => x >= x0 && x < x1 && y >= y0 && y < y1)
+    .sort((a, b) => area(a.box) - area(b.box));
+  if (under.length) set({detection: under[0].index, kind: null});
+};
+
+const cycle = (value, number) => number ? (value + 1) % number : 0;
+const keys = {
+  "1": () => set({depth: 1}), "2": () => set({depth: 2}), "3": () => set({depth: 3}),
+  l: nextLayer,
+  g: () => set({group: cycle(state.group, Math.max(1, ...now().layers.map(layer => layer.groups)))}),
+  p: () => set({plain: !state.plain}), d: () => set({boxes: !state.boxes}),
+  r: () => set({mode: state.mode === "parts" ? "units" : "parts"}),
+  c: () => {
+    if (state.mode !== "parts" || !now().detections.length) return;
+    const {classes} = now().pools[state.pool];
+    set({kind: classes[cycle(shownKind(now().pools[state.pool]), classes.length)]});
+  },
+  n: () => show(cycle(state.image, page.images.length)),
+  t: () => byId("theme").click(),
+};
+function nextLayer() {
+  if (state.mode !== "units" || !now().layers.length) return;
+  const {y, x} = centre(unit());
+  state.layer = cycle(state.layer, now().layers.length);
+  state.units[state.image] = nearest([y, x]);
+  fit();
+}
+addEventListener("keydown", event => {
+  if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
+  const arrow = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key];
+  if (arrow) {
+    event.preventDefault();
+    if (state.mode === "parts") {
+      const number = now().detections.length;
+      return number ? set({detection: (state.detection + arrow[0] + arrow[1] + number) % number, kind: null}) : undefined;
+    }
+    if (!now().layers.length) return;
+    const [rows, columns] = now().layers[state.layer].size, [row, column] = unit(), far = event.shiftKey ? 5 : 1;
+    state.units[state.image] = [Math.min(Math.max(row + arrow[0] * far, 0), rows - 1),
+                                Math.min(Math.max(column + arrow[1] * far, 0), columns - 1)];
+    state.hover = null;
+    return draw();
+  }
+  keys[event.key.toLowerCase()]?.();
+});
+
+byId("theme").onclick = () => {
+  const dark = (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "")) === "dark";
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+};
+byId("keys").innerHTML = [["← ↑ → ↓", "move the unit (with Shift by five), or choose the detection"], ["1 2 3", "layers read through"],
+  ["L", "next layer"], ["G", "next offset group"], ["P", "plain network"], ["D", "detections"], ["R", "parts of RoIs"],
+  ["C", "class"], ["N", "next image"], ["T", "light or dark"]]
+  .map(([key, what]) => `<kbd>${key}</kbd> ${what}`).join("<br>");
+if (page.images.length > 1) page.images.forEach(({name, picture}, index) => {
+  const button = document.createElement("button"), image = new Image();
+  button.onclick = () => show(index);
+  image.src = picture;
+  image.alt = button.title = name;
+  button.append(image);
+  byId("film").append(button);
+});
+for (const {title, note, columns, rows} of page.tables) {
+  const card = document.createElement("div"), table = document.createElement("table"), words = document.createElement("p");
+  card.className = "card";
+  words.className = "note";
+  words.textContent = note;
+  table.createCaption().textContent = title;
+  const line = (cells, kind, into) => {
+    const row = into.insertRow();
+    for (const cell of cells) row.append(Object.assign(document.createElement(kind), {textContent: cell}));
+  };
+  line(columns, "th", table.createTHead());
+  const body = table.createTBody();
+  for (const row of rows) line(row, "td", body);
+  card.append(table, words);
+  byId("tables").append(card);
+}
+document.title = `${page.title} · pliant look`;
+state.depth = Math.max(1, Math.min(3, page.images[0].layers.length));
+show(0);
+new ResizeObserver(draw).observe(stage);

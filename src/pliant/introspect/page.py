@@ -1,0 +1,178 @@
+"""A page that opens offline and shows where the units of a network sample, wherever one points."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pliant.introspect.part_offsets import RoIParts
+from pliant.introspect.recording import Step, Window
+from pliant.introspect.sampling import Trace
+
+_OFFSET_BYTES = 2_500_000  # of the layers of an image
+_LONGEST_SIDE = 1600  # of its picture
+
+
+@dataclass(frozen=True)
+class PageImage:
+    """What the page shows of one image.
+
+    Attributes:
+        name: such as the file's.
+        picture: uint8 `[3, h, w]`, the area that the network saw, in any resolution.
+        trace: of the network on it; all coordinates are pixels of the image it was made from.
+        start: (y, x) of the place that is shown first; the middle if None.
+        boxes, labels, scores: of the detections.
+        parts: of the detections, one layer of deformable RoI pooling after the other.
+        part_classes: the names of the classes whose offsets a layer may hold, the background's first.
+        overlay: uint8 `[4, h, w]`, red, green, blue and opacity, to lay over the picture.
+    """
+
+    name: str
+    picture: Tensor
+    trace: Trace
+    start: tuple[float, float] | None = None
+    boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    labels: Sequence[str] = ()
+    scores: Sequence[float] = ()
+    parts: Sequence[RoIParts] = ()
+    part_classes: Sequence[str] = ()
+    overlay: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table below the images.
+
+    Attributes:
+        title: above it.
+        note: below it.
+        columns: their heads.
+        rows: their cells, as text.
+    """
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def write_page(path: Path, title: str, images: Sequence[PageImage], tables: Sequence[PageTable] = ()) -> None:
+    """Write one HTML file with all in it: no server, no other file, no network.
+
+    The page composes sampling points from the offsets just as `Trace.points` does; it holds these as 16-bit
+    integers, parts of the layer's largest. Of the main branch that leads to the last deformable layer, it holds as many
+    layers from the top as 2.5 MB an image suffice for, and at least one.
+
+    Args:
+        path: of the file.
+        title: of the page.
+        images: at least one.
+        tables: below them.
+
+    Raises:
+        ValueError: if there is no image.
+    """
+    if not images:
+        raise ValueError("a page needs at least one image")
+    data = {
+        "title": title,
+        "images": [_image(image) for image in images],
+        "tables": [vars(table) for table in tables],
+    }
+    page = _part("look.html")
+    for name in ("look.css", "look_sampling.js", "look_drawing.js", "look.js"):
+        page = page.replace(f"/*{name}*/", f"\n{_part(name)}")
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    path.write_text(page.replace("/*DATA*/", text), encoding="utf-8")
+
+
+def _part(name: str) -> str:
+    return files("pliant.introspect").joinpath(name).read_text(encoding="utf-8")
+
+
+def _image(image: PageImage) -> dict[str, Any]:
+    height, width = image.trace.image_size
+    detections = [
+        {"box": [round(value, 1) for value in box], "label": label, "score": round(score, 4)}
+        for box, label, score in zip(image.boxes.tolist(), image.labels, image.scores, strict=True)
+    ]
+    return {
+        "name": image.name,
+        "width": width,
+        "height": height,
+        "picture": _embedded(image.picture, "JPEG", quality=88),
+        "overlay": None if image.overlay is None else _embedded(image.overlay, "PNG", optimize=True),
+        "start": image.start or (height / 2, width / 2),
+        "layers": _layers(image.trace),
+        "detections": detections,
+        "pools": [_pool(parts, image.part_classes) for parts in image.parts],
+    }
+
+
+def _layers(trace: Trace) -> list[dict[str, Any]]:
+    """The deformable layers on the main branch, from the top, each with the plain windows down to the next."""
+    layers: list[dict[str, Any]] = []
+    room = _OFFSET_BYTES
+    for step in trace.step().chain() if trace.layers else ():
+        if step.window is None or step.below is None:
+            break
+        offset = step.window.offset
+        if offset is not None:
+            room -= 2 * offset.numel()
+            if layers and room < 0:
+                break
+            below = _scale_and_shift(trace, step.below)
+            head = {"name": step.name, "size": step.size, "groups": len(offset), "windows": []}
+            layers.append(head | {"output": _scale_and_shift(trace, step), "input": below})
+        layers[-1]["windows"].append(_window(step.window, step.below))
+    return layers
+
+
+def _window(window: Window, below: Step) -> dict[str, Any]:
+    numbers = {name: getattr(window, name) for name in ("kernel", "stride", "padding", "dilation")}
+    offset = {} if window.offset is None else {"offset": _packed(window.offset)}
+    return numbers | {"map": below.size} | offset
+
+
+def _scale_and_shift(trace: Trace, step: Step) -> list[float]:
+    return torch.cat(trace.centring(step)).tolist()
+
+
+def _pool(parts: RoIParts, classes: Sequence[str]) -> dict[str, Any]:
+    kinds = parts.parts.shape[1]
+    names = list(classes) if len(classes) == kinds else [f"{kind}" for kind in range(kinds)]
+    return {
+        "name": parts.layer,
+        "classes": names if kinds > 1 else ["all"],
+        "regular": _packed(parts.regular),
+        "parts": _packed(parts.parts),
+    }
+
+
+def _packed(values: Tensor) -> dict[str, Any]:
+    """Numbers as little-endian 16-bit integers times a step; what is not finite becomes 0."""
+    numbers = values.double().nan_to_num(0, 0, 0)
+    step = max(float(numbers.abs().max()) if numbers.numel() else 0.0, 1e-6) / 32767
+    integers = np.asarray((numbers / step).round(), dtype="<i2")
+    return {"shape": list(values.shape), "step": step, "data": base64.b64encode(integers.tobytes()).decode()}
+
+
+def _embedded(picture: Tensor, form: str, **options: Any) -> str:
+    """A picture `[C, h, w]` as a data URI."""
+    image = Image.fromarray(np.asarray(picture.permute(1, 2, 0).contiguous()))
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
