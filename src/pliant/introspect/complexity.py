@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +23,7 @@ from pliant.introspect.recording import evaluation
 from pliant.surgery import undeform
 
 _READS = 4  # multiply-adds of a bilinear sample
+_LEAST_ROUNDS = 5
 
 
 class Complexity(NamedTuple):
@@ -41,15 +45,16 @@ class Complexity(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A plain and a deformable network on the same inputs."""
+    """A plain and a deformable network on the same inputs.
+
+    Attributes:
+        plain, deformable: what each costs.
+        time_ratio: how many times as long the deformable network takes, the median of passes in turn.
+    """
 
     plain: Complexity
     deformable: Complexity
-
-    @property
-    def time_ratio(self) -> float:
-        """How many times as long the deformable network takes."""
-        return self.deformable.seconds / self.plain.seconds
+    time_ratio: float
 
 
 def complexity(model: nn.Module, *inputs: Any, min_seconds: float = 1.0) -> Complexity:
@@ -60,19 +65,12 @@ def complexity(model: nn.Module, *inputs: Any, min_seconds: float = 1.0) -> Comp
         inputs: what it is called with.
         min_seconds: how long passes are repeated for the time, with as many threads as torch now uses.
     """
-    with evaluation(model), torch.no_grad():
-        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _torchvision})
-        with counter:
-            model(*inputs)
-        timer = Timer("model(*inputs)", globals={"model": model, "inputs": inputs}, num_threads=torch.get_num_threads())
-        seconds = timer.blocked_autorange(min_run_time=min_seconds).median
-        peak = _peak_bytes(model, inputs)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Complexity(parameters, counter.get_total_flops() // 2, seconds, peak)
+    (seconds,) = _seconds([model], inputs, min_seconds)
+    return _complexity(model, inputs, median(seconds))
 
 
 def compare_with_plain(
-    model: nn.Module, *inputs: Any, plain: nn.Module | None = None, min_seconds: float = 1.0
+    model: nn.Module, *inputs: Any, plain: nn.Module | None = None, min_seconds: float = 2.0
 ) -> Comparison:
     """Count and measure a deformable network and the plain one of the same weights.
 
@@ -83,8 +81,37 @@ def compare_with_plain(
     """
     if plain is None:
         plain = undeform(copy.deepcopy(model))
-    first = complexity(plain, *inputs, min_seconds=min_seconds)
-    return Comparison(first, complexity(model, *inputs, min_seconds=min_seconds))
+    first, second = _seconds([plain, model], inputs, min_seconds)
+    ratio = median(ours / theirs for theirs, ours in zip(first, second, strict=True))
+    return Comparison(
+        _complexity(plain, inputs, median(first)), _complexity(model, inputs, median(second)), time_ratio=ratio
+    )
+
+
+def _complexity(model: nn.Module, inputs: Any, seconds: float) -> Complexity:
+    with evaluation(model), torch.no_grad():
+        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _torchvision})
+        with counter:
+            model(*inputs)
+        peak = _peak_bytes(model, inputs)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Complexity(parameters, counter.get_total_flops() // 2, seconds, peak)
+
+
+@torch.no_grad()
+def _seconds(models: Sequence[nn.Module], inputs: Any, min_seconds: float) -> list[list[float]]:
+    """Times of single passes by model, one after the other in every round, so that a busy machine slows all."""
+    threads = torch.get_num_threads()
+    timers = [Timer("model(*inputs)", globals={"model": m, "inputs": inputs}, num_threads=threads) for m in models]
+    times: list[list[float]] = [[] for _ in models]
+    with ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluation(model))
+            model(*inputs)
+        while len(times[0]) < _LEAST_ROUNDS or sum(map(sum, times)) < min_seconds:
+            for timer, found in zip(timers, times, strict=True):
+                found.append(timer.timeit(1).mean)
+    return times
 
 
 @register_flop_formula(torch.ops.pliant.deform_conv2d)

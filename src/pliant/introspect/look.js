@@ -106,8 +106,9 @@ function fit() {
   state.depth = Math.min(state.depth, Math.max(depths(), 1));
   state.detection = Math.min(state.detection, Math.max(now().detections.length - 1, 0));
   if (!now().pools.length) state.mode = "units";
+  else if (!now().layers.length) state.mode = "parts";
   const rows = [], {layers, pools, detections} = now();
-  if (pools.length) rows.push(choices("Show", [{name: "sampling points"}, {name: "parts of RoIs"}],
+  if (pools.length && layers.length) rows.push(choices("Show", [{name: "sampling points"}, {name: "parts of RoIs"}],
     state.mode === "parts" ? 1 : 0, index => set({mode: index ? "parts" : "units"})));
   if (state.mode === "parts") {
     rows.push(choices("Pooling", pools.map(({name}) => ({name: name.split(".").at(-1)})), state.pool, pool => set({pool})));

@@ -17,7 +17,7 @@ from pliant.recipes.predict import detect, palette, segment
 
 _MOST_DETECTIONS = 50
 _LEAST_OBJECT = 64  # pixels of a piece of one class in a segmentation
-_OPACITY = 110
+_OPACITY = 50
 Place = tuple[float, float]
 
 
@@ -90,7 +90,9 @@ def _segmentation(
     image = transforms.segmentation_eval(recipe.short_side, recipe.max_side)(picture).as_subclass(Tensor)
     ids = segment(model, picture, recipe, device)
     colours = torch.tensor(palette(len(classes)), dtype=torch.uint8)[ids.long()].permute(2, 0, 1)
-    overlay = torch.cat((colours, (ids > 0).byte()[None] * _OPACITY))
+    near = ids[None].float()
+    outline = functional.max_pool2d(near, 3, 1, 1) != -functional.max_pool2d(-near, 3, 1, 1)  # [1, h, w]
+    overlay = torch.cat((colours, torch.where(outline, 255, _OPACITY).byte() * (ids > 0)))
     scaled = functional.interpolate(ids[None, None].float(), image.shape[-2:], mode="nearest-exact")[0, 0].numpy()
     places = _places(_pieces(scaled), scaled > 0)
     return Seen(picture.as_subclass(Tensor), image.to(device), places, overlay=overlay)
