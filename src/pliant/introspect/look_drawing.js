@@ -18,11 +18,14 @@ function draw() {
 function drawBox({box: [x0, y0, x1, y1], label, score}, index, place, ratio) {
   const chosen = state.mode === "parts" && index === state.detection;
   const [left, top] = place({x: x0, y: y0}), [right, bottom] = place({x: x1, y: y1});
+  context.globalAlpha = state.mode === "parts" && !chosen ? 0.4 : 1;
   for (const [color, size] of [["rgb(0 0 0 / .65)", 3], [chosen ? UNIT : "#fff", chosen ? 2 : 1.2]]) {
     context.strokeStyle = color;
     context.lineWidth = size * ratio;
     context.strokeRect(left, top, right - left, bottom - top);
   }
+  context.globalAlpha = 1;
+  if (state.mode === "parts" && !chosen) return;
   const text = `${label} ${score.toFixed(2)}`;
   context.font = `600 ${11 * ratio}px system-ui, sans-serif`;
   const size = context.measureText(text).width + 8 * ratio;
