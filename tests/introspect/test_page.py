@@ -153,6 +153,9 @@ def test_pointing_previews_and_keys_move(
     assert_drawn(browser, trace.points(lower, 1, layer="low"), place, 6)
     text = browser.evaluate("byId('where').textContent")
     assert "9 points" in text
+    browser.evaluate("document.querySelector('#controls button').focus()")
+    browser.press("p")
+    assert browser.evaluate("document.activeElement.textContent") == "sampling points"
     browser.press("n")
     assert browser.evaluate("byId('title').textContent") == "a network · second"
     assert browser.evaluate("byId('overlay').hidden") is False

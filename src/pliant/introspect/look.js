@@ -5,7 +5,7 @@ const canvas = byId("canvas"), stage = byId("stage"), context = canvas.getContex
 const style = getComputedStyle(document.documentElement);
 const [MOVED, PLAIN, UNIT] = ["--moved", "--plain", "--unit"].map(name => style.getPropertyValue(name).trim());
 const state = {image: 0, layer: 0, depth: 3, group: 0, mode: "units", detection: 0, pool: 0, kind: null,
-               plain: true, boxes: true, units: {}};
+               plain: true, boxes: true, hover: null, places: {}};
 const now = () => page.images[state.image];
 
 // All points of a unit in image pixels, and the effective dilation of each deformable layer on the way.
@@ -24,9 +24,7 @@ function follow([row, column], moved) {
 }
 
 function unit() {
-  const {layers, start} = now(), layer = layers[state.layer];
-  if (!layer) return null;
-  return state.hover || (state.units[state.image] ||= nearest(start));
+  return now().layers.length ? nearest(state.hover || state.places[state.image] || now().start) : null;
 }
 function centre([row, column]) {
   const [scaleY, scaleX, shiftY, shiftX] = now().layers[state.layer].output;
@@ -100,6 +98,8 @@ function choices(title, options, chosen, choose) {
 }
 
 const depths = () => Math.min(3, now().layers.length - state.layer);
+const groups = () =>
+  Math.max(1, ...now().layers.slice(state.layer, state.layer + state.depth).map(layer => layer.groups));
 const set = changes => { Object.assign(state, changes); fit(); };
 function fit() {
   state.layer = Math.min(state.layer, Math.max(now().layers.length - 1, 0));
@@ -127,22 +127,19 @@ function fit() {
     });
     rows.push(choices("Layers read through", numbers.map((number, index) => ({name: index + 1, more: `${number} points`})),
       state.depth - 1, index => set({depth: index + 1})));
-    rows.push(choices("Unit of layer", layers.map(({name}) => ({name: short(name)})), state.layer, layer => {
-      const at = centre(unit());
-      state.layer = layer;
-      state.units[state.image] = nearest([at.y, at.x]);
-      fit();
-    }));
-    const groups = Math.max(...layers.slice(state.layer, state.layer + state.depth).map(layer => layer.groups));
-    state.group = Math.min(state.group, groups - 1);
-    if (groups > 1) rows.push(choices("Offset group", Array.from({length: groups}, (_, index) => ({name: index + 1})),
+    rows.push(choices("Unit of layer", layers.map(({name}) => ({name: short(name)})), state.layer, layer => set({layer})));
+    state.group = Math.min(state.group, groups() - 1);
+    if (groups() > 1) rows.push(choices("Offset group", Array.from({length: groups()}, (_, index) => ({name: index + 1})),
       state.group, group => set({group})));
   }
   const toggles = [{name: "plain network", pressed: state.plain}];
   const answer = now().overlay ? "prediction" : "detections";
   if (detections.length || now().overlay) toggles.push({name: answer, pressed: state.boxes});
   rows.push(choices("Compare with", toggles, -1, index => set(index ? {boxes: !state.boxes} : {plain: !state.plain})));
+  const buttons = () => [...byId("controls").querySelectorAll("button, select")];
+  const focused = buttons().indexOf(document.activeElement);
   byId("controls").replaceChildren(...rows);
+  buttons()[focused]?.focus();
   document.querySelectorAll("#film button").forEach((button, index) =>
     button.setAttribute("aria-pressed", index === state.image));
   explain();
@@ -182,8 +179,8 @@ function pointed(event) {
 }
 stage.onpointermove = event => {
   if (state.mode !== "units" || !now().layers.length) return;
-  if (event.pointerType !== "mouse" || event.buttons) state.units[state.image] = nearest(pointed(event));
-  state.hover = nearest(pointed(event));
+  state.hover = pointed(event);
+  if (event.pointerType !== "mouse" || event.buttons) state.places[state.image] = state.hover;
   draw();
 };
 stage.onpointerleave = () => { state.hover = null; draw(); };
@@ -191,7 +188,7 @@ stage.onpointerdown = event => {
   const [y, x] = pointed(event);
   if (state.mode === "units") {
     if (!now().layers.length) return;
-    state.units[state.image] = nearest([y, x]);
+    state.places[state.image] = [y, x];
     state.hover = null;
     return draw();
   }
@@ -205,8 +202,8 @@ stage.onpointerdown = event => {
 const cycle = (value, number) => number ? (value + 1) % number : 0;
 const keys = {
   "1": () => set({depth: 1}), "2": () => set({depth: 2}), "3": () => set({depth: 3}),
-  l: nextLayer,
-  g: () => set({group: cycle(state.group, Math.max(1, ...now().layers.map(layer => layer.groups)))}),
+  l: () => set({layer: cycle(state.layer, now().layers.length)}),
+  g: () => set({group: cycle(state.group, groups())}),
   p: () => set({plain: !state.plain}), d: () => set({boxes: !state.boxes}),
   r: () => set({mode: state.mode === "parts" ? "units" : "parts"}),
   c: () => {
@@ -217,13 +214,6 @@ const keys = {
   n: () => show(cycle(state.image, page.images.length)),
   t: () => byId("theme").click(),
 };
-function nextLayer() {
-  if (state.mode !== "units" || !now().layers.length) return;
-  const {y, x} = centre(unit());
-  state.layer = cycle(state.layer, now().layers.length);
-  state.units[state.image] = nearest([y, x]);
-  fit();
-}
 addEventListener("keydown", event => {
   if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
   const arrow = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key];
@@ -235,8 +225,9 @@ addEventListener("keydown", event => {
     }
     if (!now().layers.length) return;
     const [rows, columns] = now().layers[state.layer].size, [row, column] = unit(), far = event.shiftKey ? 5 : 1;
-    state.units[state.image] = [Math.min(Math.max(row + arrow[0] * far, 0), rows - 1),
-                                Math.min(Math.max(column + arrow[1] * far, 0), columns - 1)];
+    const {y, x} = centre([Math.min(Math.max(row + arrow[0] * far, 0), rows - 1),
+                           Math.min(Math.max(column + arrow[1] * far, 0), columns - 1)]);
+    state.places[state.image] = [y, x];
     state.hover = null;
     return draw();
   }
