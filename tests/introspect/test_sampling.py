@@ -86,7 +86,10 @@ def test_against_a_composition_in_loops(group: int) -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = stack()
     model[1].eval()
-    sampling_points(model, torch.rand(3, 12, 12), (0, 0), depth=2)
+    image = torch.rand(3, 12, 12)
+    before = image.clone()
+    sampling_points(nn.Sequential(nn.ReLU6(inplace=True), nn.Threshold(0.5, 0, inplace=True), model), image, (0, 0), 2)
+    assert torch.equal(image, before)
     assert [model.training, model[0].training, model[1].training] == [True, True, False]
     assert not any(module._forward_hooks for module in model.modules())
 

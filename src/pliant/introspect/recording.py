@@ -92,7 +92,7 @@ def record(model: nn.Module, image: Tensor, call: Callable[[], Any] | None = Non
     """
     if image.dim() != 3:
         raise ValueError(f"image must have shape [C, H, W], got {list(image.shape)}")
-    batch = image.unsqueeze(0)
+    batch = image.unsqueeze(0).clone()  # models may work on it in place
     with evaluation(model), _names(model) as name:
         mode = _Recorder(name)
         mode.steps[batch] = Step("image", None, (image.shape[1], image.shape[2]))

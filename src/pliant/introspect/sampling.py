@@ -39,8 +39,8 @@ class Trace:
     either function. Between deformable layers it follows convolutions, poolings, padding, crops and interpolation
     by their geometry, and all that works place by place (norms, activations, 1x1 and linear layers, changes of the
     order of dimensions). Where branches meet it follows the main one: of a sum or concatenation the branch with the
-    most deformable layers, then the most layers; a shortcut is left out. Of a product it leaves out the gate. Global
-    operations (attention, squeeze and excitation) move no points.
+    most deformable layers, then the most layers; a shortcut is left out. Of a product it leaves out the gate. What
+    is weighed (modulation, gates) counts as read.
 
     Args:
         model: is run once, in evaluation mode, and left as it was.

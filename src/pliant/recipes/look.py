@@ -64,7 +64,7 @@ def look(
 ) -> Looked:
     """Show where a trained network samples (figures 5 to 7 of the paper), and what that costs (tables 2 and 4).
 
-    For each image there is ``NAME.sampling``, units on the largest and smallest object and on the background with the
+    For each image there is ``NAME.sampling``, units on the background and on the smallest and largest object with the
     points they read beside those of the plain network, and, where RoI pooling is deformable, ``NAME.parts``; each as
     PNG, PDF and SVG. ``look.html`` shows all images, and every unit that one points at.
 
@@ -169,7 +169,7 @@ def _look_at(model: nn.Module, name: str, seen: Seen, classes: Sequence[str], lo
         name,
         seen.picture,
         trace,
-        start=seen.places[0][1] if seen.places else None,
+        start=seen.places[-1][1] if seen.places else None,
         boxes=seen.boxes,
         labels=seen.labels,
         scores=seen.scores,

@@ -28,7 +28,7 @@ class Seen:
     Attributes:
         picture: uint8 `[3, h, w]`, what `image` was made from.
         image: float `[3, H, W]`, as the network takes it.
-        places: (name, (y, x)): the largest and smallest object and the background, as far as there are such.
+        places: (name, (y, x)): the background, the smallest and the largest object, as far as there are such.
         boxes, labels, scores: of a detector's best detections.
         overlay: uint8 `[4, h, w]`, a segmenter's classes in colours, the background left clear.
     """
@@ -112,12 +112,12 @@ def _pieces(ids: np.ndarray) -> list[tuple[float, Place]]:
 
 def _places(objects: list[tuple[float, Place]], covered: np.ndarray) -> list[tuple[str, Place]]:
     named = []
-    if objects:
-        named.append(("large object", max(objects)[1]))
-    if len(objects) > 1:
-        named.append(("small object", min(objects)[1]))
     if not covered.all():
         named.append(("background", _innermost(~covered)))
+    if len(objects) > 1:
+        named.append(("small object", min(objects)[1]))
+    if objects:
+        named.append(("large object", max(objects)[1]))
     return named
 
 
