@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
-MODULES = ("", ".ops", ".nn", ".models", ".backbones", ".data", ".engine", ".introspect", ".recipes")
+MODULES = ("", ".ops", ".nn", ".models", ".backbones", ".data", ".engine", ".export", ".introspect", ".recipes")
 
 
 def lines() -> Iterator[str]:

@@ -15,12 +15,12 @@ except metadata.PackageNotFoundError:  # run from its sources, not installed
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
-    from pliant import backbones, data, engine, introspect, models, nn, ops, recipes
+    from pliant import backbones, data, engine, export, introspect, models, nn, ops, recipes
     from pliant.drop_in import patch_torchvision
     from pliant.explanation import explain
     from pliant.surgery import deform, param_groups, undeform
 
-_SUBMODULES = ("backbones", "data", "engine", "introspect", "models", "nn", "ops", "recipes")
+_SUBMODULES = ("backbones", "data", "engine", "export", "introspect", "models", "nn", "ops", "recipes")
 _NAMES = {
     "deform": "pliant.surgery",
     "undeform": "pliant.surgery",
@@ -36,6 +36,7 @@ __all__ = [
     "deform",
     "engine",
     "explain",
+    "export",
     "introspect",
     "models",
     "nn",

@@ -1,4 +1,4 @@
-"""The command line: train, eval, predict, import-weights, demo and bench."""
+"""The command line of Pliant: what each command is called, and which procedure it runs."""
 
 from __future__ import annotations
 
@@ -186,6 +186,24 @@ def look(
             raise typer.Exit(1)
 
 
+@app.command()
+def export(
+    source: Source,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    opset: Annotated[int, typer.Option(help="Of ONNX: 19 or 22.")] = 19,
+    images: Annotated[
+        list[Path] | None, typer.Option("--check", metavar="IMAGE", help="Compare with the network on this image.")
+    ] = None,
+    openvino: Annotated[bool, typer.Option("--openvino", help="Compare OpenVINO's run of the file as well.")] = False,
+) -> None:
+    """Write a trained network as an ONNX file, and compare it with the network."""
+    with _user_errors():
+        from pliant.recipes.export import export as run_export
+
+        if not run_export(source, out, opset=opset, images=images or (), openvino=openvino):
+            raise typer.Exit(1)
+
+
 @app.command("import-weights")
 def import_weights(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The authors' .params, or mmdetection's .pth.")],
@@ -305,7 +323,7 @@ def _user_errors() -> Iterator[None]:
         return
     try:
         yield
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(line)}", highlight=False)
         raise typer.Exit(2) from error

@@ -1,5 +1,6 @@
 """The networks of the paper, each a function that builds it; and the classifiers that backbones come from."""
 
+from pliant.models.batched import BatchedDetector
 from pliant.models.class_aware_rpn import ClassAwareRPN, class_aware_rpn
 from pliant.models.classifier import Classifier, classifier
 from pliant.models.deeplab import DeepLab, deeplab
@@ -9,6 +10,7 @@ from pliant.models.rfcn import RFCN, rfcn
 
 __all__ = [
     "RFCN",
+    "BatchedDetector",
     "ClassAwareRPN",
     "Classifier",
     "DeepLab",

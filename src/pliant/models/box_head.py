@@ -110,7 +110,7 @@ class BoxHead(RoIHeads):
         self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         return super().postprocess_detections(
-            class_logits, _for_classes(box_regression, self.num_classes).flatten(1), proposals, image_shapes
+            class_logits, for_classes(box_regression, self.num_classes).flatten(1), proposals, image_shapes
         )
 
 
@@ -124,16 +124,16 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def _for_classes(boxes: Tensor, num_classes: int) -> Tensor:
+def for_classes(boxes: Tensor, num_classes: int) -> Tensor:
     """`[R, 4 * C]` or `[R, 8]` as `[R, C, 4]`."""
-    by_class = boxes.view(len(boxes), -1, 4)
+    by_class = boxes.view(boxes.shape[0], boxes.shape[1] // 4, 4)
     return by_class if by_class.shape[1] == num_classes else by_class[:, 1:].expand(-1, num_classes, -1)
 
 
 def _roi_losses(scores: Tensor, boxes: Tensor, labels: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
     """The losses of each RoI, `[R]` each: cross entropy, and smooth L1 of an object's four numbers."""
     objects = torch.where(labels > 0)[0]
-    own = _for_classes(boxes, scores.shape[1])[objects, labels[objects]]
+    own = for_classes(boxes, scores.shape[1])[objects, labels[objects]]
     placed = F.smooth_l1_loss(own, goals[objects], reduction="none").sum(dim=1)
     classified = F.cross_entropy(scores, labels, reduction="none")
     return classified, torch.zeros_like(classified).index_put((objects,), placed.to(classified.dtype))

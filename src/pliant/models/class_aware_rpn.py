@@ -128,18 +128,20 @@ class DenseHead(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        x = F.relu(self.reduce(features["conv5"]))
-        if self.hidden is not None:
-            x = F.relu(self.hidden(x))
-        scores = _by_anchor(self.scores(x), self.num_classes)  # [N, A, C]
-        deltas = _by_anchor(self.boxes(x), 4)  # [N, A, 4]
-        anchors = self.anchors.on(x)  # [A, 4]
+        scores, deltas, anchors = self.outputs(features)
         if not self.training:
             each = zip(scores.softmax(dim=2), deltas, image_shapes, strict=True)
             return [self._detect(score, delta, anchors, size) for score, delta, size in each], {}
         if targets is None:
             raise ValueError("targets are needed in training, got None")
         return [], self._losses(scores, deltas, anchors, targets, image_shapes)
+
+    def outputs(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores `[N, A, C]`, boxes relative to anchors `[N, A, 4]`, and the anchors `[A, 4]`."""
+        x = F.relu(self.reduce(features["conv5"]))
+        if self.hidden is not None:
+            x = F.relu(self.hidden(x))
+        return _by_anchor(self.scores(x), self.num_classes), _by_anchor(self.boxes(x), 4), self.anchors.on(x)
 
     def _losses(
         self,
@@ -173,4 +175,4 @@ class DenseHead(nn.Module):
 
 def _by_anchor(map: Tensor, numbers: int) -> Tensor:
     """`[N, A * numbers, H, W]` as `[N, H * W * A, numbers]`."""
-    return map.view(len(map), -1, numbers, *map.shape[2:]).permute(0, 3, 4, 1, 2).flatten(1, 3)
+    return map.view(map.shape[0], -1, numbers, *map.shape[2:]).permute(0, 3, 4, 1, 2).flatten(1, 3)

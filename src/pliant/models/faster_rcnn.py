@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Unpack
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import RoIPool as MaxRoIPool
+from torchvision.ops._utils import convert_boxes_to_roi_format
 
 from pliant.backbones import BackboneOptions
 from pliant.backbones import backbone as build_backbone
@@ -94,12 +96,16 @@ class ReducedRoIPool(nn.Module):
         else:
             self.pool = MaxRoIPool(7, 1 / STRIDE) if sampling == "authors" else RoIPool(7, 1 / STRIDE)
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+    def forward(
+        self, features: dict[str, Tensor], boxes: list[Tensor] | Tensor, image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
         reduced = F.relu(self.reduce(features["conv5"]))
         return self.pool(reduced, rois_of(boxes, reduced, self.sampling))
 
 
-def rois_of(boxes: list[Tensor], features: Tensor, sampling: str) -> list[Tensor]:
-    """Boxes as the pooling takes them: the authors' counts a RoI's last pixel in."""
-    rois = [box.to(features.dtype) for box in boxes]
-    return [inclusive(roi) for roi in rois] if sampling == "authors" else rois
+def rois_of(boxes: list[Tensor] | Tensor, features: Tensor, sampling: str) -> Tensor:
+    """Boxes of each image, or `[R, 5]`, as the pooling takes them: the authors' counts a RoI's last pixel in."""
+    rois = boxes if isinstance(boxes, Tensor) else convert_boxes_to_roi_format(boxes)
+    if sampling == "authors":
+        rois = torch.cat((rois[:, :1], inclusive(rois[:, 1:])), dim=1)
+    return rois.to(features.dtype)

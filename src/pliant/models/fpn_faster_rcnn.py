@@ -12,6 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area, roi_align
+from torchvision.ops._utils import convert_boxes_to_roi_format
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pliant.backbones.pyramid import STRIDES, Pyramid
@@ -145,11 +146,13 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
     def __init__(self, output_size: int) -> None:
         super().__init__([str(level) for level in range(len(STRIDES))], output_size, sampling_ratio=-1)
 
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+    def forward(
+        self, x: dict[str, Tensor], boxes: list[Tensor] | Tensor, image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
         maps = [x[name] for name in self.featmap_names]
-        rois = torch.cat([torch.cat((box.new_full((len(box), 1), i), box), dim=1) for i, box in enumerate(boxes)])
+        rois = boxes if isinstance(boxes, Tensor) else convert_boxes_to_roi_format(boxes)
         levels = (box_area(rois[:, 1:]).sqrt() / (14 * STRIDES[0]) + 1e-6).log2().floor().clamp(0, len(STRIDES) - 1)
-        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
+        pooled = maps[0].new_zeros(rois.shape[0], maps[0].shape[1], *self.output_size)
         for level, (map, stride) in enumerate(zip(maps, STRIDES, strict=True)):
             chosen = torch.where(levels == level)[0]
             parts = roi_align(map, rois[chosen].to(map.dtype), self.output_size, 1 / stride, -1, aligned=True)

@@ -64,8 +64,8 @@ class Conv4RPN(RegionProposalNetwork):
         objectness, deltas = concat_box_prediction_layers(*self.head([conv4]))  # [N * H * W * A, 1], [..., 4]
         anchors = self.anchor_generator(images, [conv4])
         proposals = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
-        if self.framing == "authors":
-            proposals = _clipped(proposals, images.image_sizes) * self._filled(conv4, images.image_sizes)
+        every = torch.arange(proposals.shape[1], device=conv4.device).expand(proposals.shape[:2])
+        proposals = self.framed(proposals, every, conv4, torch.tensor(images.image_sizes, device=conv4.device))
         boxes, _ = self.filter_proposals(proposals, objectness, images.image_sizes, [proposals.shape[1]])
         if not self.training:
             return boxes, {}
@@ -73,13 +73,21 @@ class Conv4RPN(RegionProposalNetwork):
             raise ValueError("targets are needed in training, got None")
         return boxes, self._losses(objectness.flatten(), deltas, anchors, targets, images.image_sizes)
 
-    def _filled(self, conv4: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-        """One where a cell lies whole in the image, else zero, which leaves an empty box: `[N, H * W * A, 1]`."""
-        count, _, rows, columns = conv4.shape
-        filled = conv4.new_zeros(count, rows, columns, self.anchor_generator.num_anchors_per_location()[0])
-        for image, (height, width) in zip(filled, sizes, strict=True):
-            image[: height // STRIDE, : width // STRIDE] = 1
-        return filled.view(count, -1, 1)
+    def framed(self, proposals: Tensor, which: Tensor, conv4: Tensor, sizes: Tensor) -> Tensor:
+        """Proposals as the framing has them; under the authors' empty ones are left of cells not whole in the image.
+
+        Args:
+            proposals: `[N, P, 4]`.
+            which: the anchors that they come from, `[N, P]`.
+            conv4: `[N, C, H, W]`.
+            sizes: height and width of the images, `[N, 2]`.
+        """
+        if self.framing == "paper":
+            return proposals
+        cell = which // self.anchor_generator.num_anchors_per_location()[0]
+        row, column = cell // conv4.shape[3], cell % conv4.shape[3]
+        whole = (row < sizes[:, :1] // STRIDE) & (column < sizes[:, 1:] // STRIDE)
+        return _clipped(proposals, sizes) * whole[:, :, None]
 
     def _losses(
         self,
@@ -100,8 +108,8 @@ class Conv4RPN(RegionProposalNetwork):
         return {"loss_objectness": found / count, "loss_rpn_box_reg": placed / count}
 
 
-def _clipped(proposals: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-    """Boxes `[N, A, 4]` clipped to the pixels of their images, one at least."""
-    low = proposals.new_tensor([0, 0, 1, 1])
-    high = proposals.new_tensor([[width - 1, height - 1, width, height] for height, width in sizes])
-    return torch.minimum(torch.maximum(proposals, low), high[:, None])
+def _clipped(proposals: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes `[N, P, 4]` clipped to the pixels of their images, one at least."""
+    height, width = sizes.to(proposals.dtype).unbind(1)
+    high = torch.stack((width - 1, height - 1, width, height), dim=1)
+    return torch.minimum(torch.maximum(proposals, proposals.new_tensor([0, 0, 1, 1])), high[:, None])

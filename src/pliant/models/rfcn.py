@@ -100,7 +100,7 @@ class PositionSensitiveMaps(nn.Module):
             self.box_pool = PSRoIPool(bins, 1 / STRIDE, sampling)
 
     def forward(
-        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+        self, features: dict[str, Tensor], boxes: list[Tensor] | Tensor, image_shapes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
         reduced = F.relu(self.reduce(features["conv5"]))
         rois = rois_of(boxes, reduced, self.sampling)
@@ -108,6 +108,6 @@ class PositionSensitiveMaps(nn.Module):
         return scores, _vote(self.box_pool, self.boxes(reduced), reduced, rois)
 
 
-def _vote(pool: DeformPSRoIPool | PSRoIPool, maps: Tensor, features: Tensor, rois: list[Tensor]) -> Tensor:
+def _vote(pool: DeformPSRoIPool | PSRoIPool, maps: Tensor, features: Tensor, rois: Tensor) -> Tensor:
     bins = pool(maps, features, rois) if isinstance(pool, DeformPSRoIPool) else pool(maps, rois)  # [R, C, k, k]
     return bins.mean(dim=(2, 3))

@@ -57,7 +57,7 @@ def clamped(position: Tensor, size: int) -> Axis:
 def _split(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The cell at or before a position, kept within -2 .. size whatever the position, and the rest."""
     floor = position.floor()
-    low = floor.nan_to_num(nan=-2, posinf=size, neginf=-2).clamp(-2, size).long()
+    low = floor.masked_fill(floor.isnan(), -2).clamp(-2, size).long()
     return low, position - floor
 
 
@@ -88,6 +88,11 @@ def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """sum_s weight[n, s] * table[index[n, s]]: `[R, C]`, `[N, S]`, `[N, S]` to `[N, C]`."""
     if table.device.type in _HAVE_EMBEDDING_BAG:
         return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+    return gathered_rows(table, index, weight)
+
+
+def gathered_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """`weighted_rows` of operations that every device and format has; it writes all rows out first."""
     return torch.einsum("ns,nsc->nc", weight, table[index])
 
 

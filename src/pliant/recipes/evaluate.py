@@ -21,9 +21,10 @@ from pliant.engine.test_time import Procedure
 from pliant.engine.training import TrainingModule
 from pliant.recipes.base import Recipe, kind_of
 from pliant.recipes.datasets import choose_splits, collate_for_evaluation, open_split
+from pliant.recipes.exported import open_trained
 from pliant.recipes.result_files import write_coco_results, write_voc_results
 from pliant.recipes.train import build_module, fit_settings
-from pliant.recipes.trained import Trained, load_state, load_trained, under_procedure
+from pliant.recipes.trained import Trained, under_procedure
 
 _COLUMNS = {
     "detection": ("AP", "AP50", "AP75", "VOC_AP50", "VOC_AP50_11pt", "VOC_AP70", "VOC_AP70_11pt"),
@@ -51,7 +52,7 @@ def evaluate(
     whose pixels are damaged are left out, and named.
 
     Args:
-        source: A run folder or a file of weights that `train` wrote.
+        source: A run folder, a file of weights that `train` wrote, or one that `export` did.
         data: The folder of the data; that of the training if None and `source` is a run folder.
         split: The split; that of the training's recipe if None.
         strict: Whether the first problem of the data is an error.
@@ -70,7 +71,7 @@ def evaluate(
         ChildProcessError: If one of several processes died.
     """
     console = Console(stderr=True, soft_wrap=True, quiet=not (show and processes.is_first()))
-    trained = load_trained(source)
+    trained = open_trained(source)
     root, name = data_and_split(trained, data, split)
     path = trained.folder / f"eval-{name}.json" if out is None else out
     if devices is not None and processes.must_launch(devices):
@@ -85,8 +86,7 @@ def evaluate(
         raise ValueError("VOC's result files are for detection on VOC's layout")
     dataset.skip_damaged()
     module = build_module(trained.recipe, trained.classes, pretrained=False)
-    load_state(module.model, trained)
-    module.model = under_procedure(module.model, trained.recipe, procedure)
+    module.model = under_procedure(trained.model(), trained.recipe, procedure)
     results = _judge(module, dataset, trained.recipe, show)
     skipped = sorted(set(chain.from_iterable(processes.gather(dataset.skipped))))
     if len(skipped) == len(dataset):

@@ -22,8 +22,9 @@ from pliant.data.images import UnreadableFileError, read_image
 from pliant.engine.runs import replacing, write_json
 from pliant.engine.test_time import Procedure
 from pliant.recipes.base import ClassificationRecipe, SegmentationRecipe
+from pliant.recipes.exported import open_trained
 from pliant.recipes.result_files import coco_results
-from pliant.recipes.trained import load_trained, under_procedure
+from pliant.recipes.trained import under_procedure
 
 
 @dataclass
@@ -61,7 +62,7 @@ def predict(
     classification each picture shows the best class, and ``predictions.json`` holds the best five.
 
     Args:
-        source: A run folder or a file of weights that `train` wrote.
+        source: A run folder, a file of weights that `train` wrote, or one that `export` did.
         images: Files, or folders whose image files are taken.
         out: The folder to write to; it is made if need be, and files of the same names are replaced.
         threshold: The score from which boxes are drawn.
@@ -76,7 +77,7 @@ def predict(
         ValueError: If the weights cannot be used.
     """
     files = find_images(images)
-    trained = load_trained(source)
+    trained = open_trained(source)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = under_procedure(trained.model(), trained.recipe, procedure).to(chosen)
     out.mkdir(parents=True, exist_ok=True)

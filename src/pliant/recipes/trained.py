@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from pliant.engine import RunFolder, read_weights
 from pliant.engine.test_time import AugmentedDetector, AugmentedSegmenter, Procedure
@@ -62,20 +65,25 @@ def load_trained(source: Path) -> Trained:
     run = RunFolder.open(source) if source.is_dir() else None
     path = source if run is None else run.weights()
     state, description = read_weights(path)
+    fields = described(path, description)
+    data = None if run is None else str(run.description()["data"])
+    return Trained(path=path, folder=path.parent if run is None else source, data=data, state=state, **fields)
+
+
+def described(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Trained` that the description in a file's header gives.
+
+    Raises:
+        ValueError: If something is missing or wrong there.
+    """
     try:
-        recipe = from_fields(description["kind"], description["fields"])
-        data = None if run is None else str(run.description()["data"])
-        return Trained(
-            path=path,
-            folder=path.parent if run is None else source,
-            name=str(description["recipe"]),
-            recipe=recipe,
-            classes=tuple(map(str, description["classes"])),
-            step=int(description["step"]),
-            data=data,
-            test_split=description["splits"]["test"],
-            state=state,
-        )
+        return {
+            "name": str(description["recipe"]),
+            "recipe": from_fields(description["kind"], description["fields"]),
+            "classes": tuple(map(str, description["classes"])),
+            "step": int(description["step"]),
+            "test_split": description["splits"]["test"],
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its description of the recipe cannot be used: {error}") from error
 
@@ -114,4 +122,6 @@ def under_procedure(model: nn.Module, recipe: Recipe, procedure: Procedure | Non
         raise ValueError("scales, flip, box averaging and soft-NMS are for detection and segmentation")
     if isinstance(recipe, SegmentationRecipe):
         return AugmentedSegmenter(model, procedure)
+    if not isinstance(model, GeneralizedRCNN):
+        raise ValueError("scales, flip, box averaging and soft-NMS need the detector itself, not an exported one")
     return AugmentedDetector(model, procedure)

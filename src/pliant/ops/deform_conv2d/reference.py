@@ -6,6 +6,7 @@ K = kh * kw taps, G offset groups.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,12 +46,13 @@ def deform_conv2d(
     bias: Tensor | None,
     mask: Tensor | None,
     geometry: Geometry,
+    weighted_rows: Callable[[Tensor, Tensor, Tensor], Tensor] = bilinear.weighted_rows,
 ) -> Tensor:
     """y(p0) = sum_n w(p_n) m_n x(p0 + p_n + dp_n): gather the columns, then one matrix product a group."""
     wide = compute_dtype(input)
     batch, height, width = offset.shape[0], *offset.shape[2:]
     samples, table = _samples(input.to(wide), offset.to(wide), mask, weight, geometry)
-    columns = bilinear.weighted_rows(table, samples.row, samples.weight)  # [N, C / G]
+    columns = weighted_rows(table, samples.row, samples.weight)  # [N, C / G]
     out = torch.bmm(_columns_by_group(columns, input, weight), _matrix(weight.to(wide), input).mT)
     out = out.permute(1, 0, 2).reshape(batch, height, width, weight.shape[0])
     if bias is not None:

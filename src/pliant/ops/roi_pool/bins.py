@@ -81,7 +81,9 @@ def _integers(low: Tensor, high: Tensor, length: Tensor) -> Bins:
 
 
 def _floor_divide(value: Tensor, divisor: int) -> Tensor:
-    return value.div(divisor, rounding_mode="floor")
+    """Mended by one either way: runtimes of exported files divide integers as floating-point numbers."""
+    quotient = value.div(divisor, rounding_mode="floor")
+    return quotient + ((quotient + 1) * divisor <= value).long() - (quotient * divisor > value).long()
 
 
 def _ceil_divide(value: Tensor, divisor: int) -> Tensor:

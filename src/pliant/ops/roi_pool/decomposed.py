@@ -5,7 +5,7 @@ rectangle and stays one when it moves, and with bilinear reading its sum is the 
 its sum is that of four corners of the map's running sum, each read bilinearly, whatever its size. The running sum is
 float64: in float32 a small bin would drown in a large map.
 
-Samples (`authors_samples`) are a fixed number, and are read one after the other.
+Samples (`authors_samples`) are a fixed number, and are read line by line.
 
 Legend: R RoIs, T offset classes, Ph x Pw bins, N = R * T * Ph * Pw lines, C output channels.
 """
@@ -50,8 +50,9 @@ def _samples(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poolin
     reading = reference.reading_of(input, rois.to(wide), moves, pooling, table.shape[0])
     weight = reading.weight(reading.y.weight, reading.x.weight)
     total = table.new_zeros(1)
-    for read in range(weight.shape[1]):
-        total = total + weight[:, read, None] * table[reading.row[:, read]]
+    for line in range(0, weight.shape[1], reading.x.weight.shape[-1]):
+        entries = slice(line, line + reading.x.weight.shape[-1])
+        total = total + torch.bmm(weight[:, None, entries], table[reading.row[:, entries]]).squeeze(1)
     return total
 
 

@@ -181,7 +181,8 @@ def offsets_of_bins(offset: Tensor, pooling: Pooling) -> Tensor:
     """Offsets `[R, 2 * T, Qh, Qw]` of parts as those of bins, `[R, T, 2, Ph, Pw]`, x first."""
     row = _part(pooling.output_size[0], offset.shape[2], offset.device).unsqueeze(1)
     column = _part(pooling.output_size[1], offset.shape[3], offset.device)
-    return offset.unflatten(1, (offset.shape[1] // 2, 2))[..., row, column]
+    rois, channels, *parts = offset.shape
+    return offset.reshape(rois, channels // 2, 2, *parts)[..., row, column]
 
 
 def groups_of_bins(pooling: Pooling, device: torch.device) -> Tensor:
@@ -201,7 +202,8 @@ def table_of(input: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
     classes = 1 if offset is None else offset.shape[1] // 2
     groups = pooling.group_size[0] * pooling.group_size[1]
     channels = input.shape[1] // groups
-    by_group = input.to(wide).unflatten(1, (channels, groups)).transpose(1, 2).flatten(1, 2)
+    batch, _, height, width = input.shape
+    by_group = input.to(wide).reshape(batch, channels, groups, height, width).transpose(1, 2).flatten(1, 2)
     return bilinear.rows_of(by_group, channels // classes)
 
 

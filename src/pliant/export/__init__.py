@@ -1,0 +1,7 @@
+"""Networks with deformable layers as programs of standard operators, and the running of such files."""
+
+from pliant.export.onnx import to_onnx
+from pliant.export.program import to_program
+from pliant.export.runtime import OnnxModule
+
+__all__ = ["OnnxModule", "to_onnx", "to_program"]

@@ -1,0 +1,75 @@
+"""`torch.export` of networks with deformable layers, for any batch and image size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.ops import bilinear
+from pliant.ops.deform_conv2d import reference as convolution
+from pliant.ops.deform_conv2d.reference import Geometry
+from pliant.ops.roi_pool import decomposed as pooling
+from pliant.ops.roi_pool.reference import Pooling
+
+
+def to_program(
+    model: nn.Module, inputs: Tensor | tuple[Tensor, ...], *, fixed: bool = False, standard: bool = False
+) -> torch.export.ExportedProgram:
+    """Export a network.
+
+    Args:
+        model: in evaluation mode; it takes tensors and gives tensors. `pliant.models.BatchedDetector` makes such a
+            network of a detector.
+        inputs: examples, at least two of a batch, with no side so small that a map has one cell.
+        fixed: whether the program takes tensors of these shapes alone. Otherwise the first axis of every input may
+            have any length, and so may height and width of every `[N, C, H, W]`.
+        standard: whether to take apart what other formats have no operator for: RoI pooling, and convolution with
+            the authors' border. `deform_conv2d` itself stays whole: ONNX has it.
+
+    Raises:
+        ValueError: if the model is in training mode.
+    """
+    if model.training:
+        raise ValueError("a network in training mode is not what should be exported: call eval() on it first")
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    shapes = None if fixed else tuple(_free(example) for example in inputs)
+    with torch.no_grad():
+        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        return program.run_decompositions(_decompositions()) if standard else program
+
+
+def _free(example: Tensor) -> dict[int, Any]:
+    return dict.fromkeys((0, 2, 3) if example.dim() == 4 else (0,), torch.export.Dim.DYNAMIC)
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    table = torch.export.default_decompositions()
+    table[torch.ops.pliant.roi_pool.default] = _roi_pool
+    table[torch.ops.pliant.deform_conv2d.default] = _deform_conv2d
+    return table
+
+
+def _roi_pool(
+    input: Tensor, rois: Tensor, offset: Tensor | None, output_size: Any, group_size: Any, *rest: Any
+) -> Tensor:
+    return pooling.roi_pool(input, rois, offset, Pooling(tuple(output_size), tuple(group_size), *rest))
+
+
+def _deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    border: str,
+) -> Any:
+    if border == "paper":
+        return NotImplemented
+    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), border)
+    return convolution.deform_conv2d(input, offset, weight, bias, mask, geometry, bilinear.gathered_rows)

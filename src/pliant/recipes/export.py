@@ -1,0 +1,67 @@
+"""Export trained weights, and say how far the file is from the network."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torchvision import tv_tensors
+
+from pliant.data.images import read_image
+from pliant.recipes.exported import Agreement, compare, load_exported, write_exported
+from pliant.recipes.predict import find_images
+
+
+def export(source: Path, out: Path, *, opset: int = 19, images: Sequence[Path] = (), openvino: bool = False) -> bool:
+    """Write a trained network as an ONNX file, run both on images, and print what differs.
+
+    Args:
+        source: A run folder or a file of weights that `train` wrote.
+        out: The file, ``.onnx``.
+        opset: 19 or 22.
+        images: Files, or folders of them; one of noise if there are none.
+        openvino: Whether OpenVINO runs the file as well.
+
+    Returns:
+        Whether the results were the same; True where ONNX Runtime is not installed, which is said.
+
+    Raises:
+        ImportError: If onnx, onnxscript or (for `openvino`) openvino are not installed.
+        FileNotFoundError: If there are no such weights or images.
+        ValueError: If they cannot be used, or the name or opset is not possible.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    pictures: dict[str, torch.Tensor] = {path.name: read_image(path) for path in find_images(images)} if images else {}
+    trained = write_exported(source, out, opset=opset)
+    console.print(f"{out}: {trained.name}, opset {opset}, {out.stat().st_size / 2**20:.0f} MiB", highlight=False)
+    if not pictures:
+        noise = torch.randint(256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        pictures = {"noise": tv_tensors.Image(noise)}
+    runtimes = ["onnxruntime"] * (importlib.util.find_spec("onnxruntime") is not None) + ["openvino"] * openvino
+    if "onnxruntime" not in runtimes:
+        console.print("[yellow]not compared with the network: onnxruntime is not installed[/yellow]")
+    found = {name: compare(trained, load_exported(out, name), pictures) for name in runtimes}
+    if found:
+        console.print(_table(found))
+    return all(each.same for agreements in found.values() for each in agreements)
+
+
+def _table(found: dict[str, list[Agreement]]) -> Table:
+    table = Table(title="Against PyTorch")
+    for heading in ("runtime", "image", "detections", "same", "scores differ by", "edges, pixels"):
+        table.add_column(heading)
+    for runtime, agreements in found.items():
+        for each in agreements:
+            table.add_row(
+                runtime,
+                each.image,
+                "" if each.detections is None else str(each.detections),
+                "yes" if each.same else "[red]no[/red]",
+                f"{each.scores:.1e}",
+                "" if each.pixels is None else f"{each.pixels:.3f}",
+            )
+    return table
