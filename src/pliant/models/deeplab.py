@@ -51,8 +51,9 @@ class DeepLab(nn.Module, OnHub):
         if self.framing == "paper":
             first = 0
             x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
-        scores = self.score(F.relu(self.fc6(self.backbone(x)["conv5"])))
-        return {"out": self.upsample(scores)[:, :, first : first + height, first : first + width]}
+        scores = self.upsample(self.score(F.relu(self.fc6(self.backbone(x)["conv5"]))))
+        rows, columns = scores.shape[2:]
+        return {"out": F.pad(scores, (-first, first + width - columns, -first, first + height - rows))}
 
 
 @builds(DeepLab)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from pliant.weights.files import require_fit
+from pliant.weights.files import read_tensors, require_fit
 
 _F = TypeVar("_F", bound=Callable[..., nn.Module])
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
@@ -23,7 +23,7 @@ class OnHub(PyTorchModelHubMixin, library_name="pliant", tags=["deformable-convo
 
     A folder holds `model.safetensors` and, in `config.json`, the arguments of the function. Further arguments of
     `from_pretrained` go before those, such as `score_thresh=0.5`; `map_location` is a device. The network is ready
-    to predict. ValueError where a folder is another network's, or weights are missing, unknown or misshapen.
+    to predict. ValueError where a folder is another network's, or weights are damaged, missing, unknown or misshapen.
     """
 
     config: dict[str, Any]
@@ -53,7 +53,7 @@ class OnHub(PyTorchModelHubMixin, library_name="pliant", tags=["deformable-convo
             path = hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **download)
         model = cls.build(**{name: value for name, value in {**config, **given}.items() if name != "network"})
         assert isinstance(model, cls)
-        state = load_file(path)
+        state = read_tensors(path)
         require_fit(path, state, {name: value.shape for name, value in model.state_dict().items()}, cls.__name__)
         model.load_state_dict(state)
         return model.to(map_location).eval()

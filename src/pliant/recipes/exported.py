@@ -130,7 +130,7 @@ def write_exported(source: Path, out: Path, *, opset: int = 19) -> Trained:
         raise ValueError(f"the file must end in .onnx, got {out}")
     trained = load_trained(source)
     model = trained.model()
-    height, width = 160, 224  # five cells at least on the coarsest map, different on both axes
+    height, width = 150, 215  # no multiples of a stride, and some cells on the coarsest map
     images = torch.rand(2, 3, height, width)
     inputs: tuple[Tensor, ...] = (images,)
     names, outputs = ["images"], ["scores"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pliant.ops import _checks
-from pliant.ops.deform_conv2d import op as _op  # noqa: F401  (registers the operator)
+from pliant.ops.deform_conv2d import op
 
 BORDERS = ("paper", "authors")
 
@@ -74,7 +74,9 @@ def deform_conv2d(
         padding = (padding, padding)
     if isinstance(dilation, int):
         dilation = (dilation, dilation)
-    return torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation, border)
+    if torch.jit.is_scripting():
+        return torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation, border)
+    return op.call(input, offset, weight, bias, mask, stride, padding, dilation, border)
 
 
 def _check(

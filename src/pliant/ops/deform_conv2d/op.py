@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pliant.ops import _gpu, _native
 from pliant.ops._autocast import register_autocast
+from pliant.ops._transforms import transformable
 from pliant.ops.deform_conv2d import cpu, gpu, reference
 from pliant.ops.deform_conv2d.reference import Geometry
 
@@ -89,7 +90,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, offset, weight, mask = ctx.saved_tensors
     grads: tuple[Tensor | None, ...] = (None, None, None, None)
     if any(ctx.needs_input_grad[i] for i in (0, 1, 2, 4)):
-        grads = torch.ops.pliant.deform_conv2d_backward(grad, input, offset, weight, mask, *ctx.geometry)
+        grads = _call_backward(grad, input, offset, weight, mask, *ctx.geometry)
     grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype) if ctx.needs_input_grad[3] else None
     grad_mask = None if mask is None else grads[3]
     return grads[0], grads[1], grads[2], grad_bias, grad_mask, None, None, None, None
@@ -102,6 +103,12 @@ def _twice(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
     )
 
 
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """A backward that only refuses needs nothing."""
+
+
+_call_backward = transformable(torch.ops.pliant.deform_conv2d_backward.default, _save_nothing, _twice)
+call = transformable(torch.ops.pliant.deform_conv2d.default, _save, _differentiate)
 torch.library.register_autograd("pliant::deform_conv2d", _differentiate, setup_context=_save)
 torch.library.register_autograd("pliant::deform_conv2d_backward", _twice)
 # Offsets are positions: they keep the precision that they came with.

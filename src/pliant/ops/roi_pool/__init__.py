@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pliant.ops import _checks
-from pliant.ops.roi_pool import op as _op  # noqa: F401  (registers the operator)
+from pliant.ops.roi_pool import op
 
 _SAMPLINGS = ("paper", "authors")
 
@@ -179,9 +179,7 @@ def _pool(
     if offset is not None:
         _check_offset(input, lines, offset, input.shape[1] // groups)
     rule = "whole_cells" if sampling == "paper" else authors
-    return torch.ops.pliant.roi_pool(
-        input, lines, offset, output_pair, group_pair, spatial_scale, gamma, rule, sample_per_part
-    )
+    return op.call(input, lines, offset, output_pair, group_pair, spatial_scale, gamma, rule, sample_per_part)
 
 
 def _roi_lines(input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pliant.ops import _gpu, _native
 from pliant.ops._autocast import register_autocast
+from pliant.ops._transforms import transformable
 from pliant.ops.roi_pool import cpu, gpu, reference
 from pliant.ops.roi_pool.reference import Pooling
 
@@ -65,7 +66,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, rois, offset = ctx.saved_tensors
-    grad_input, grad_offset = torch.ops.pliant.roi_pool_backward(grad, input, rois, offset, *ctx.pooling)
+    grad_input, grad_offset = _call_backward(grad, input, rois, offset, *ctx.pooling)
     return grad_input, None, None if offset is None else grad_offset, *(None,) * len(ctx.pooling)
 
 
@@ -76,6 +77,12 @@ def _twice(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
     )
 
 
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """A backward that only refuses needs nothing."""
+
+
+_call_backward = transformable(torch.ops.pliant.roi_pool_backward.default, _save_nothing, _twice)
+call = transformable(torch.ops.pliant.roi_pool.default, _save, _differentiate)
 torch.library.register_autograd("pliant::roi_pool", _differentiate, setup_context=_save)
 torch.library.register_autograd("pliant::roi_pool_backward", _twice)
 # RoIs and offsets are positions: they keep the precision that they came with.
