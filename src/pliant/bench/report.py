@@ -79,7 +79,7 @@ def memory_tables(head: str, rows: Sequence[MemoryResult]) -> list[Table]:
 
 
 def ratio_cell(ratio: Ratio) -> str:
-    """Such as `1.21 (1.19 to 1.24)`: the ratio of medians, and the quartiles of the rounds' ratios."""
+    """Such as `1.21 (1.19 to 1.24)`: the median of the rounds' ratios, and their quartiles."""
     return f"{_digits(ratio.value)} ({_digits(ratio.lower)} to {_digits(ratio.upper)})"
 
 
@@ -125,7 +125,7 @@ def _notes(rows: Sequence[RowResult]) -> list[str]:
         for tolerance in dict.fromkeys(compared.values())
     )
     explained = (
-        "Ratios of medians; in brackets the quartiles of the ratios within rounds. Compared before they were timed; "
+        "Medians of the ratios within rounds, in brackets their quartiles. Compared before they were timed; "
         f"largest difference allowed, as a part of the largest value: {limits}."
     )
     return [explained, *reasons, *errors]

@@ -21,7 +21,7 @@ Turn = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Ratio:
-    """The ratio of medians, and the quartiles of the ratios within rounds."""
+    """The median of the ratios within rounds, and their quartiles."""
 
     value: float
     lower: float
@@ -63,7 +63,7 @@ def _plan(turn: Turn) -> tuple[int, bool]:
 
 
 def ratio(found: list[float], base: list[float]) -> Ratio:
-    """How many times the base's cost; both by round."""
+    """How many times the base's cost; both by round, since a machine that others use is not the same for long."""
     rounds = [one / other for one, other in zip(found, base, strict=True)]
-    lower, _, upper = statistics.quantiles(rounds, n=4, method="inclusive")
-    return Ratio(statistics.median(found) / statistics.median(base), lower, upper)
+    lower, middle, upper = statistics.quantiles(rounds, n=4, method="inclusive")
+    return Ratio(middle, lower, upper)
