@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ class ImageSet(Dataset[tuple[Any, Any]]):
 
     If the pixels of an image turn out to be damaged only when they are read, that is logged with its path and
     the next usable image takes its place, always the same one; after `skip_damaged`, None does, since an image
-    must not be judged twice. In strict mode it is a `DataError`.
+    must not be judged twice. In strict mode it is a `DataError`; it always is once a whole folder is gone.
 
     Attributes:
         classes: The names of the classes.
@@ -78,12 +79,26 @@ class ImageSet(Dataset[tuple[Any, Any]]):
                 return None
         raise DataError(self.root, f"no image can be read. {self.problems.summary()}")
 
+    def _read(self, index: int) -> tv_tensors.Image:
+        """The image of a sample, at the size it had when the data set was made."""
+        image = read_image(self.paths[index])
+        height, width = self.sizes[index]
+        if image.shape[-2:] != (height, width):
+            raise UnreadableFileError(
+                self.paths[index], f"it was {width}x{height}, and is {image.shape[-1]}x{image.shape[-2]} now"
+            )
+        return image
+
     def _try(self, index: int) -> tuple[Any, Any] | None:
         if index in self._damaged:
             return None
         try:
             return self._load(index)
         except UnreadableFileError as error:
+            if not _has_files(error.path.parent):
+                raise DataError(
+                    error.path.parent, "was there when the data set was opened, and is gone or empty"
+                ) from error
             self._damaged.add(index)
             kind = "unreadable image" if error.path == self.paths[index] else "unreadable annotation"
             if self.problems.report(error.path, kind, str(error)):
@@ -95,6 +110,14 @@ class ImageSet(Dataset[tuple[Any, Any]]):
             f"{type(self).__name__}({str(self.root)!r}: {len(self)} images, {len(self.classes)} classes, "
             f"{len(self.problems)} problems)"
         )
+
+
+def _has_files(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 @dataclass
@@ -187,7 +210,7 @@ class DetectionSet(ImageSet):
         return detection_target(self._boxes[index], self.sizes[index], self.image_ids[index])
 
     def _load(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
-        return read_image(self.paths[index]), self.target(index)
+        return self._read(index), self.target(index)
 
 
 def check_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import make_dataset
-
 from pliant.data.base import ImageSet, Transforms, check_classes
-from pliant.data.images import IMAGE_SUFFIXES, UnreadableFileError, read_image, scan_image
+from pliant.data.images import IMAGE_SUFFIXES, UnreadableFileError, is_text, scan_image
 from pliant.data.problems import DataError
 
 
@@ -51,6 +50,8 @@ class ImageFolder(ImageSet):
             )
         self.split = split
         folders = _folders(self.root / split)
+        for name in [name for name in folders if not is_text(name)]:
+            self.problems.report(folders.pop(name), "unknown class", f"{name!r} is no text")
         self.classes = tuple(folders) if names is None else names
         self.labels: list[int] = []
         for name, folder in folders.items():
@@ -61,11 +62,10 @@ class ImageFolder(ImageSet):
         self._require_samples()
 
     def _scan(self, folder: Path, name: str) -> None:
-        files = make_dataset(folder.parent, {name: self.classes.index(name)}, IMAGE_SUFFIXES, allow_empty=True)
+        label, files = self.classes.index(name), sorted(_image_files(folder))
         if not files:
             self.problems.report(folder, "empty class", "there is no .jpg, .jpeg or .png in this folder")
-        for file, label in files:
-            path = Path(file)
+        for path in files:
             try:
                 size = scan_image(path)
             except UnreadableFileError as error:
@@ -76,7 +76,19 @@ class ImageFolder(ImageSet):
             self.labels.append(label)
 
     def _load(self, index: int) -> tuple[Any, int]:
-        return read_image(self.paths[index]), self.labels[index]
+        return self._read(index), self.labels[index]
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    """The images in a folder and all below it; links are followed, each folder is visited once."""
+    visited = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        yield from (Path(place, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def available_splits(root: Path) -> list[str]:

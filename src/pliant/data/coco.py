@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypeGuard
 
 from pliant.data.base import Boxes, DetectionSet, Transforms, check_classes
 from pliant.data.boxes import Corners, clip, degenerate
-from pliant.data.images import UnreadableFileError, relative_path, scan_image
+from pliant.data.images import UnreadableFileError, is_text, relative_path, scan_image
 from pliant.data.problems import DataError
+
+_LARGEST_ID = 2**53 - 1  # what JSON carries between programs without loss (RFC 8259, section 6)
 
 
 class COCODetection(DetectionSet):
@@ -110,7 +113,7 @@ class COCODetection(DetectionSet):
         categories: dict[int, str] = {}
         for position, item in enumerate(items):
             key, name = _get_id(item, "id"), item.get("name") if isinstance(item, dict) else None
-            if key is None or not isinstance(name, str):
+            if key is None or not isinstance(name, str) or not name or not is_text(name):
                 self._unreadable("categories", position, "an integer id and a name are needed", item)
             elif key in categories:
                 self.problems.report(self.annotation_path, "duplicate id", f"category {key} comes again")
@@ -140,7 +143,7 @@ class COCODetection(DetectionSet):
         except ValueError as error:
             self._unreadable("images", position, str(error), item)
             return self.root, None
-        if not path.is_file():
+        if not os.path.isfile(path):
             self.problems.report(path, "missing image", f"{self.annotation_path.name} lists it")
             return path, None
         try:
@@ -199,7 +202,7 @@ class COCODetection(DetectionSet):
             self.problems.report(self.annotation_path, kind, detail, "skipped" if box is None else "clipped")
         if box is not None:
             area = item.get("area")
-            if not _is_number(area) or not 0 < area < math.inf:
+            if not _is_number(area) or not 0 < area <= size[0] * size[1]:
                 area = None
             boxes.add(box, self._labels[category], area, crowd=bool(item.get("iscrowd", 0)))
 
@@ -254,7 +257,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 def _get_id(item: Any, key: str) -> int | None:
     value = item.get(key) if isinstance(item, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_ID else None
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-import struct
-import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,18 +15,11 @@ from torchvision import tv_tensors
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
-# What Pillow's decoders raise on damaged files.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+# Pillow knows others too, among them EPS, which it has Ghostscript run.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+# Of long to short side; scaled to the usual 1000 pixels, nothing would be left of the short one soon after.
+_LONGEST = 100
+_FLOATS = "floating-point pixels have no agreed range; store the image with 8 or 16 bits"
 
 
 class UnreadableFileError(Exception):
@@ -40,19 +34,28 @@ def relative_path(name: str) -> PurePosixPath:
     """`name`, a path written in a data set, as a relative path that stays below the folder it is joined to.
 
     Raises:
-        ValueError: If it is empty, absolute, or holds ``..`` or a null byte.
+        ValueError: If it is empty, absolute, holds ``..`` or a null byte, or is no text that a file can hold.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     leaves = path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name) is not None
-    if leaves or not path.parts or "\0" in name:
+    if leaves or not path.parts or "\0" in name or not is_text(name):
         raise ValueError(f"{name!r} is not a path inside the data set")
     return path
+
+
+def is_text(name: str) -> bool:
+    """Whether `name` can be written in UTF-8; half a surrogate pair, which JSON can hold, cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_image(folder: Path, stem: str) -> Path | None:
     """The image `stem` in `folder` with any of `IMAGE_SUFFIXES`; None if there is none."""
     candidates = (folder / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 def scan_image(path: Path) -> tuple[int, int]:
@@ -66,14 +69,12 @@ def scan_image(path: Path) -> tuple[int, int]:
     Raises:
         UnreadableFileError: If it cannot be used.
     """
-    try:
-        with Image.open(path) as image:
-            _check_mode(image)
-            if not _has_end(path, image.format):
-                image.load()
-            return image.height, image.width
-    except _DECODER_ERRORS as error:
-        raise UnreadableFileError(path, _reason(error)) from error
+    with _opened(path) as image:
+        if image.mode == "F":
+            raise ValueError(_FLOATS)
+        if not _has_end(path, image.format):
+            image.load()
+        return image.height, image.width
 
 
 def read_image(path: Path) -> tv_tensors.Image:
@@ -88,11 +89,8 @@ def read_image(path: Path) -> tv_tensors.Image:
     Raises:
         UnreadableFileError: If it cannot be decoded.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = _to_rgb(image)  # [H, W, 3]
-    except _DECODER_ERRORS as error:
-        raise UnreadableFileError(path, _reason(error)) from error
+    with _opened(path) as image:
+        pixels = _to_rgb(image)  # [H, W, 3]
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
 
@@ -105,20 +103,29 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         UnreadableFileError: If it cannot be decoded or holds something other than ids.
     """
+    with _opened(path) as image:
+        if image.mode not in ("P", "L", "1"):
+            raise ValueError(f"a mask is a palette or 8-bit grey image of class ids, this one has mode {image.mode}")
+        return np.array(image, dtype=np.uint8)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image of a size that can be used; whatever goes wrong in the block is an `UnreadableFileError`."""
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1"):
-                raise UnreadableFileError(
-                    path,
-                    f"a mask is a palette or 8-bit grey image of class ids, this one has mode {image.mode}",
-                )
-            return np.array(image, dtype=np.uint8)
-    except _DECODER_ERRORS as error:
-        raise UnreadableFileError(path, _reason(error)) from error
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        with Image.open(path, formats=_FORMATS) as image:
+            _check_size(image)
+            yield image
+    except Exception as error:  # Pillow's decoders meet a damaged file with whatever they stumble on
+        reason = " ".join(f"{error}".split()) or type(error).__name__
+        raise UnreadableFileError(path, reason) from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    _check_mode(image)
+    if image.mode == "F":
+        raise ValueError(_FLOATS)
     if image.mode.startswith("I"):
         # Pillow would cut values above 255 instead of scaling them. Mode I is what older releases give
         # a 16-bit grey PNG.
@@ -129,22 +136,24 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _check_mode(image: Image.Image) -> None:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; store the image with 8 or 16 bits")
-    if image.width < 1 or image.height < 1:
-        raise ValueError(f"the image is empty: {image.width}x{image.height}")
+def _check_size(image: Image.Image) -> None:
+    sides = sorted(image.size)
+    size = f"{image.width}x{image.height} pixels"
+    if sides[0] < 1:
+        raise ValueError(f"the image is empty: {size}")
+    if sides[1] > _LONGEST * sides[0]:
+        raise ValueError(f"the image is too long: {size}, and one side may be {_LONGEST} times the other at most")
+    # Pillow itself only warns up to twice its limit.
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and sides[0] * sides[1] > most:
+        raise ValueError(f"the image is too large: {size}, more than the {most} of PIL.Image.MAX_IMAGE_PIXELS")
 
 
 def _has_end(path: Path, image_format: str | None) -> bool:
-    marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(image_format or "")
+    marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image_format or "")
     if marker is None:
         return True
     with path.open("rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - 64))
         return marker in file.read()
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(f"{error}".split()) or type(error).__name__

@@ -9,7 +9,7 @@ import torch
 from torchvision import tv_tensors
 
 from pliant.data.base import ImageSet, Transforms
-from pliant.data.images import UnreadableFileError, read_image, read_mask, scan_image
+from pliant.data.images import UnreadableFileError, read_mask, scan_image
 
 IGNORE = 255
 
@@ -75,8 +75,12 @@ class SegmentationSet(ImageSet):
     def mask(self, index: int) -> tv_tensors.Mask:
         """The mask of a sample, uint8 [H, W], without reading or transforming the image."""
         mask = self._read_mask(self.mask_paths[index])
+        if mask.shape != self.sizes[index]:
+            raise UnreadableFileError(
+                self.mask_paths[index], f"it was of the image's size, and is {mask.shape[1]}x{mask.shape[0]} now"
+            )
         mask[mask >= len(self.classes)] = IGNORE
         return tv_tensors.Mask(torch.from_numpy(mask))
 
     def _load(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        return read_image(self.paths[index]), self.mask(index)
+        return self._read(index), self.mask(index)

@@ -11,6 +11,11 @@ from typing import Literal
 Action = Literal["skipped", "clipped"]
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for what would not be seen, steer a terminal, or be no text at all."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class DataError(ValueError):
     """A data set cannot be used as asked: a missing folder or split, or any problem in strict mode.
 
@@ -19,7 +24,10 @@ class DataError(ValueError):
         detail: What is wrong with it.
     """
 
-    def __init__(self, path: str | Path, detail: str) -> None:
+    def __init__(self, path: str | Path, detail: str | None = None) -> None:
+        if detail is None:
+            # A DataLoader makes the error of a worker anew, from the text of its traceback alone.
+            path, _, detail = str(path).rpartition("DataError: ")[2].strip().partition(": ")
         super().__init__(f"{path}: {detail}")
         self.path = Path(path)
         self.detail = detail
@@ -100,7 +108,7 @@ class ProblemLog:
             found = [problem for problem in self if problem.kind == kind]
             actions = " or ".join(sorted({problem.action for problem in found}))
             lines.append(f"  {kind}: {count} ({actions})")
-            lines += [f"    {problem.path}: {problem.detail}" for problem in found[:limit]]
+            lines += [printable(f"    {problem.path}: {problem.detail}") for problem in found[:limit]]
             if count > limit:
                 lines.append(f"    ... and {count - limit} more")
         return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,7 +105,7 @@ class VOCDetection(DetectionSet):
         return self._annotations[path]
 
     def _scan(self, entry: SplitEntry, path: Path, position: int) -> None:
-        if not path.is_file():
+        if not os.path.isfile(path):
             self.problems.report(path, "missing annotation", f"{entry.source.name} lists {entry.name}")
             return
         annotation = self._annotation(path)
@@ -138,10 +139,10 @@ class VOCDetection(DetectionSet):
         for number, item in enumerate(annotation.objects, start=1):
             name = item.name
             if name not in self._labels:
-                self.problems.report(path, "unknown class", f"object {number} is a {name!r}")
+                self.problems.report(path, "unknown class", f"object {number} is a {name!r:.200}")
                 continue
             x_min, y_min, x_max, y_max = item.corners()
-            where = f"object {number} ({name}): xmin, ymin, xmax, ymax = {', '.join(item.coordinates)}"
+            where = f"object {number} ({name}): xmin, ymin, xmax, ymax = {', '.join(item.coordinates):.200}"
             kind = degenerate((x_min, y_min, x_max, y_max))
             if kind is not None:
                 self.problems.report(path, kind, where)
@@ -239,7 +240,7 @@ class VOCSegmentation(SegmentationSet):
         if image is None:
             expected = entry.folder / "JPEGImages" / f"{entry.name}.jpg"
             self.problems.report(expected, "missing image", "nor is it there as .jpeg or .png")
-        elif not mask.is_file():
+        elif not os.path.isfile(mask):
             self.problems.report(mask, "missing annotation", f"{entry.source.name} lists {entry.name}")
         else:
             self._add(entry.name, image, mask)
@@ -255,11 +256,11 @@ class VOCSegmentation(SegmentationSet):
         for name, image, mask in read_sbd(folder):
             if name in taken:
                 continue
-            if image.is_file() and mask.is_file():
+            if os.path.isfile(image) and os.path.isfile(mask):
                 self._add(name, image, mask)
             else:
-                kind = "missing annotation" if image.is_file() else "missing image"
-                self.problems.report(mask if image.is_file() else image, kind, f"SBD lists {name}")
+                kind, path = ("missing annotation", mask) if os.path.isfile(image) else ("missing image", image)
+                self.problems.report(path, kind, f"SBD lists {name}")
 
     def _read_mask(self, path: Path) -> np.ndarray:
         return read_mat(path) if path.suffix == ".mat" else read_mask(path)
@@ -268,4 +269,4 @@ class VOCSegmentation(SegmentationSet):
 def _mask_of(entry: SplitEntry) -> Path:
     mask = entry.folder / "SegmentationClass" / f"{entry.name}.png"
     more = entry.folder / "SegmentationClassAug" / f"{entry.name}.png"
-    return more if more.is_file() and not mask.is_file() else mask
+    return more if os.path.isfile(more) and not os.path.isfile(mask) else mask

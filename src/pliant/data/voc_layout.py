@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 
-_XML_LIMIT = 16 * 2**20  # bytes
+_XML_LIMIT = 4 * 2**20  # bytes; parsed, they can take forty times as many
 _PER_CLASS_SPLIT = re.compile(r".+_(train|val|trainval|test)$")
 _OFFICIAL_ID = re.compile(r"(\d{4}_)?\d{6}$")
 
@@ -149,7 +150,7 @@ def locate_image(folder: Path, name: str, filename: str = "") -> Path | None:
     path = find_image(images, name)
     if path is None and filename:
         named = images / re.split(r"[/\\]", filename)[-1]
-        path = named if named.is_file() and named.name not in ("", ".", "..") else None
+        path = named if os.path.isfile(named) and named.name not in ("", ".", "..") else None
     return path
 
 
@@ -186,10 +187,12 @@ def read_annotation(path: Path) -> Annotation:
     """Read an annotation file.
 
     Raises:
-        ValueError: If it is not well-formed XML, is larger than 16 MiB, declares a document type (the way
+        ValueError: If it is not well-formed XML, is larger than 4 MiB, declares a document type (the way
             to entity bombs), or holds no ``annotation``.
         OSError: If it cannot be read.
     """
+    if not path.is_file():
+        raise ValueError("it is no file")
     size = path.stat().st_size
     if size > _XML_LIMIT:
         raise ValueError(f"an annotation of {size} bytes is not accepted (limit {_XML_LIMIT})")

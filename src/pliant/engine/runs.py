@@ -91,7 +91,7 @@ class RunFolder:
         """
         try:
             content = json.loads(self.description_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.description_path} cannot be read: {error}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{self.description_path} must hold a JSON object, got {type(content).__name__}")
@@ -191,7 +191,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} does not say which network it belongs to: its header has no {_METADATA_KEY!r}. "
             "Use weights that `pliant train` wrote."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the header's {_METADATA_KEY!r} is not JSON: {error}") from error
     return state, description
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pliant.data import DataError, DetectionSet, ImageSet, SegmentationSet
 from pliant.data.images import UnreadableFileError, read_image
+from pliant.data.problems import printable
 from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, find_recipe, override
 from pliant.recipes.datasets import Splits, choose_splits, open_split
 
@@ -58,7 +60,7 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
     try:
         splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
     except DataError as error:
-        console.print(f"[red]cannot train:[/] {error}", highlight=False)
+        console.print(f"[red]cannot train:[/] {escape(str(error))}", highlight=False)
         _say_layout(console, recipe)
         return False
     missing = _say_splits(console, recipe, splits)
@@ -69,7 +71,7 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
         try:
             dataset = open_split(recipe, data, split, training=purpose == "train", classes=classes)
         except DataError as error:
-            console.print(f"[red]{purpose}: {split} cannot be used:[/] {error}", highlight=False)
+            console.print(f"[red]{purpose}: {split} cannot be used:[/] {escape(str(error))}", highlight=False)
             can_train, missing = can_train and purpose != "train", True
             continue
         classes = dataset.classes
@@ -123,10 +125,10 @@ def _say_content(console: Console, purpose: str, split: str, dataset: ImageSet) 
     table.add_column("class")
     table.add_column(unit, justify="right")
     for name, count in zip(dataset.classes, counted, strict=True):
-        table.add_row(name, f"{count:,}")
+        table.add_row(escape(printable(name)), f"{count:,}")
     console.print(table)
     if len(dataset.problems):
-        console.print(f"[yellow]{dataset.problems.summary()}[/]", highlight=False)
+        console.print(f"[yellow]{escape(dataset.problems.summary())}[/]", highlight=False)
 
 
 def _count(dataset: ImageSet) -> tuple[list[int], str]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
@@ -89,7 +90,7 @@ def predict(
             image = read_image(path)  # uint8 [3, H, W]
         except UnreadableFileError as error:
             done.failed[path] = str(error)
-            console.print(f"[red]{path} cannot be read and is left out: {error}[/red]", highlight=False)
+            console.print(f"[red]{escape(f'{path} cannot be read and is left out: {error}')}[/red]", highlight=False)
             continue
         if isinstance(trained.recipe, SegmentationRecipe):
             ids = segment(model, image, trained.recipe, chosen)

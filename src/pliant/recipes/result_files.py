@@ -56,7 +56,7 @@ def write_voc_results(
 ) -> list[Path]:
     """Write ``comp4_det_test_CLASS.txt`` for each class: lines of image, score, xmin, ymin, xmax, ymax.
 
-    Pixels are counted from 1, the last one included, as VOC has it.
+    Pixels are counted from 1, the last one included, as VOC has it. A slash in a class becomes %2F.
 
     Args:
         folder: Where to.
@@ -74,7 +74,7 @@ def write_voc_results(
             lines[label].append(f"{names[image_id]} {score:.3f} {x0 + 1:.1f} {y0 + 1:.1f} {x1:.1f} {y1:.1f}\n")
     paths = []
     for label, name in enumerate(classes, start=1):
-        paths.append(folder / f"comp4_det_test_{name}.txt")
+        paths.append(folder / f"comp4_det_test_{name.replace('/', '%2F')}.txt")
         with replacing(paths[-1]) as temporary:
             temporary.write_text("".join(lines[label]))
     return paths

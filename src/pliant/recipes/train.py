@@ -11,6 +11,7 @@ import lightning
 from rich.console import Console
 
 from pliant import processes
+from pliant.data.problems import printable
 from pliant.engine import ClassificationModule, DetectionModule, RunFolder, Schedule, SegmentationModule
 from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.sampling import orientations
@@ -202,7 +203,7 @@ def report_problems(folder: RunFolder, sets: dict[str, ImageSet]) -> None:
     lines = []
     for purpose, dataset in sets.items():
         for problem in dataset.problems:
-            lines.append(f"{purpose}: {problem.path}: {problem.kind}: {problem.detail} ({problem.action})")
+            lines.append(printable(f"{purpose}: {problem.path}: {problem.kind}: {problem.detail} ({problem.action})"))
         if len(dataset.problems):
             counts = ", ".join(f"{count} x {kind}" for kind, count in dataset.problems.counts().items())
             _console.print(f"[yellow]Problems in the data ({purpose}): {counts}. All are in {path}[/yellow]")

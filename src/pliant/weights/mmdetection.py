@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pliant.weights.files import read_file
+from pliant.weights.files import read_file, require_tensors
 from pliant.weights.levels import trained_on_levels
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -98,9 +98,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], tuple[str, ...
     stored = read_file(path)
     if not isinstance(stored, dict):
         raise ValueError(f"{path} must hold a dict, got {type(stored).__name__}")
-    tensors = stored.get("state_dict", stored)
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} must hold a dict of tensors, or have one under 'state_dict'")
+    tensors = require_tensors(path, stored.get("state_dict", stored))
     arrays = {name.removeprefix("module."): value for name, value in tensors.items()}
     arrays = {name: value for name, value in arrays.items() if not name.endswith("num_batches_tracked")}
     return arrays, _classes(stored.get("meta"))

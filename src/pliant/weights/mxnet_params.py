@@ -16,6 +16,7 @@ LIST_MAGIC = 0x112
 _V1, _V2 = 0xF993FAC8, 0xF993FAC9
 _DTYPES = {0: "f4", 1: "f8", 2: "f2", 3: "u1", 4: "i4", 5: "i1", 6: "i8"}
 _MOST_DIMENSIONS = 32
+_MOST_ARRAYS = 2**16  # the paper's networks have some 700
 
 
 def is_params(path: str | Path) -> bool:
@@ -95,7 +96,8 @@ class _Reader:
             return torch.empty(0)
         at = self.position
         shape = self.numbers(f"{dimensions}{kind}", f"the shape of array {number}")
-        if min(shape) < 0:
+        # NumPy refuses sides that would be too many numbers but for a zero.
+        if min(shape) < 0 or (0 in shape and math.prod(max(side, 1) for side in shape) >= 2**60):
             raise self.error(at, f"a shape for array {number}", list(shape))
         return self.data(number, shape)
 
@@ -125,8 +127,9 @@ class _Reader:
     def count(self, what: str, least: int) -> int:
         at = self.position
         (count,) = self.numbers("Q", f"the number of {what}")
-        if count * least > self.left:
-            raise self.error(at, f"at most {self.left // least} {what} in {self.left} bytes", count)
+        most = min(self.left // least, _MOST_ARRAYS)
+        if count > most:
+            raise self.error(at, f"at most {most} {what} in {self.left} bytes", count)
         return int(count)
 
     def numbers(self, layout: str, what: str) -> tuple[int, ...]:
