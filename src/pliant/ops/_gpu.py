@@ -51,12 +51,17 @@ def layout(input: Tensor) -> torch.memory_format:
 def index_type(*tensors: Tensor | None) -> Any:
     """The integer that reaches every element of all tensors: 32 bits where they do."""
     language = importlib.import_module("triton.language")
+    return language.int64 if far_apart(*tensors) else language.int32
+
+
+def far_apart(*tensors: Tensor | None) -> bool:
+    """Whether 32 bits do not reach every element of all tensors."""
     reach = max(
         sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
         for tensor in tensors
         if tensor is not None
     )
-    return language.int64 if reach >= _INT32_ELEMENTS else language.int32
+    return reach >= _INT32_ELEMENTS
 
 
 def product_type(dtype: torch.dtype) -> Any:

@@ -46,7 +46,8 @@ def deform_conv2d(
         problem = _problem(input, offset, weight, mask, geometry, out)
         cells, outs, unit = (problem.arguments[name] for name in ("cells", "group_outs", "unit"))
         groups = input.shape[1] // weight.shape[1]
-        tiles = forward_tiles(input, cells, outs, groups, unit)
+        far = _gpu.far_apart(problem.input, problem.offset, problem.mask, problem.weight, out)
+        tiles = forward_tiles(input, cells, outs, groups, unit, far=far)
         grid = _tiles(cells, tiles.cells), _tiles(outs, tiles.outs), groups
         _launch("forward", grid, tiles, problem, {"bias": bias, "out": out, "BIASED": bias is not None})
     return out
@@ -74,16 +75,16 @@ def deform_conv2d_backward(
     )
 
 
-def forward_tiles(input: Tensor, cells: int, outs: int, groups: int, unit: int) -> Tiles:
+def forward_tiles(input: Tensor, cells: int, outs: int, groups: int, unit: int, *, far: bool = False) -> Tiles:
     """The forward's tiles: as wide in output channels as keeps all multiprocessors busy.
 
-    Every tile of output channels gathers its columns anew.
+    Every tile of output channels gathers its columns anew. With indices of 64 bits (`far`) the widest would spill.
     """
     if _native.interpreting():
         return Tiles(32, _block(unit, 16), _block(outs, 32), 1, 1)
     if input.dtype == torch.float32 and _gpu.precision(input.dtype) == "ieee":
         return Tiles(64, _block(unit, 16), _block(outs, 64), 4, 2)
-    widest = 128 if input.dtype == torch.float32 else 256
+    widest = 128 if input.dtype == torch.float32 or far else 256
     while widest > 64 and _tiles(cells, 64) * _tiles(outs, widest) * groups < _gpu.multiprocessors(input.device):
         widest //= 2
     return Tiles(64, _block(unit, 32), _block(outs, widest), 8, 2)
