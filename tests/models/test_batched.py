@@ -14,7 +14,7 @@ from pliant.models import class_aware_rpn, faster_rcnn, fpn_faster_rcnn, rfcn
 from pliant.models.batched import BatchedDetector
 
 # Of torch 2.6's exporter.
-pytestmark = pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*get_attr:UserWarning")
 SMALL: dict[str, Any] = {"backbone": "resnet10t", "deform_layers": 2, "anchor_scales": (1, 2, 4), "nms_thresh": 0.4}
 AUTHORS: dict[str, Any] = {"framing": "authors", "sampling": "authors"}
 BUILDS: dict[str, Any] = {

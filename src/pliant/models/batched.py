@@ -105,42 +105,39 @@ class BatchedDetector(nn.Module):
         flat, deltas = concat_box_prediction_layers(objectness, deltas)
         count = maps[0].shape[0]
         scores, deltas = flat.view(count, -1), deltas.view(count, -1, 4)
-        levels, kept, first = [], [], 0
+        levels, kept, values, first = [], [], [], 0
         for level, length in enumerate(lengths):
-            _, best = _top(scores[:, first : first + length], rpn.pre_nms_top_n())
+            value, best = _top(scores[:, first : first + length], rpn.pre_nms_top_n())
+            values.append(value)
             kept.append(best + first)
             levels.append(torch.full_like(best, level))
             first += length
-        which, level_of = torch.cat(kept, dim=1), torch.cat(levels, dim=1)  # [N, P]
+        scores, which, level_of = (torch.cat(parts, dim=1) for parts in (values, kept, levels))  # [N, P] each
         boxes = rpn.box_coder.decode_single(_chosen(deltas, which).flatten(0, 1), anchors[which.flatten()])
         boxes = boxes.view(*which.shape, 4)
         if isinstance(rpn, Conv4RPN):
             boxes = rpn.framed(boxes, which, maps[0], sizes)
         boxes = _clipped(boxes, sizes)
-        probability = torch.where(_large(boxes, rpn.min_size), scores.gather(1, which).sigmoid(), -2.0)
+        real = _large(boxes, rpn.min_size) & (scores > -float("inf"))
+        probability = torch.where(real, scores.sigmoid(), -2.0)
         lists = torch.arange(len(lengths), device=sizes.device).view(1, -1, 1) == level_of[:, None]  # [N, L, P]
         of_lists = torch.where(lists, probability[:, None], -2.0)
         left = batched_nms(boxes, of_lists, rpn.nms_thresh, -1.0).any(dim=1)
-        best_scores, best = _filled_top(torch.where(left, probability, -2.0), rpn.post_nms_top_n())
+        best_scores, best = _top(torch.where(left, probability, -2.0), rpn.post_nms_top_n())
         return _chosen(boxes, best), best_scores
 
 
 def _best(found: _Candidates, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best candidates of each image, and nothing where there are fewer than `most`."""
-    scores, which = _filled_top(found.scores, most)
+    scores, which = _top(found.scores, most)
     real = scores >= 0
     boxes = torch.where(real[:, :, None], _chosen(found.boxes, which), 0.0)
     return boxes, torch.where(real, found.labels.gather(1, which), 0), scores.clamp(min=0)
 
 
 def _top(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The best scores of each line `[N, M]`, at most so many, and where they stand."""
-    return scores.topk(torch.sym_min(most, scores.shape[1]), dim=1)
-
-
-def _filled_top(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """As `_top`, but always so many: scores below zero, and any place, where there are fewer."""
-    best, which = F.pad(scores, (0, most), value=-1.0).topk(most, dim=1)
+    """The best scores of each line `[N, M]` and where they stand; where there are fewer, minus infinity at any place."""
+    best, which = F.pad(scores, (0, most), value=-float("inf")).topk(most, dim=1)
     return best, which.clamp(max=scores.shape[1] - 1)
 
 
