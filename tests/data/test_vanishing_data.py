@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,15 @@ def openers(voc_folder: Any) -> dict[str, Callable[[], ImageSet]]:
         "coco": lambda: COCODetection(images, coco),
         "classification": lambda: ImageFolder(folder.root),
     }
+
+
+def error_of(batches: Iterator[Any]) -> tuple[Path, str] | None:
+    """The path and text of the error, which is let go of, since its traceback would keep the loader's processes."""
+    try:
+        list(batches)
+    except DataError as error:
+        return error.path, str(error)
+    return None
 
 
 def first(samples: list[Any]) -> Any:
@@ -80,11 +89,9 @@ def test_a_folder_lost_while_a_loader_runs(openers: Any, tmp_path: Path, workers
     next(batches)
     images = tmp_path / "set" / "JPEGImages"
     images.rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError) as caught:
-        list(batches)
     # From another process, too, it is the same error of one line.
-    assert str(caught.value) == f"{images}: was there when the data set was opened, and is gone or empty"
-    assert caught.value.path == images
+    message = f"{images}: was there when the data set was opened, and is gone or empty"
+    assert error_of(batches) == (images, message)
 
 
 def test_one_lost_image_is_skipped(openers: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
