@@ -136,7 +136,7 @@ def _best(found: _Candidates, most: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _top(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The best scores of each line `[N, M]` and where they stand; where there are fewer, minus infinity at any place."""
+    """Best scores of each line `[N, M]` and where they stand; minus infinity, at any place, where there are fewer."""
     best, which = F.pad(scores, (0, most), value=-float("inf")).topk(most, dim=1)
     return best, which.clamp(max=scores.shape[1] - 1)
 
