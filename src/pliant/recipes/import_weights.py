@@ -16,7 +16,7 @@ from pliant.data import VOC_CLASSES
 from pliant.engine.runs import write_weights
 from pliant.recipes.base import DetectionRecipe, Recipe, SegmentationRecipe, find_recipe, kind_of, override, to_fields
 from pliant.recipes.datasets import Splits
-from pliant.recipes.networks import build_model
+from pliant.recipes.trained import build_within
 from pliant.weights import authors, mmdetection
 from pliant.weights.files import require_fit
 from pliant.weights.mxnet_params import is_params, read_params
@@ -98,7 +98,7 @@ def import_weights(
     found = _authors(source, denormalized) if is_params(source) else _mmdetection(source)
     recipe = override(found.recipe, assignments)
     names = _checked_classes(source, found, recipe, tuple(classes))
-    model = build_model(recipe, names, pretrained=False)
+    model = build_within(source, recipe, names, found.arrays)
     state = model.state_dict()
     require_fit(source, found.arrays, found.network.shapes(state), f"{found.name} with {len(names)} classes")
     lacking = sorted(set(state) - set(found.network.names().values()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from pliant.engine import RunFolder, read_weights
@@ -46,9 +47,9 @@ class Trained:
         """The network with these weights, ready to predict.
 
         Raises:
-            ValueError: If the weights are not those of the network.
+            ValueError: If the weights are not those of the network, or far fewer than the description asks for.
         """
-        model = build_model(self.recipe, self.classes, pretrained=False)
+        model = build_within(self.path, self.recipe, self.classes, self.state)
         load_state(model, self)
         return model.eval()
 
@@ -86,6 +87,36 @@ def described(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its description of the recipe cannot be used: {error}") from error
+
+
+def build_within(path: Path, recipe: Recipe, classes: tuple[str, ...], state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a file's description, which may come from a stranger, in the memory that its weights suggest.
+
+    Raises:
+        ValueError: If it cannot be built, or one tensor would take more than all of `state` eight times.
+    """
+    most = 8 * sum(value.nbytes for value in state.values()) + 2**26
+    try:
+        with _Limit(most):
+            return build_model(recipe, classes, pretrained=False)
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes a network that cannot be built for its weights: {error}") from error
+
+
+class _Limit(TorchDispatchMode):
+    """Raises ValueError where an operation gives a tensor of more bytes than `most`, before they are written to."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.nbytes > self.most:
+            raise ValueError(f"a tensor of shape {list(made.shape)} is too large")
+        return made
 
 
 def load_state(model: nn.Module, trained: Trained) -> None:
