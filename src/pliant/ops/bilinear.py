@@ -45,7 +45,7 @@ def cut_and_replicated(position: Tensor, size: int) -> Axis:
 
 def clamped(position: Tensor, size: int) -> Axis:
     """The authors' sampled pooling: half a cell beyond the map is read at its border, the rest is left out."""
-    read = (position >= -0.5) & (position <= size - 0.5)
+    read = (position >= -0.5) & (2 * position <= 2 * size - 1)  # in whole numbers, which every exporter takes
     inner = position.clamp(0, size - 1)
     low, fraction = _split(inner, size)
     steep = ((fraction > 0) & (position == inner)).to(position.dtype)
