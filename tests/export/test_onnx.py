@@ -71,6 +71,9 @@ def test_convolutions(tmp_path: Path, opset: int) -> None:
         torch.testing.assert_close(module(x), model(x).detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), reason="torch 2.6's exporter cannot clamp by a size"
+)
 def test_the_authors_border_has_the_same_numbers_without_deformconv(tmp_path: Path) -> None:
     model = Convolutions("authors").eval()
     to_onnx(model, torch.randn(2, 4, 12, 17), tmp_path / "model.onnx")
