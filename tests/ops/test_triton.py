@@ -237,6 +237,32 @@ def test_deterministic_algorithms_run_the_backward_without_atomics(launched: lis
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+def test_a_cuda_graph_captures_forward_and_backward() -> None:
+    case = ConvCase()
+    tensors, pooled = on_device(case.tensors(), torch.float32), on_device(to_pool("deform_roi_pool"), torch.float32)
+
+    def step() -> list[Tensor]:
+        out = ops.deform_conv2d(**tensors, **case.geometry), POOLINGS["deform_roi_pool"](**pooled)
+        leaves = [*tensors.values(), pooled["input"], pooled["offset"]]
+        return [*out, *torch.autograd.grad(sum(each.square().sum() for each in out), leaves)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # compiles
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        tensors["input"].mul_(-2)
+        pooled["input"].add_(1)
+    graph.replay()
+    for got, want in zip(captured, step(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_float64_is_the_references(launched: list[str]) -> None:
     tensors = {name: value.double().to(DEVICE).requires_grad_() for name, value in to_pool("deform_roi_pool").items()}
     POOLINGS["deform_roi_pool"](**tensors).sum().backward()
