@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor, nn
 
-from pliant.data import VOCDetection
-from pliant.engine import RunFolder
+from pliant.data import DataError, VOCDetection, VOCSegmentation, transforms
+from pliant.data.glyphs_folder import write_glyphs
+from pliant.engine import RunFolder, Schedule, SegmentationModule
+from pliant.engine.fitting import FitSettings, fit
+from pliant.engine.segmentation import collate_evaluation, collate_training
 from pliant.recipes.check import check
+from pliant.recipes.datasets import TrainingData
 from pliant.recipes.train import report_problems
 
 NAMES = ("[/red]", "[bold", "../../cat", "a\x9b2J", "\u202eb")
@@ -57,3 +63,39 @@ def test_problems_of_strange_names_are_written_to_the_run(tmp_path: Path) -> Non
     assert len(lines) == 2
     assert lines[1] == "train: a\\ud800\\nb: unknown class: \\x1b[2J (skipped)"
     assert {path for path in tmp_path.rglob("*") if run.path not in (path, *path.parents)} == before
+
+
+class Network(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, classes, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.conv(images)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_that_is_lost_while_training_stops_it_with_one_error(tmp_path: Path, workers: int) -> None:
+    root = write_glyphs(tmp_path / "set", {"train": 12}, size=48, sides=(14, 30))
+    data = VOCSegmentation(root, transforms=transforms.segmentation_train(32, 48, crop=24))
+    module = SegmentationModule(Network(len(data.classes)), Schedule(max_steps=50, lr=0.1), data.classes)
+    run = RunFolder.create(tmp_path / "run", {"recipe": "tiny"})
+    settings = FitSettings(batch_size=2, checkpoint_every=1, workers=workers, accelerator="cpu")
+    done = []
+
+    def lose(step: int) -> None:
+        done.append(step)
+        if step == 3:
+            shutil.rmtree(root)
+
+    with pytest.raises(DataError, match=r"set/\w+: was there when the data set was opened, and is gone or empty$"):
+        fit(
+            module,
+            TrainingData(data, None, collate_training, collate_evaluation),
+            run,
+            settings,
+            {"recipe": "tiny"},
+            watch=lose,
+        )
+    assert 3 <= len(done) < 20
+    assert run.last.is_file()
