@@ -87,7 +87,8 @@ def read_image(path: Path) -> tv_tensors.Image:
         uint8 of shape [3, H, W].
 
     Raises:
-        UnreadableFileError: If it cannot be decoded.
+        UnreadableFileError: If it cannot be decoded, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or is over a
+            hundred times as long as wide.
     """
     with _opened(path) as image:
         pixels = _to_rgb(image)  # [H, W, 3]

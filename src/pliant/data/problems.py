@@ -17,7 +17,11 @@ def printable(text: str) -> str:
 
 
 class DataError(ValueError):
-    """A data set cannot be used as asked: a missing folder or split, or any problem in strict mode.
+    """A data set cannot be used as asked: a missing or lost folder or split, or any problem in strict mode.
+
+    Args:
+        path: The file or folder at fault.
+        detail: What is wrong with it; if None, `path` is the text of such an error from another process.
 
     Attributes:
         path: The file or folder at fault.
