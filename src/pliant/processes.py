@@ -6,6 +6,7 @@ what it would be without the others.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -124,6 +125,17 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def part_at_exit() -> None:
+    """Close the connections to the others before the interpreter ends; threads of theirs may abort a process else."""
+    atexit.unregister(_part)
+    atexit.register(_part)
+
+
+def _part() -> None:
+    if _connected():
+        distributed.destroy_process_group()
 
 
 def _connected() -> bool:

@@ -225,6 +225,7 @@ def _devices(settings: FitSettings) -> dict[str, Any]:
     strategy: Any = "auto"
     if processes.count() > 1:
         gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+        processes.part_at_exit()
         # Metrics are gathered on the CPU.
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         strategy = DDPStrategy(process_group_backend=backend, timeout=timedelta(minutes=30))
