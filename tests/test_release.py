@@ -29,3 +29,13 @@ def test_issue_templates_ask_something(name: str) -> None:
     text = (ROOT / ".github" / "ISSUE_TEMPLATE" / name).read_text()
     assert text.startswith("name: ")
     assert "type: textarea" in text
+
+
+def test_pythons_are_the_same_everywhere() -> None:
+    """What is promised, what wheels are built for, and where checks start."""
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    named = re.findall(r"Python :: 3\.(\d+)$", "\n".join(content["project"]["classifiers"]), re.MULTILINE)
+    oldest, newest = named[0], named[-1]
+    assert named == [str(minor) for minor in range(int(oldest), int(newest) + 1)]
+    assert content["project"]["requires-python"] == f">=3.{oldest}"
+    assert content["tool"]["cibuildwheel"]["build"].startswith(f"cp31[{oldest[1]}-{newest[1]}]-")

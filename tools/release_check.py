@@ -1,6 +1,8 @@
-"""The checklist of a release: tools/release_check.py VERSION, with the tag vVERSION on what is checked out.
+"""The checklist of a release: tools/release_check.py VERSION [PYTHON ...], where the tag vVERSION is checked out.
 
-Builds the sdist and a wheel, and tests both in clean environments with the oldest and the newest torch.
+Builds the sdist, and from it a wheel for each Python (programs such as python3.11; the one that runs this if none is
+named). Both are tested in clean environments, on the oldest and the newest of these with the oldest and the newest
+torch; supported Pythons that were not among them are said. An environment takes up to 6 GB, one at a time.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ import re
 import subprocess
 import sys
 import tempfile
-import venv
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -44,43 +46,74 @@ def what_is_not_ready(version: str) -> Iterator[str]:
         yield "docs/dependencies.md is not what tools/licences.py prints"
 
 
-def build(folder: Path) -> tuple[Path, Path]:
-    run(sys.executable, "-m", "build", "--outdir", folder)
+def supported_pythons() -> list[str]:
+    """The versions that `pyproject.toml` names, such as 3.11, oldest first."""
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    return re.findall(r"^Programming Language :: Python :: (3\.\d+)$", "\n".join(classifiers), re.MULTILINE)
+
+
+def by_version(pythons: Sequence[str]) -> dict[str, str]:
+    """The path of each interpreter under its version, oldest first."""
+    show = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
+    found = dict(run(python, "-c", show).strip().split(" ", 1) for python in pythons)
+    supported = supported_pythons()
+    if strange := set(found) - set(supported):
+        raise SystemExit(f"Python {', '.join(strange)} is not among the supported {', '.join(supported)}")
+    return {version: found[version] for version in supported if version in found}
+
+
+def build(folder: Path, pythons: dict[str, str]) -> tuple[Path, list[Path]]:
+    """The sdist, and a wheel made from it for each interpreter."""
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", folder)
+    (sdist,) = folder.glob("*.tar.gz")
+    for python in pythons.values():
+        run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, sdist)
     run(sys.executable, "-m", "twine", "check", "--strict", *folder.iterdir())
-    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
-    return sdist, wheel
+    return sdist, [next(folder.glob(f"*-cp{version.replace('.', '')}-*.whl")) for version in pythons]
 
 
-def test_installed(package: Path, torch: tuple[str, ...], folder: Path, version: str) -> None:
-    """Install into a new environment, and run the operators' tests from a copy, so that no sources are near."""
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", *torch, f"{package}[test]")
-    found = run(python, "-c", "import pliant; print(pliant.__version__)", cwd=folder).strip()
-    if found != version:
-        raise RuntimeError(f"{package.name} says that it is {found}")
-    run("git", "worktree", "add", "--detach", folder / "tests", "HEAD")
-    try:
-        (folder / "tests" / "src").rename(folder / "sources")
-        run(python, "-m", "pytest", "-n", "auto", *QUICK_TESTS, cwd=folder / "tests")
-    finally:
-        run("git", "worktree", "remove", "--force", folder / "tests")
+def test_installed(package: Path, python: str, torch: tuple[str, ...], version: str) -> str:
+    """Install into a new environment, and run tests from a copy without sources. What was installed, in words."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run(python, "-m", "venv", folder / "venv")
+        clean = folder / "venv" / "bin" / "python"
+        run(clean, "-m", "pip", "install", "--quiet", *torch, f"{package}[test]")
+        show = "import platform, torch, pliant; print(pliant.__version__, platform.python_version(), torch.__version__)"
+        found, *others = run(clean, "-c", show, cwd=folder).split()
+        if found != version:
+            raise RuntimeError(f"{package.name} says that it is {found}")
+        tree = folder / "tree"
+        run("git", "worktree", "add", "--detach", tree, "HEAD")
+        try:
+            (tree / "src").rename(folder / "sources")
+            passed = run(clean, "-m", "pytest", "-n", "auto", *QUICK_TESTS, cwd=tree).strip().splitlines()[-1]
+        finally:
+            run("git", "worktree", "remove", "--force", tree)
+        return "Python {}, torch {}".format(*others) + f": {passed}"
 
 
-def main(version: str) -> None:
+def main(version: str, *named: str) -> None:
+    pythons = by_version(named or [sys.executable])
     problems = list(what_is_not_ready(version))
     if problems:
         raise SystemExit("Not ready:\n" + "\n".join(f"- {problem}" for problem in problems))
+    ordered = list(pythons.values())
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sdist, wheel = build(folder / "dist")
-        for package, torch in ((wheel, OLDEST), (wheel, NEWEST), (sdist, NEWEST)):
-            print(f"{package.name} with {torch[0]} ...", flush=True)
-            test_installed(package, torch, folder / f"{package.suffix}-{torch[0]}", version)
-    print(f"{version} can be released: push the tag, upload dist, move Unreleased in CHANGELOG.md.")
+        sdist, wheels = build(Path(name), pythons)
+        for package, python, torch in (
+            (wheels[0], ordered[0], OLDEST),
+            (wheels[-1], ordered[-1], NEWEST),
+            (sdist, ordered[0], NEWEST),
+        ):
+            print(f"{package.name} ...", flush=True)
+            print(f"  {test_installed(package, python, torch, version)}", flush=True)
+    if untried := [python for python in supported_pythons() if python not in pythons]:
+        print(f"Not tried: Python {', '.join(untried)}. Name such interpreters, too.")
+    print(f"{version} can be released: push the tag, and upload what cibuildwheel makes of it.")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         raise SystemExit(__doc__)
-    main(sys.argv[1])
+    main(*sys.argv[1:])
