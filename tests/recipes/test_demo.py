@@ -1,12 +1,56 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from pliant.recipes import demo
+from pliant.data import Glyphs
+from pliant.introspect import EffectiveDilation
+from pliant.recipes import demo, demo_report
+
+
+class Page(HTMLParser):
+    """What a page shows, and what it asks for outside of itself."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.pictures: list[tuple[str, str]] = []
+        self.rows: list[list[str]] = []
+        self.captions: list[str] = []
+        self.linked: list[str] = []
+        self.explorer = ""
+        self._texts: list[str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "img":
+            self.pictures.append((given["src"], given["alt"]))
+        if tag == "iframe":
+            self.explorer = given["srcdoc"]
+        for name in ("src", "href"):
+            if name in given and not given[name].startswith("data:"):
+                self.linked.append(given[name])
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._texts = self.rows[-1]
+        if tag == "figcaption":
+            self.captions.append("")
+            self._texts = self.captions
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th", "figcaption"):
+            self._texts = None
+
+    def handle_data(self, data: str) -> None:
+        if self._texts is not None:
+            self._texts[-1] += data
 
 
 def test_the_three_networks_start_from_the_same_weights() -> None:
@@ -18,22 +62,64 @@ def test_the_three_networks_start_from_the_same_weights() -> None:
     assert not torch.allclose(plain(images), dilated.eval()(images))
 
 
-def test_writes_its_report_and_prints_three_rows(
+def test_writes_a_page_and_prints_three_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "TEST_SCENES", 8)
     out = tmp_path / "out"
     demo.run(out, steps=2)
     printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"Open {out / 'report.html'}"
     record = json.loads((out / "results.json").read_text())
+    page = Page((out / "report.html").read_text())
     assert [result["network"] for result in record["results"]] == list(demo.NETWORKS)
     for result in record["results"]:
-        assert f"{result['miou']:.1f}" in printed
-        assert f"{result['network']} | {result['miou']:.1f}" in (out / "report.md").read_text()
-    for name in ("predictions.png", "sampling.png", "comparison.png"):
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
+        score = f"{result['miou']:.1f}"
+        assert score in printed
+        assert [result["network"], score] in [row[:2] for row in page.rows]
+    for layer, groups in enumerate(record["effective_dilation"].values(), 1):
+        cells = [f"{each['mean']:.2f} ± {each['std']:.2f}" if each["number"] else "–" for each in groups.values()]
+        assert [f"layer {layer}", *cells] in page.rows
+    assert ["parameters", *(f"{record['cost'][side]['parameters']:,}" for side in ("plain", "deformable"))] in page.rows
     demo.run(out, steps=1)  # over an earlier demo
     assert json.loads((out / "results.json").read_text())["settings"]["steps"] == 1
+
+
+def test_the_page_needs_no_other_file_and_says_what_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "TEST_SCENES", 8)
+    demo.run(tmp_path, steps=1)
+    page = Page((tmp_path / "report.html").read_text())
+    assert len(page.pictures) == 4
+    for source, alt in page.pictures:
+        assert source.startswith("data:image/")
+        assert len(alt) > 20
+    assert len(page.captions) == len(page.pictures) + 2  # a table, and what `pliant look` writes
+    assert all(len(caption.split()) > 15 for caption in page.captions)
+    assert page.linked == []
+    assert page.explorer == (tmp_path / "look.html").read_text()
+
+
+def test_the_effective_dilation_is_that_of_the_trained_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks: list[nn.Module] = []
+    predict = demo.predict
+
+    def recording(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        networks.append(model)
+        return predict(model, images)
+
+    monkeypatch.setattr(demo, "predict", recording)
+    monkeypatch.setattr(demo, "TEST_SCENES", 3)
+    demo.run(tmp_path, steps=2)
+    measure = EffectiveDilation(networks[-1], demo_report.AREAS)
+    scenes = Glyphs(3, split="test", seed=0, **demo.SCENES)
+    for index in range(3):
+        scene = scenes.scene(index)
+        measure.update(torch.from_numpy(scene.image) / 255, torch.from_numpy(scene.boxes))
+    found = json.loads((tmp_path / "results.json").read_text())["effective_dilation"]
+    for layer, groups in measure.compute().items():
+        for group, spread in groups.items():
+            assert found[layer][group]["number"] == spread.number
+            assert found[layer][group]["mean"] == (pytest.approx(spread.mean) if spread.number else None)
 
 
 def test_refuses_a_folder_with_other_files(tmp_path: Path) -> None:

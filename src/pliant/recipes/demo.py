@@ -6,11 +6,8 @@ argument of their three 3x3 layers, and start from the same weights; data, order
 
 from __future__ import annotations
 
-import json
-import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +23,7 @@ from torch import Tensor, nn
 import pliant
 from pliant.data import Glyphs
 from pliant.engine.metrics import SegmentationMetrics
-from pliant.introspect import SamplingPoints, draw, sampling_points
+from pliant.recipes.demo_report import RESULTS, Outcome, Result, write_report
 
 NETWORKS = ("plain", "dilated", "deformable")
 STEPS, BATCH, TRAIN_SCENES, TEST_SCENES = 1200, 16, 2000, 256
@@ -34,7 +31,6 @@ SCENES: dict[str, Any] = {"size": 112, "digits": (1, 3), "sides": (24, 104), "wa
 TASK = "digits of {} to {} pixels".format(*SCENES["sides"])
 BACKGROUND_WEIGHT = 0.3  # nine pixels in ten are background; the same for all three networks
 OFFSET_LR_MULT = 0.1  # AdamW takes steps of the learning rate's size however small the gradient is
-MARKER = "results.json"
 
 
 class Segmenter(nn.Module):
@@ -73,20 +69,8 @@ def build(kind: str, classes: int, seed: int) -> Segmenter:
     return model
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one network came to."""
-
-    network: str
-    miou: float
-    pixel_accuracy: float
-    parameters: int
-    seconds_per_step: float
-    final_loss: float
-
-
 def run(out: Path, *, steps: int | None = None, seed: int = 0) -> None:
-    """Train the three networks, print the comparison, and write pictures and numbers into a folder.
+    """Train the three networks, print the comparison, and write a page with all there is to see into a folder.
 
     Args:
         out: the folder; new, empty, or of an earlier demo.
@@ -107,17 +91,29 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0) -> None:
         images, masks = train.stack()
         test_images, test_masks = test.stack()
         progress.update(drawing, total=1, completed=1)
-        trained, results, untrained = {}, [], build("deformable", len(test.classes), seed)
+        trained, predicted, results = dict[str, nn.Module](), dict[str, Tensor](), []
         for kind in NETWORKS:
-            model = build(kind, len(test.classes), seed)
+            trained[kind] = model = build(kind, len(test.classes), seed)
             bar = progress.add_task(f"training: {kind}", total=steps)
             seconds, loss = _train(model, images, masks, steps, seed, partial(progress.advance, bar))
-            trained[kind] = predict(model, test_images)
-            results.append(_judge(kind, model, trained[kind], test_masks, test.classes, seconds, loss))
+            predicted[kind] = predict(model, test_images)
+            results.append(_judge(kind, model, predicted[kind], test_masks, test.classes, seconds, loss))
+        progress.add_task("looking at the networks", total=None)
+        outcome = Outcome(
+            TASK,
+            {"seed": seed, "steps": steps, **SCENES, "batch": BATCH, "train_scenes": len(train)},
+            results,
+            test,
+            test_images,
+            test_masks,
+            predicted,
+            plain=trained["plain"],
+            untrained=build("deformable", len(test.classes), seed),
+            trained=trained["deformable"],
+        )
+        page = write_report(out, outcome)
     console.print(_table(results))
-    _write(out, results, test_images, test_masks, test.classes, trained, {"seed": seed, "steps": steps})
-    _draw_sampling(out / "sampling.png", test, [untrained, model])
-    console.print(f"Pictures and numbers are in {out}: open {out / 'report.md'}")
+    console.print(f"Open {page}", soft_wrap=True, highlight=False)
 
 
 def _train(
@@ -192,87 +188,9 @@ def _table(results: list[Result]) -> Table:
     return table
 
 
-def _draw_sampling(path: Path, test: Glyphs, models: list[nn.Module]) -> None:
-    """A unit on the largest digit, on the smallest, and on the background, before and after training."""
-    rows = []
-    for name, index, at in _places(test):
-        image = torch.from_numpy(test.scene(index).image)
-        points: list[SamplingPoints] = [sampling_points(model, image / 255, at, depth=3) for model in models]
-        rows.append((name, image, points))
-    draw.sampling(path, rows, ("before training", "after training"))
-
-
-def _places(test: Glyphs) -> list[tuple[str, int, tuple[int, int]]]:
-    """(name, scene, cell of the map of stride 8) for a large digit, a small one, and the background."""
-    boxes = [
-        (float((box[2] - box[0]) * (box[3] - box[1])), index, box)
-        for index in range(min(64, len(test)))
-        for box in test.scene(index).boxes
-    ]
-    found = []
-    for name, (_, index, box) in (
-        ("large digit", max(boxes, key=lambda entry: entry[0])),
-        ("small digit", min(boxes, key=lambda entry: entry[0])),
-    ):
-        found.append((name, index, (int((box[1] + box[3]) / 16), int((box[0] + box[2]) / 16))))
-    scene = test.scene(found[0][1])
-    empty = F.max_pool2d(torch.from_numpy(scene.mask).float()[None], 8)[0] == 0  # [H / 8, W / 8]
-    inner = torch.zeros_like(empty)
-    inner[3:-3, 3:-3] = True
-    cells = (empty & inner).nonzero()
-    cells = cells if len(cells) else empty.nonzero()
-    row, column = cells[len(cells) // 2].tolist() if len(cells) else (0, 0)
-    return [*found, ("background", found[0][1], (row, column))]
-
-
-def _write(
-    out: Path,
-    results: list[Result],
-    images: Tensor,
-    masks: Tensor,
-    classes: tuple[str, ...],
-    predicted: dict[str, Tensor],
-    settings: dict[str, int],
-) -> None:
-    columns: list[tuple[str, Sequence[Tensor]]] = [
-        ("truth", list(masks[:6])),
-        *((kind, list(predicted[kind][:6])) for kind in NETWORKS),
-    ]
-    draw.segmentations(out / "predictions.png", list(images[:6]), columns, classes)
-    draw.bars(out / "comparison.png", [(result.network, result.miou) for result in results], "mIoU (%)")
-    record = {
-        "settings": {**settings, **SCENES, "batch": BATCH, "train_scenes": TRAIN_SCENES, "test_scenes": TEST_SCENES},
-        "versions": {"pliant": pliant.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-        "results": [asdict(result) for result in results],
-    }
-    (out / MARKER).write_text(json.dumps(record, indent=2) + "\n")
-    lines = [
-        "# Plain, dilated, deformable",
-        "",
-        f"Scenes of handwritten {TASK}; {settings['steps']} steps of {BATCH} scenes for each network, "
-        f"seed {settings['seed']}, {TEST_SCENES} held-out scenes of other handwriting.",
-        "",
-        "| network | mIoU | pixel accuracy | parameters |",
-        "| --- | --- | --- | --- |",
-        *(f"| {r.network} | {r.miou:.1f} | {r.pixel_accuracy:.1f} | {r.parameters:,} |" for r in results),
-        "",
-        "![mIoU of the three networks](comparison.png)",
-        "",
-        "![scenes, truth and predictions](predictions.png)",
-        "",
-        "Where a unit (green) of the third deformable layer reads through all three layers, 729 places (red), before "
-        "and after training:",
-        "",
-        "![sampling places](sampling.png)",
-        "",
-    ]
-    (out / "report.md").write_text("\n".join(lines))
-
-
 def _claim(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; the demo needs a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / RESULTS).is_file():
         raise ValueError(f"{out} holds other files; the demo writes into a new folder or over an earlier demo")
     out.mkdir(parents=True, exist_ok=True)
