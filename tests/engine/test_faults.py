@@ -3,59 +3,17 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from engine.segmenter import Network, run_to
 
-from pliant.engine import RunFolder, Schedule, SegmentationModule, callbacks, read_weights
-from pliant.engine.fitting import FitSettings, fit
+from pliant.engine import RunFolder, callbacks, read_weights
 from pliant.engine.runs import resume_step
-from pliant.engine.segmentation import collate_evaluation, collate_training
-
-
-class Network(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 2, 1)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"out": self.conv(images)}
-
-
-class Pictures:
-    """Four pictures; the third is not finite if it is broken."""
-
-    def __init__(self, broken: bool) -> None:
-        self.paths = [Path(f"{index}.png") for index in range(4)]
-        self.broken = broken
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        value = torch.nan if self.broken and index == 2 else 0.1 * index
-        return torch.full((3, 4, 5), value), torch.full((4, 5), index % 2)
-
-
-class Data:
-    validation = None
-    collate_train = staticmethod(collate_training)
-    collate_evaluation = staticmethod(collate_evaluation)
-
-    def __init__(self, broken: bool) -> None:
-        self.train = Pictures(broken)
-
-
-def run_to(folder: Path, steps: int = 6, broken: bool = False) -> RunFolder:
-    run = RunFolder(folder) if folder.exists() else RunFolder.create(folder, {"recipe": "tiny"})
-    module = SegmentationModule(Network(), Schedule(max_steps=steps, lr=0.1), ["a", "b"])
-    settings = FitSettings(batch_size=2, checkpoint_every=1, accelerator="cpu")
-    fit(module, Data(broken), run, settings, {"recipe": "tiny"})
-    return run
 
 
 def test_a_loss_that_is_not_finite_leaves_its_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,3 +73,40 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         run_to(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
+    run = run_to(tmp_path / "run", steps=2)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    hold = f"import fcntl; f = open({str(run.path / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=r"another process trains into .*run; wait for it, or stop it"):
+            run_to(run.path, steps=4)
+    finally:
+        other.kill()  # which lets go of the folder
+        other.communicate()
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    run_to(run.path, steps=4)
+    assert resume_step(run.last) == 4
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    run = run_to(tmp_path / "run", steps=2)
+    left = [run.checkpoints / ".last.ckpt.abc.part", run.path / ".train.csv.abc.part"]
+    for path in left:
+        path.write_bytes(b"half")
+    run_to(run.path, steps=3)
+    assert not [path for path in left if path.exists()]
+
+
+def test_a_batch_that_cannot_be_kept_does_not_hide_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder.create(tmp_path / "run", {"recipe": "tiny"})
+    (run.path / "not_finite").write_text("in the way")
+    with pytest.raises(FloatingPointError, match="is not finite"):
+        run_to(run.path, broken=True)
+    printed = capsys.readouterr().err
+    assert "alone not finite: 2.png). Batch and weights could not be kept: " in printed
+    assert f"pliant train --resume {run.path}" in printed

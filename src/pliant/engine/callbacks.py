@@ -12,10 +12,21 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
 from pliant import processes
-from pliant.engine.runs import RunFolder, replacing, write_weights
+from pliant.engine.runs import RunFolder, write_torch, write_weights
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints are whole at any moment, and a killed process leaves nothing outside the run's folder.
+
+    Lightning's own writing goes by way of the system's folder for temporary files, where nobody takes it away.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_torch(Path(path), checkpoint)
 
 
 class StepLog(Callback):
@@ -181,11 +192,9 @@ class Checkpoints(Callback):
             )
 
     def _save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
+        trainer.save_checkpoint(path)  # all processes take part, the first one writes
         if not trainer.is_global_zero:
-            trainer.save_checkpoint(path)  # takes part, and writes nothing
             return
-        with replacing(path) as temporary:
-            trainer.save_checkpoint(temporary)
         self.saved_step = trainer.global_step
         description = {**self.description, "step": trainer.global_step}
         write_weights(path.with_suffix(".safetensors"), module.model, description)

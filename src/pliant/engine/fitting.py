@@ -24,10 +24,10 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from pliant import processes
-from pliant.engine.callbacks import Checkpoints, Interruption, StepLines, StepLog, Watch
+from pliant.engine.callbacks import Checkpoints, Interruption, StepLines, StepLog, Watch, WholeFiles
 from pliant.engine.logs import CSVLog
 from pliant.engine.not_finite import NotFinite, sample_names
-from pliant.engine.runs import RunFolder, resume_step
+from pliant.engine.runs import RunFolder, holding, resume_step
 from pliant.engine.sampling import MapDataset, SeededSamples, TrainingBatches
 from pliant.engine.training import TrainingModule
 
@@ -99,14 +99,29 @@ def fit(
         The step training started from: 0 for a new run.
 
     Raises:
-        ValueError: If the checkpoint is damaged, or the processes cannot share the batch, the validation or the norms.
+        ValueError: If the checkpoint is damaged, another process trains into the run, or the processes cannot share
+            the batch, the validation or the norms.
         FloatingPointError: If the loss is not finite.
         ConnectionError: If another process is gone.
     """
-    start = resume_step(run.last)
+    with holding(run.path) if processes.is_first() else contextlib.nullcontext():
+        start = resume_step(run.last)
+        if start < module.schedule.max_steps:
+            _fit(module, data, run, settings, description, groups, watch, start)
+    return start
+
+
+def _fit(
+    module: TrainingModule,
+    data: Data,
+    run: RunFolder,
+    settings: FitSettings,
+    description: Mapping[str, Any],
+    groups: Sequence[int] | None,
+    watch: Callable[[int], None] | None,
+    start: int,
+) -> None:
     steps = module.schedule.max_steps
-    if start >= steps:
-        return start
     batches = partial(
         TrainingBatches,
         len(data.train),
@@ -150,13 +165,13 @@ def fit(
             limit_val_batches=0 if validation is None else None,
             logger=loggers,
             callbacks=callbacks,
+            plugins=WholeFiles(),
             default_root_dir=run.path,
             enable_progress_bar=interactive,
         )
         _synchronise_norms(module, trainer)
         with _ending_plainly():
             trainer.fit(module, train, validation, ckpt_path=run.last if start else None)
-    return start
 
 
 def judge(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pliant import processes
-from pliant.engine.runs import RunFolder, replacing, write_weights
+from pliant.engine.runs import RunFolder, write_torch, write_weights
 from pliant.engine.sampling import SampleKey
 
 
@@ -52,18 +52,23 @@ class NotFinite(Callback):
             "batch": tree_map(lambda value: value.detach().cpu() if isinstance(value, Tensor) else value, self._batch),
             "losses": losses,
         }
+        told = f"alone not finite: {', '.join(content['culprits'])}" if content["culprits"] else "none of them alone"
+        try:
+            self._keep(content, module)
+            kept = f"Batch and weights are in {self.folder}"
+        except OSError as error:
+            kept = f"Batch and weights could not be kept: {error}"
+        Console(stderr=True, soft_wrap=True).print(
+            f"The samples of this step: {', '.join(samples)} ({told}). {kept}", highlight=False, markup=False
+        )
+
+    def _keep(self, content: Mapping[str, Any], module: Any) -> None:
         self.folder.mkdir(exist_ok=True)
         name = "batch.pt" if processes.count() == 1 else f"batch_{processes.rank()}.pt"
-        with replacing(self.folder / name) as temporary:
-            torch.save(content, temporary)
+        write_torch(self.folder / name, content)
         if processes.is_first():
-            write_weights(self.folder / "weights.safetensors", module.model, {**self.description, "step": step})
-        told = f"alone not finite: {', '.join(content['culprits'])}" if content["culprits"] else "none of them alone"
-        Console(stderr=True, soft_wrap=True).print(
-            f"The samples of this step: {', '.join(samples)} ({told}). Batch and weights are in {self.folder}",
-            highlight=False,
-            markup=False,
-        )
+            description = {**self.description, "step": content["step"] - 1}
+            write_weights(self.folder / "weights.safetensors", module.model, description)
 
     def _culprits(self, module: Any, samples: int) -> list[int]:
         """The places of samples whose loss alone is not finite; unknown, so empty, where processes share the loss."""

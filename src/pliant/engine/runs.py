@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import platform
@@ -17,22 +18,28 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]
+
 _METADATA_KEY = "pliant"
+_UNFINISHED = ".part"
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "faster-coco-eval", "numpy")
 
 
 class RunFolder:
     """The folder that a run writes to.
 
-    ==============================  ===========================================================
-    ``recipe.json``                 what is trained: recipe, fields, data, classes
-    ``versions.json``               of the libraries, Python and the machine
-    ``problems.txt``                what was found wrong in the data
-    ``train.csv``, ``val.csv``      losses of each step; results of each validation
-    ``tensorboard/``                the same for TensorBoard
-    ``checkpoints/last.ckpt``       all that is needed to resume; also ``best.ckpt``
-    ``checkpoints/*.safetensors``   the weights alone, with the recipe and classes in the header
-    ==============================  ===========================================================
+    | file | what it holds |
+    | --- | --- |
+    | `recipe.json` | what is trained: recipe, fields, data, classes |
+    | `versions.json` | of the libraries, Python and the machine |
+    | `problems.txt` | what was found wrong in the data |
+    | `train.csv`, `val.csv` | losses of each step; results of each validation |
+    | `tensorboard/` | the same for TensorBoard |
+    | `checkpoints/last.ckpt` | all that is needed to resume; also `best.ckpt` |
+    | `checkpoints/*.safetensors` | the weights alone, with the recipe and classes in the header |
 
     Args:
         path: The folder; see `create` and `open`.
@@ -130,7 +137,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Whenever the process dies, `path` holds either all of the old content or all of the new.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -143,11 +150,47 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into a run's folder, and remove what a killed one left half-written.
+
+    The system lets go of the folder with the process, however that ends.
+
+    Raises:
+        ValueError: If another process trains into it.
+    """
+    with (folder / ".lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                # Not flock, which the processes that load data would hold on to.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise ValueError(f"another process trains into {folder}; wait for it, or stop it") from None
+            except OSError:
+                pass  # a file system without locks
+        for left in folder.rglob(f".*{_UNFINISHED}"):
+            left.unlink()
+        yield
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write what JSON can hold, at once or not at all; NaN becomes null."""
     with replacing(path) as temporary:
         text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_torch(path: Path, content: Any) -> None:
+    """Write what `torch.load` reads, at once or not at all.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk.
+    """
+    # Straight to the file, torch would say no more of a full disk than that a position is unexpected.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def write_weights(path: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
@@ -157,12 +200,18 @@ def write_weights(path: Path, model: nn.Module, description: Mapping[str, Any]) 
         path: The file.
         model: Its tensors keep their names and dtypes.
         description: Put into the header as JSON, so that the file suffices to rebuild the model.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk.
     """
     # Tensors that share memory are not allowed in the format, hence the copies.
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     header = {"format": "pt", _METADATA_KEY: json.dumps(description, ensure_ascii=False)}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=header)
+        try:
+            safetensors.torch.save_file(state, temporary, metadata=header)
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
