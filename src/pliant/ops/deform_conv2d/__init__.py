@@ -31,13 +31,11 @@ def deform_conv2d(
 
     Order of the channels, offset group g by offset group, tap by tap, **y before x**:
 
-    ============================================  ==============================
-    offset channel                                meaning
-    ============================================  ==============================
-    ``2 * ((g * kh + i) * kw + j)``               vertical offset, cells, down
-    ``2 * ((g * kh + i) * kw + j) + 1``           horizontal offset, cells, right
-    mask channel ``(g * kh + i) * kw + j``        factor of the sampled value
-    ============================================  ==============================
+    | offset channel | meaning |
+    | --- | --- |
+    | `2 * ((g * kh + i) * kw + j)` | vertical offset, cells, down |
+    | `2 * ((g * kh + i) * kw + j) + 1` | horizontal offset, cells, right |
+    | mask channel `(g * kh + i) * kw + j` | factor of the sampled value |
 
     Args:
         input: `[B, C, H, W]`; float64, float32, float16 or bfloat16 (half types are computed in float32).
