@@ -1,17 +1,22 @@
-"""Prints docs/dependencies.md: every package that Pliant needs to run, with its licence, from what is installed."""
+"""Prints docs/dependencies.md: every package that Pliant needs or can use, with its licence, from what is installed."""
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # Where the package's metadata does not say it in a few words: from its licence file.
 READ = {
     "faster-coco-eval": "Apache-2.0",
     "matplotlib": "PSF-based",
+    "pre-commit": "MIT",
     "torch": "BSD-3-Clause",
     "torchvision": "BSD-3-Clause",
+    "twine": "Apache-2.0",
 }
 
 
@@ -24,23 +29,33 @@ def licence(name: str) -> str:
     return stated if stated and len(stated) < 60 else ", ".join(classified) or "see its files"
 
 
-def needed() -> dict[str, str]:
-    """The runtime dependencies of `pyproject.toml`: names, and the oldest versions."""
-    stated = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["dependencies"]
-    return dict(requirement.split(">=") for requirement in stated)
+def project() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def rows(requirements: Sequence[str]) -> list[str]:
+    """A line of the table for each package, without those that are this one's own extras."""
+    found = {re.sub(r"\[.*\]", "", text): None for text in requirements if ">=" in text}
+    parts = sorted(text.split(">=") for text in found)
+    return [f"| {name} | {version} | {licence(name)} |" for name, version in parts]
 
 
 def table() -> str:
-    rows = [f"| {name} | {version} | {licence(name)} |" for name, version in sorted(needed().items())]
+    head = ["| package | from | licence |", "| --- | --- | --- |"]
+    optional = [text for extra in project()["optional-dependencies"].values() for text in extra]
     return "\n".join(
         [
             "# Dependencies",
             "",
             "What Pliant needs to run, the oldest version and the licence of each, as `tools/licences.py` prints it.",
             "",
-            "| package | from | licence |",
-            "| --- | --- | --- |",
-            *rows,
+            *head,
+            *rows(project()["dependencies"]),
+            "",
+            "What only its extras need: export, benchmarks, documentation, tests, development and releases.",
+            "",
+            *head,
+            *rows(optional),
             "",
             "To build: scikit-build-core (Apache-2.0), nanobind (BSD-3-Clause) and setuptools-scm (MIT). The compiled",
             "module contains nanobind, and links to the system's OpenMP library.",

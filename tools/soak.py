@@ -3,8 +3,9 @@
 tools/soak.py [--steps 1000] [--recipe voc.rfcn_deform] [--workers 2] [--out soak.csv]
 
 Scenes are drawn once; augmentation, logs, checkpoints and validations are those of a real run. After every step the
-resident memory of this process is noted, and of the processes that load its data (pages they share count in each). The
-slope is that of a line through the second half of the steps.
+resident memory of this process is noted, and of those that load its data (pages they share count in each). Freed memory
+goes back to the system now and then, so the highest value of each tenth of the steps is looked at; the slope is that of
+a line through those of the second half.
 """
 
 from __future__ import annotations
@@ -72,16 +73,12 @@ def train(folder: Path, name: str, steps: int, workers: int) -> np.ndarray:
 
 
 def say(held: np.ndarray, recipe: str) -> None:
-    steps = len(held)
-    late = np.arange(steps // 2, steps)
-    for column, who in enumerate(("the training process", "the processes that load data")):
-        values = held[:, column]
-        slope = np.polyfit(late, values[late], 1)[0]
-        tenths = [values[int(steps * start) : int(steps * (start + 0.1))].mean() for start in (0.1, 0.5, 0.9)]
-        print(
-            f"{recipe}, {who}: {tenths[0]:.1f} MiB in the second tenth of {steps} steps, {tenths[1]:.1f} in the sixth, "
-            f"{tenths[2]:.1f} in the last; slope {1000 * slope:+.2f} MiB per 1000 steps"
-        )
+    tenth = len(held) // 10
+    highest = held[: 10 * tenth].reshape(10, tenth, 2).max(axis=1)
+    for values, who in zip(highest.T, ("the training process", "the processes that load data"), strict=True):
+        slope = 1000 * np.polyfit(np.arange(5), values[5:], 1)[0] / tenth
+        print(f"{recipe}, {who}: {' '.join(f'{value:.1f}' for value in values)} MiB at most in each tenth of the steps")
+        print(f"  second half: {slope:+.2f} MiB per 1000 steps")
 
 
 def main(steps: int, recipe: str, workers: int, out: Path | None) -> None:
