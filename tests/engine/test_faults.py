@@ -110,3 +110,13 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_loss(tmp_path: Path, caps
     printed = capsys.readouterr().err
     assert "alone not finite: 2.png). Batch and weights could not be kept: " in printed
     assert f"pliant train --resume {run.path}" in printed
+
+
+def test_a_second_interrupt_stops_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    interruption = callbacks.Interruption()
+    assert not interruption.asked()
+    interruption._ask()
+    assert interruption.asked()
+    assert "Stopping after this step; once more stops at once." in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        interruption._ask()
