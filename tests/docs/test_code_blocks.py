@@ -81,12 +81,13 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def run(words: list[str]) -> None:
-    words = [word.removesuffix("...") if word == "IMAGE..." else word for word in words]
+    smaller = {"IMAGE...": "IMAGE", "--multi-scale": "--scales=40,56"}
+    words = [smaller.get(word, word) for word in words]
     if words[0] == "train" and "--resume" not in words:
         settings = SMALL if words[1].startswith("voc.deeplab") else f"{SMALL} {DETECTION}"
         words += [part for setting in settings.split() for part in ("--set", setting)]
         if "--run" not in words and Path("runs", words[1]).exists():
-            words += ["--run", "runs/again"]
+            words += ["--run", f"runs/{len(os.listdir('runs'))}"]
     done = CliRunner().invoke(app, words, catch_exceptions=False, env={"COLUMNS": "200"})
     assert done.exit_code == 0, f"{shlex.join(words)}\n{done.output}"
 
