@@ -85,7 +85,7 @@ def kill_after(process: BaseProcess, run: Path, seconds: float, in_a_write: bool
     """Whether the process was still there to be killed."""
     process.join(seconds)
     while in_a_write and process.is_alive() and not unfinished(run):
-        pass
+        time.sleep(0.0005)
     process.kill()
     process.join()
     return process.exitcode != 0
