@@ -261,7 +261,7 @@ def _cost(outcome: Outcome, cost: Comparison) -> Figure:
     size = " × ".join(map(str, outcome.images.shape[-2:]))
     return Figure(
         "What it costs",
-        f"One forward pass on an image of {size} pixels with {torch.get_num_threads()} threads; the deformable network "
+        f"One forward pass on an image of {size} pixels, threads: {torch.get_num_threads()}; the deformable network "
         f"takes {cost.time_ratio:.2f} times as long. What is added are the branches that predict the offsets, and the "
         "bilinear samples.",
         head=("", "plain", "deformable"),
