@@ -80,7 +80,12 @@ def test_writes_a_page_and_prints_three_rows(
     for layer, groups in enumerate(record["effective_dilation"].values(), 1):
         cells = [f"{each['mean']:.2f} ± {each['std']:.2f}" if each["number"] else "–" for each in groups.values()]
         assert [f"layer {layer}", *cells] in page.rows
-    assert ["parameters", *(f"{record['cost'][side]['parameters']:,}" for side in ("plain", "deformable"))] in page.rows
+    sides = [record["cost"][side] for side in ("plain", "deformable")]
+    assert ["parameters", *(f"{side['parameters']:,}" for side in sides)] in page.rows
+    assert ["time of the pass", *(f"{1e3 * side['seconds']:.1f} ms" for side in sides)] in page.rows
+    for name, value in record["settings"].items():
+        shown = " to ".join(map(str, value)) if isinstance(value, list) else value
+        assert f"<dt>{name.replace('_', ' ')}</dt><dd>{shown}</dd>" in (out / "report.html").read_text()
     demo.run(out, steps=1)  # over an earlier demo
     assert json.loads((out / "results.json").read_text())["settings"]["steps"] == 1
 

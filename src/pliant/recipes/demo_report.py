@@ -268,6 +268,7 @@ def _cost(outcome: Outcome, cost: Comparison) -> Figure:
         rows=[
             ("parameters", *(f"{side.parameters:,}" for side in sides)),
             ("multiply-adds", *(f"{side.multiply_adds / 1e6:.1f} M" for side in sides)),
+            ("time of the pass", *(f"{1e3 * side.seconds:.1f} ms" for side in sides)),
             ("memory of the pass", *(f"{side.peak_bytes / 2**20:.2f} MiB" for side in sides)),
         ],
     )
