@@ -60,16 +60,20 @@ void for_channels(int64_t channels, const Visitor& visitor) {
 }
 
 template <class T>
-Vector<T>& at(T* data, std::true_type) {
+Vector<T> at(const T* data, std::true_type) {
     return vector_at(data);
 }
 template <class T>
-const Vector<T>& at(const T* data, std::true_type) {
-    return vector_at(data);
-}
-template <class T>
-T& at(T* data, std::false_type) {
+T at(const T* data, std::false_type) {
     return *data;
+}
+template <class T>
+void put(T* to, const Vector<T>& vector, std::true_type) {
+    store(to, vector);
+}
+template <class T>
+void put(T* to, T value, std::false_type) {
+    *to = value;
 }
 template <class T>
 Vector<T> zero(std::true_type) {
@@ -93,7 +97,7 @@ void sum_cells(const T* cells, int64_t width, int64_t row, const Reading<T>& y, 
                 across += x.weight[j] * at(cells + (i * width + j) * row + c, wide);
             sum += y.weight[i] * across;
         }
-        at(line + c, wide) = share * sum;
+        put<T>(line + c, share * sum, wide);
     });
 }
 
@@ -107,7 +111,7 @@ void spread_over_cells(T* cells, int64_t width, int64_t row, const Reading<T>& y
             const T weight = y.weight[i] * x.weight[j];
             T* cell = cells + (i * width + j) * row;
             for_channels<T>(channels, [&](int64_t c, auto wide) {
-                at(cell + c, wide) += weight * at(line + c, wide);
+                put<T>(cell + c, at(cell + c, wide) + weight * at(line + c, wide), wide);
             });
         }
 }

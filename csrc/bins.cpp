@@ -10,11 +10,23 @@ int64_t floor_divide(int64_t value, int64_t divisor) {
     return value / divisor - (value % divisor != 0 && value < 0);
 }
 
+// Beyond any map, and every integer up to here is exact in float32.
+constexpr int64_t kFar = 1 << 24;
+
+// A NaN goes to low.
+template <class T>
+T within(T value, T low, T high) {
+    return std::fmin(std::fmax(value, low), high);
+}
+template <class T>
+T near(T position) {
+    return within(position, T(-kFar), T(kFar));
+}
+
 template <class T>
 RoiAxis<T> whole_cells(T scale, T from, T to, int64_t parts, int64_t size, Bin<T>* bins) {
-    const T far = 1 << 24;
-    const T first = std::clamp(std::round(from * scale), -far, far);
-    const T length = std::max(std::clamp(std::round(to * scale), -far, far) - first, T(1));
+    const T first = near(std::round(from * scale));
+    const T length = std::max(near(std::round(to * scale)) - first, T(1));
     const int64_t cell = static_cast<int64_t>(first), cells = static_cast<int64_t>(length);
     for (int64_t i = 0; i < parts; ++i) {
         const int64_t low = std::clamp(cell + floor_divide(i * cells, parts), int64_t{0}, size);
@@ -26,12 +38,12 @@ RoiAxis<T> whole_cells(T scale, T from, T to, int64_t parts, int64_t size, Bin<T
 
 template <class T>
 RoiAxis<T> authors_whole_cells(T scale, T from, T to, int64_t parts, int64_t size, Bin<T>* bins) {
-    const T first = std::round(from) * scale;
-    const T length = std::max((std::round(to) + 1) * scale - first, T(0.1));
+    const T first = near(std::round(from) * scale);
+    const T length = std::max(near((std::round(to) + 1) * scale) - first, T(0.1));
     const T step = length / static_cast<T>(parts), last = static_cast<T>(size);
     for (int64_t i = 0; i < parts; ++i) {
-        const T low = std::clamp(std::floor(static_cast<T>(i) * step + first), T(0), last);
-        const T high = std::clamp(std::ceil(static_cast<T>(i + 1) * step + first), T(0), last);
+        const T low = within(std::floor(static_cast<T>(i) * step + first), T(0), last);
+        const T high = within(std::ceil(static_cast<T>(i + 1) * step + first), T(0), last);
         bins[i] = {low, static_cast<int64_t>(std::max(high - low, T(0)))};
     }
     return {1, length};
@@ -39,8 +51,8 @@ RoiAxis<T> authors_whole_cells(T scale, T from, T to, int64_t parts, int64_t siz
 
 template <class T>
 RoiAxis<T> authors_samples(T scale, T from, T to, int64_t parts, int64_t samples, Bin<T>* bins) {
-    const T first = std::round(from) * scale - T(0.5);
-    const T length = std::max((std::round(to) + 1) * scale - T(0.5) - first, T(0.1));
+    const T first = near(std::round(from) * scale) - T(0.5);
+    const T length = std::max(near((std::round(to) + 1) * scale) - T(0.5) - first, T(0.1));
     const T step = length / static_cast<T>(parts);
     for (int64_t i = 0; i < parts; ++i) bins[i] = {static_cast<T>(i) * step + first, samples};
     return {step / static_cast<T>(samples), length};

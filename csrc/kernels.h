@@ -10,6 +10,8 @@ namespace pliant {
 
 enum class DType { float64, float32, float16, bfloat16 };
 
+inline int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+
 // A tensor [N, C, H, W] with any strides, counted in elements.
 struct Map {
     void* data;

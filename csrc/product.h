@@ -68,7 +68,7 @@ inline void product_block(int64_t depth, Left<E> a, Right<E> b, Sums<T> c, int64
         for (int m = 0; m < R; ++m)
             multiply<T, V>(sum[m], a.data + (first + m) * a.row + k * a.depth, b.data + k / pair_of<E> * b.row, b.column);
     for (int m = 0; m < R; ++m)
-        for (int v = 0; v < V; ++v) vector_at(c[first + m] + v * lanes<T>) = sum[m][v];
+        for (int v = 0; v < V; ++v) store(c[first + m] + v * lanes<T>, sum[m][v]);
 }
 
 // V vectors of all rows.

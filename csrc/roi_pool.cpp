@@ -220,7 +220,7 @@ void backward(const Pooling& pooling, const PoolingTensors& in, Array grad, cons
                     line[c] = share * convert<T>(values[c * pooling.bins()]);
             });
             const int64_t first = run.first - task.first;
-            const bool nan = desk.y.nan || desk.x.nan;
+            const bool nan = share > 0 && (desk.y.nan || desk.x.nan);
             if (!nan)
                 spread_over_cells(grads + first, pooling.width, pooler.row_, desk.y, desk.x, run.channels, line);
             if (!moved) return;

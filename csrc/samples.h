@@ -190,7 +190,7 @@ void scatter(const Rows<T>& rows, const T* zeros, const Rows<T>& grad_rows, T* n
                 Vector<T> dot{};
                 for (int64_t c = 0; c < channels; c += lanes<T>) {
                     dot += vector_at(grad + c) * vector_at(cell + c);
-                    vector_at(to + c) += weight * vector_at(grad + c);
+                    store(to + c, Vector<T>(vector_at(to + c) + weight * vector_at(grad + c)));
                 }
                 dots[i][m] = sum_of<T>(dot);
                 continue;

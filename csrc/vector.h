@@ -31,15 +31,19 @@ namespace PLIANT_ISA {
 #endif
 constexpr int64_t kScratchBytes = PLIANT_SCRATCH_BYTES;
 
+// A vector as a variable, and as it lies in memory. Clang takes references to the second for aligned: no function
+// returns or takes one.
 template <class T>
 struct VectorOf;
 template <>
 struct VectorOf<float> {
-    typedef float type __attribute__((vector_size(PLIANT_VECTOR_BYTES), aligned(4), may_alias));
+    typedef float type __attribute__((vector_size(PLIANT_VECTOR_BYTES)));
+    typedef float anywhere __attribute__((vector_size(PLIANT_VECTOR_BYTES), aligned(4), may_alias));
 };
 template <>
 struct VectorOf<double> {
-    typedef double type __attribute__((vector_size(PLIANT_VECTOR_BYTES), aligned(8), may_alias));
+    typedef double type __attribute__((vector_size(PLIANT_VECTOR_BYTES)));
+    typedef double anywhere __attribute__((vector_size(PLIANT_VECTOR_BYTES), aligned(8), may_alias));
 };
 template <class T>
 using Vector = typename VectorOf<T>::type;
@@ -48,12 +52,8 @@ template <class T>
 constexpr int lanes = PLIANT_VECTOR_BYTES / sizeof(T);
 
 template <class T>
-Vector<T>& vector_at(T* data) {
-    return *reinterpret_cast<Vector<T>*>(data);
-}
-template <class T>
-const Vector<T>& vector_at(const T* data) {
-    return *reinterpret_cast<const Vector<T>*>(data);
+Vector<T> vector_at(const T* data) {
+    return *reinterpret_cast<const typename VectorOf<T>::anywhere*>(data);
 }
 
 // The sum of all lanes, by halves.
@@ -112,7 +112,7 @@ To convert(From value) {
 
 template <class T>
 void store(T* to, const Vector<T>& vector) {
-    vector_at(to) = vector;
+    *reinterpret_cast<typename VectorOf<T>::anywhere*>(to) = vector;
 }
 inline void store(BFloat16* to, const Vector<float>& vector) {
 #ifdef __AVX512BF16__

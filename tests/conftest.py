@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on the CPU, interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+_any_time = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("quick", max_examples=10, derandomize=True, **_any_time)
+settings.register_profile("thorough", max_examples=200, print_blob=True, **_any_time)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

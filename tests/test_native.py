@@ -9,10 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cases import ConvCase
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -179,3 +182,51 @@ def test_the_compiled_module_refuses_what_does_not_fit() -> None:
         call(*tensors, out=torch.empty(1, 2, 5, 4))
     with pytest.raises(ValueError, match="offset"):
         call(tensors[0], torch.zeros(1, 18, 5, 10)[..., ::2], *tensors[2:])
+
+
+POOLED = [torch.ones(1, 4, 5, 5), torch.tensor([[0.0, 0, 0, 4, 4]]), torch.zeros(1, 2, 2, 2)]
+POOLING = (2, 2), (1, 1), 1.0, 0.1, 0, 4
+
+
+def pool(input: Any = None, rois: Any = None, offset: Any = None, options: Any = POOLING, threads: int = 1) -> None:
+    given = zip((input, rois, offset), POOLED, strict=True)
+    tensors = [_native.described(right) if value is None else value for value, right in given]
+    out = torch.empty(1, 4, 2, 2)  # a name of its own, or it would be gone before the call
+    _native.kernels.roi_pool(*tensors, *options, _native.described(out), threads)
+
+
+def test_the_compiled_module_refuses_what_would_reach_beside_memory() -> None:
+    pool()
+    address, dtype, shape, strides = _native.described(POOLED[0])  # type: ignore[misc]
+    for wrong in (
+        (address + 1, dtype, shape, strides),
+        (address, 4, shape, strides),
+        (0, dtype, shape, strides),
+        (address, dtype, shape, (-100, 25, 5, 1)),
+        (address, dtype, shape, (1 << 62, 25, 5, 1)),
+        (address, dtype, shape, strides[:3]),
+        (address, dtype, (1, 4, 1 << 25, 5), (0, 0, 0, 0)),
+        (address, dtype, (1 << 30, 1 << 30, 5, 5), (0, 0, 0, 0)),
+    ):
+        with pytest.raises(ValueError, match=r"\w"):
+            pool(input=wrong)
+    with pytest.raises(ValueError, match="offset"):
+        pool(offset=_native.described(torch.tensor(0.5)))  # one number, where each bin has two
+    for threads in (0, -1, 1 << 20):
+        with pytest.raises(ValueError, match="threads"):
+            pool(threads=threads)
+    with pytest.raises(ValueError, match="spatial_scale"):
+        pool(options=((2, 2), (1, 1), float("inf"), 0.1, 0, 4))
+    grad, grad_input = torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 5, 5)
+    described = [_native.described(tensor) for tensor in (grad, *POOLED)]
+    with pytest.raises(ValueError, match="grad_offset"):
+        _native.kernels.roi_pool_backward(*described, *POOLING, _native.described(grad_input), None, 1)
+    assert grad_input.count_nonzero() == 0
+
+
+@settings(max_examples=200)
+@given(wrong=st.recursive(st.none() | st.integers() | st.text() | st.floats() | st.binary(), st.lists, max_leaves=8))
+def test_the_compiled_module_refuses_what_describes_no_tensor(wrong: Any) -> None:
+    for value in (wrong, tuple(wrong) if isinstance(wrong, list) else wrong, (0, wrong, wrong, wrong)):
+        with pytest.raises((TypeError, ValueError, RuntimeError)):
+            pool(rois=() if value is None else value)

@@ -9,6 +9,7 @@ from cases import ROIS
 from torch import Tensor
 
 from pliant import ops
+from pliant.ops.roi_pool import bins
 
 SCALE = 1 / 8
 SIZE = (9, 11)
@@ -216,6 +217,42 @@ def test_a_nan_offset_shows_in_its_own_bin_only(sampling: str) -> None:
     assert bad.sum() == 4
 
 
+def test_a_nan_offset_of_a_bin_without_cells_changes_nothing() -> None:
+    image, rois = feature_map(4), roi_lines()
+    offset = torch.full((len(ROIS), 2, 3, 2), float("nan"), dtype=torch.float64, requires_grad=True)
+    out = ops.deform_roi_pool(image, rois, offset, (3, 2), SCALE)
+    out.sum().backward()
+    assert out[3].count_nonzero() == 0  # outside the map
+    assert offset.grad[3].count_nonzero() == 0
+
+
+def test_gradients_of_no_images() -> None:
+    image = feature_map(12).detach()[:0].requires_grad_()
+    ops.ps_roi_pool(image, [], (3, 2), SCALE).sum().backward()
+    assert image.grad.shape == (0, 12, *SIZE)
+
+
+@pytest.mark.parametrize("pool", [ops.roi_pool, ops.ps_roi_pool])
+def test_corners_beyond_all_numbers_of_cells(pool) -> None:  # type: ignore[no-untyped-def]
+    rois = torch.tensor([[0.0, -3e38, -3e38, 3e38, 3e38], [0, 3e38, 3e38, 3e38, 3e38]])
+    out = pool(torch.ones(1, 4, *SIZE), rois, 2, 4.0, sampling="authors")
+    assert out.isfinite().all()
+    assert out[1].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("edge", [0.5, 3.5, 8388609.0])
+def test_rounding_is_that_of_c(edge: float) -> None:
+    values = torch.nextafter(torch.tensor([edge, edge, edge]), torch.tensor([0.0, edge, 1e30]))
+    rounded = bins.round_half_away(torch.cat((values, -values)))
+    assert rounded.tolist() == [c_round(value) for value in [*values.tolist(), *(-values).tolist()]]
+
+
+def test_an_image_index_that_narrows_to_the_next_image_is_refused() -> None:
+    rois = torch.tensor([[2 - 1e-12, 0, 0, 8, 8]], dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="image index of 0 to 1"):
+        ops.roi_pool(feature_map(4, torch.float32), rois, 2, SCALE)
+
+
 def test_rois_as_a_list_and_half_precision() -> None:
     image, rois = feature_map(4, torch.float32).detach(), roi_lines(torch.float32)
     ordered = rois[rois[:, 0].argsort(stable=True)]
@@ -255,6 +292,7 @@ WRONG = {
     r"T dividing the 12": {"offset": torch.zeros(7, 10, 2, 2)},
     "output_size must be at least 1": {"output_size": 0},
     "spatial_scale must be positive": {"spatial_scale": 0.0},
+    "must be positive and finite": {"spatial_scale": math.inf},
     "sampling must be one of": {"sampling": "nearest"},
     "input must have 4 dimensions": {"input": torch.zeros(12, 9, 11)},
 }

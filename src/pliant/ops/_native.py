@@ -103,9 +103,14 @@ def described(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[i
     return tensor.data_ptr(), _DTYPES[tensor.dtype], tuple(tensor.shape), tensor.stride()
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one that begins beside a multiple of its elements' size, as torch.frombuffer allows."""
+    return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
+
+
 def dense(*tensors: Tensor | None) -> list[Tensor | None]:
     """Each tensor made contiguous. Keep what is returned until the kernel is: it knows addresses only."""
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    return [None if tensor is None else aligned(tensor.contiguous()) for tensor in tensors]
 
 
 def threads(multiplications: int) -> int:

@@ -15,7 +15,7 @@ def deform_conv2d(
 ) -> Tensor:
     out = input.new_empty(input.shape[0], weight.shape[0], *offset.shape[2:])
     if out.numel():
-        tensors = [input, *_native.dense(offset, weight, bias, mask)]
+        tensors = [_native.aligned(input), *_native.dense(offset, weight, bias, mask)]
         _native.kernels.deform_conv2d(
             *map(_native.described, tensors),
             *_arguments(geometry),
@@ -32,7 +32,7 @@ def deform_conv2d_backward(
     like = (input, offset, weight, *(() if mask is None else (mask,)))
     grads = [tensor.new_zeros(tensor.shape, dtype=wide) for tensor in like]
     if grad.numel():
-        tensors = [grad, input, *_native.dense(offset, weight, mask)]
+        tensors = [_native.aligned(grad), _native.aligned(input), *_native.dense(offset, weight, mask)]
         _native.kernels.deform_conv2d_backward(
             *map(_native.described, tensors),
             *_arguments(geometry),

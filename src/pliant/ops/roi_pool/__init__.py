@@ -65,12 +65,10 @@ def deform_roi_pool(
     Bin (i, j) of a RoI of w x h cells moves by `gamma * offset * (w, h)`. The order is **x before y**, unlike
     the convolution's:
 
-    ==============  =====================================================
-    offset channel  meaning
-    ==============  =====================================================
-    0               horizontal, in parts of the RoI's width, to the right
-    1               vertical, in parts of the RoI's height, down
-    ==============  =====================================================
+    | offset channel | meaning |
+    | --- | --- |
+    | 0 | horizontal, in parts of the RoI's width, to the right |
+    | 1 | vertical, in parts of the RoI's height, down |
 
     Args:
         input, rois, output_size, spatial_scale, sampling, sample_per_part: as for `roi_pool`.
@@ -86,7 +84,7 @@ def deform_roi_pool(
 
     Gradients go to input and offset (equation 8); at cell centres the offset's gradient is the one from the
     right (and, for `"authors"`, zero there, as in the released operator). An offset of any size or infinity reads
-    zero outside the map; a NaN offset makes its bin NaN.
+    zero outside the map; a NaN offset makes its bin NaN, unless that reads no cell whatever the offset.
     """
     return _pool(input, rois, offset, output_size, (1, 1), spatial_scale, gamma, sampling, sample_per_part)
 
@@ -166,8 +164,8 @@ def _pool(
     _checks.choice("sampling", sampling, _SAMPLINGS)
     if sample_per_part < 1:
         raise ValueError(f"sample_per_part must be at least 1, got {sample_per_part}")
-    if not spatial_scale > 0:
-        raise ValueError(f"spatial_scale must be positive, got {spatial_scale}")
+    if not 0 < spatial_scale < float("inf"):
+        raise ValueError(f"spatial_scale must be positive and finite, got {spatial_scale}")
     lines = _roi_lines(input, rois)
     output_pair, group_pair = _checks.as_pair(output_size), _checks.as_pair(group_size)
     groups = group_pair[0] * group_pair[1]

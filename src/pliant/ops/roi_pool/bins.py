@@ -30,8 +30,8 @@ def whole_cells(start: Tensor, end: Tensor, scale: float, parts: int, size: int)
 
 def whole_cells_edges(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """First cells `[R, P]` of the bins, cells after their last `[R, P]`, and the RoIs' sides `[R]`."""
-    first = round_half_away(start * scale).clamp(-_FAR, _FAR)
-    length = (round_half_away(end * scale).clamp(-_FAR, _FAR) - first).clamp(min=1)
+    first = _near(round_half_away(start * scale))
+    length = (_near(round_half_away(end * scale)) - first).clamp(min=1)
     part = torch.arange(parts, device=start.device)
     cells = length.long().unsqueeze(1)
     low = (first.unsqueeze(1) + _floor_divide(part * cells, parts)).clamp(0, size)
@@ -48,8 +48,8 @@ def authors_whole_cells_edges(
     start: Tensor, end: Tensor, scale: float, parts: int, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `whole_cells_edges`."""
-    first = round_half_away(start) * scale
-    length = ((round_half_away(end) + 1) * scale - first).clamp(min=0.1)
+    first = _near(round_half_away(start) * scale)
+    length = (_near((round_half_away(end) + 1) * scale) - first).clamp(min=0.1)
     part = torch.arange(parts, device=start.device)
     step = (length / parts).unsqueeze(1)
     low = (part * step + first.unsqueeze(1)).floor().clamp(0, size)
@@ -59,8 +59,8 @@ def authors_whole_cells_edges(
 
 def authors_samples(start: Tensor, end: Tensor, scale: float, parts: int, samples: int) -> Bins:
     """The authors' deformable pooling: `samples` positions a bin from its near edge on, half a cell back."""
-    first = round_half_away(start) * scale - 0.5
-    length = ((round_half_away(end) + 1) * scale - 0.5 - first).clamp(min=0.1)
+    first = _near(round_half_away(start) * scale) - 0.5
+    length = (_near((round_half_away(end) + 1) * scale) - 0.5 - first).clamp(min=0.1)
     step = length / parts
     part = torch.arange(parts, device=start.device).unsqueeze(1)
     sample = torch.arange(samples, device=start.device)
@@ -69,8 +69,14 @@ def authors_samples(start: Tensor, end: Tensor, scale: float, parts: int, sample
 
 
 def round_half_away(value: Tensor) -> Tensor:
-    """C's round: halves go away from zero."""
-    return value.sign() * (value.abs() + 0.5).floor()
+    """C's round: halves go away from zero. Adding a half would round the number before it up as well."""
+    size = value.abs()
+    floor = size.floor()
+    return value.sign() * (floor + (size - floor >= 0.5).to(value.dtype))
+
+
+def _near(position: Tensor) -> Tensor:
+    return position.clamp(-_FAR, _FAR)
 
 
 def _integers(low: Tensor, high: Tensor, length: Tensor) -> Bins:

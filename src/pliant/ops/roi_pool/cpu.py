@@ -14,11 +14,11 @@ _RULES = ("whole_cells", "authors_whole_cells", "authors_samples")  # in the ord
 
 
 def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
-    check_rois(rois, input.shape[0])
+    check_rois(rois.to(compute_dtype(input)), input.shape[0])
     channels = input.shape[1] // (pooling.group_size[0] * pooling.group_size[1])
     out = input.new_empty(rois.shape[0], channels, *pooling.output_size)
     if out.numel():
-        tensors = [input, *_native.dense(rois, offset)]
+        tensors = [_native.aligned(input), *_native.dense(rois, offset)]
         _native.kernels.roi_pool(
             *map(_native.described, tensors), *_arguments(pooling), _native.described(out), _threads(out)
         )
@@ -28,12 +28,12 @@ def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poolin
 def roi_pool_backward(
     grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling
 ) -> tuple[Tensor, Tensor | None]:
-    check_rois(rois, input.shape[0])
+    check_rois(rois.to(compute_dtype(input)), input.shape[0])
     wide = compute_dtype(input)
     grad_input = input.new_zeros(input.shape, dtype=wide)
     grad_offset = None if offset is None else offset.new_zeros(offset.shape, dtype=wide)
     if grad.numel():
-        tensors = [*_native.dense(grad), input, *_native.dense(rois, offset)]
+        tensors = [*_native.dense(grad), _native.aligned(input), *_native.dense(rois, offset)]
         _native.kernels.roi_pool_backward(
             *map(_native.described, tensors),
             *_arguments(pooling),

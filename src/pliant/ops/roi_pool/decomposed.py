@@ -87,7 +87,8 @@ def _rectangles(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poo
             cell = (cell_y * (width + 1) + cell_x) * (groups_y * groups_x) * classes
             total = total + table[(first + cell).flatten()] * (weight_y * weight_x).flatten().double()[:, None]
     share = torch.where(count > 0, 1 / count.clamp(min=1), 0.0)
-    return total * share.expand(-1, classes, -1, -1).flatten().double()[:, None]
+    share = share.expand(-1, classes, -1, -1).flatten().double()[:, None]
+    return torch.where(share > 0, total * share, 0.0)
 
 
 def _reads(low: Tensor, high: Tensor, size: int) -> _Reads:

@@ -32,7 +32,7 @@ class _Problem(NamedTuple):
 
 def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
     if not (input.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        check_rois(rois, input.shape[0])
+        check_rois(rois.float(), input.shape[0])
     channels = input.shape[1] // (pooling.group_size[0] * pooling.group_size[1])
     out = input.new_empty(rois.shape[0], channels, *pooling.output_size)
     if out.numel():

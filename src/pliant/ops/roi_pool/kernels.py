@@ -24,7 +24,14 @@ _SIZES = [
 @triton.jit
 def _round(value):
     """C's round: halves go away from zero."""
-    return tl.where(value < 0, -1.0, 1.0) * tl.floor(tl.abs(value) + 0.5)
+    size = tl.abs(value)
+    floor = tl.floor(size)
+    return tl.where(value < 0, -1.0, 1.0) * tl.where(size - floor >= 0.5, floor + 1.0, floor)
+
+
+@triton.jit
+def _near(position):
+    return tl.minimum(tl.maximum(position, -_FAR), _FAR)
 
 
 @triton.jit
@@ -36,21 +43,20 @@ def _finite(value):
 def _bin(start, end, part, parts, size, scale, samples, RULE: tl.constexpr):
     """A bin on one axis: its first position, how many there are, the step between them, and the RoI's side."""
     if RULE == WHOLE_CELLS:
-        near = tl.minimum(tl.maximum(_round(start * scale), -_FAR), _FAR)
-        far = tl.minimum(tl.maximum(_round(end * scale), -_FAR), _FAR)
-        side = tl.maximum(far - near, 1.0)
+        near = _near(_round(start * scale))
+        side = tl.maximum(_near(_round(end * scale)) - near, 1.0)
         cells = side.to(tl.int64)
         low = near + (part * cells // parts).to(tl.float32)
         high = near + (((part + 1) * cells + parts - 1) // parts).to(tl.float32)
     elif RULE == AUTHORS_WHOLE_CELLS:
-        near = _round(start) * scale
-        side = tl.maximum((_round(end) + 1) * scale - near, 0.1)
+        near = _near(_round(start) * scale)
+        side = tl.maximum(_near((_round(end) + 1) * scale) - near, 0.1)
         length = tl.div_rn(side, parts.to(tl.float32))
         low = tl.floor(part.to(tl.float32) * length + near)
         high = tl.ceil((part + 1).to(tl.float32) * length + near)
     else:
-        near = _round(start) * scale - 0.5
-        side = tl.maximum((_round(end) + 1) * scale - 0.5 - near, 0.1)
+        near = _near(_round(start) * scale) - 0.5
+        side = tl.maximum(_near((_round(end) + 1) * scale) - 0.5 - near, 0.1)
         length = tl.div_rn(side, parts.to(tl.float32))
         low = part.to(tl.float32) * length + near
         high = low
@@ -209,7 +215,8 @@ def forward(
             read = (live & in_y & in_x)[:, None] & in_class[None, :]
             value = tl.load(table + row[:, None] + channel[None, :], mask=read, other=0.0).to(tl.float32)
             total += value * (weight_y * weight_x)[:, None]
-    total = tl.where(good[:, None], total * share[:, None], float("nan"))
+    total = tl.where((share > 0)[:, None], total * share[:, None], 0.0)  # NaN shows where cells are read
+    total = tl.where(good[:, None], total, float("nan"))
     area = bins_y * bins_x
     line = (roi * classes + kind) * class_channels * area + bin_y * bins_x + bin_x
     wanted = live[:, None] & in_class[None, :]
@@ -257,7 +264,7 @@ def backward(
             weight = (weight_y * weight_x)[:, None]
             tl.atomic_add(grad_table + row[:, None] + channel[None, :], above * weight, mask=read, sem="relaxed")
     if OFFSET:
-        of_x = tl.sum(above * slopes_x, 1) * moves_x
-        of_y = tl.sum(above * slopes_y, 1) * moves_y
+        of_x = tl.where(share > 0, tl.sum(above * slopes_x, 1) * moves_x, 0.0)
+        of_y = tl.where(share > 0, tl.sum(above * slopes_y, 1) * moves_y, 0.0)
         tl.atomic_add(grad_offset + part, of_x, mask=live, sem="relaxed")
         tl.atomic_add(grad_offset + part + parts_y * parts_x, of_y, mask=live, sem="relaxed")

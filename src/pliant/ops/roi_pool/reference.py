@@ -40,7 +40,8 @@ class Reading(NamedTuple):
     moves: tuple[Tensor, Tensor]  # [R] cells an offset of one moves, per axis
 
     def weight(self, y: Tensor, x: Tensor) -> Tensor:  # [N, E]
-        outer = y.unsqueeze(-1) * x.unsqueeze(-2) * self.share[..., None, None]
+        share = self.share[..., None, None]
+        outer = torch.where(share > 0, y.unsqueeze(-1) * x.unsqueeze(-2) * share, 0.0)  # NaN shows where cells are read
         return outer.flatten(4).flatten(0, 3)
 
 
@@ -100,8 +101,8 @@ def _readings(
 ) -> Iterator[tuple[slice, Reading]]:
     """The RoIs in runs short enough that their entries fit in memory."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    check_rois(rois, input.shape[0])
     rois = rois.to(wide)
+    check_rois(rois, input.shape[0])
     classes = 1 if offset is None else offset.shape[1] // 2
     height, width = pooling.output_size
     lines = max(1, classes * height * width)
@@ -211,7 +212,7 @@ def _ungrouped(rows: Tensor, pooling: Pooling, classes: int) -> Tensor:
     """Undo the order of channels of `table_of`: rows of all channels, output channel by output channel."""
     groups = pooling.group_size[0] * pooling.group_size[1]
     by_cell = rows[:-1].reshape(-1, groups, classes * rows.shape[1]).transpose(1, 2)
-    by_cell = by_cell.reshape(by_cell.shape[0], -1)
+    by_cell = by_cell.flatten(1)
     return torch.cat((by_cell, by_cell.new_zeros(1, by_cell.shape[1])))
 
 
