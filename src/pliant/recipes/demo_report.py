@@ -262,8 +262,8 @@ def _cost(outcome: Outcome, cost: Comparison) -> Figure:
     return Figure(
         "What it costs",
         f"One forward pass on an image of {size} pixels, threads: {torch.get_num_threads()}; the deformable network "
-        f"takes {cost.time_ratio:.2f} times as long. What is added are the branches that predict the offsets, and the "
-        "bilinear samples.",
+        f"takes {cost.time_ratio:.2f} times as long, the median of passes in turn. What is added are the branches that "
+        "predict the offsets, and the bilinear samples.",
         head=("", "plain", "deformable"),
         rows=[
             ("parameters", *(f"{side.parameters:,}" for side in sides)),
