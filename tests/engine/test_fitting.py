@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pliant.engine import Schedule, SegmentationModule
-from pliant.engine.fitting import FitSettings, _synchronise_norms, judge
+from pliant.engine.fitting import FitSettings, _loading, _synchronise_norms, judge
 
 
 @pytest.fixture
@@ -47,3 +49,10 @@ def test_one_process_keeps_its_norms() -> None:
     alone = module()
     _synchronise_norms(alone, SimpleNamespace())
     assert type(alone.model[1]) is nn.BatchNorm2d
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+def test_loaders_end_with_their_process_whatever_the_default_is() -> None:
+    """Workers of a forkserver would outlive a killed training."""
+    assert DataLoader([1, 2], **_loading(1)).multiprocessing_context.get_start_method() == "fork"
+    assert list(DataLoader([1, 2], **_loading(0)))

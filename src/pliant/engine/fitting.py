@@ -225,6 +225,8 @@ def _loading(workers: int) -> dict[str, Any]:
     return {
         "num_workers": workers,
         "worker_init_fn": _leave_interrupts_to_parent,
+        # As before Python 3.14, whose forkserver keeps the workers of a killed process for ever.
+        "multiprocessing_context": "fork" if workers and sys.platform == "linux" else None,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator().manual_seed(0),
