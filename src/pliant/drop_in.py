@@ -21,10 +21,10 @@ class patch_torchvision:
     that operator is served: `torchvision.ops.deform_conv2d`, `torchvision.ops.DeformConv2d`, models that were
     scripted, traced, exported or compiled, before or after. Other devices keep torchvision's kernels.
 
-    ::
+    For good, or for a while:
 
-        pliant.patch_torchvision()        # from here on
-        with pliant.patch_torchvision():  # or for a while
+        pliant.patch_torchvision()
+        with pliant.patch_torchvision():
             ...
 
     Calls may be nested; torchvision's own kernels return when every one is undone.

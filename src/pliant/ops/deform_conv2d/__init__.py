@@ -24,7 +24,7 @@ def deform_conv2d(
 ) -> Tensor:
     """Deformable convolution (Dai et al. 2017, equations 2 to 4; with `mask`, Zhu et al. 2019).
 
-    Every tap (i, j) of the kernel reads the input, bilinearly, at its regular place plus an offset of its own::
+    Every tap (i, j) of the kernel reads the input, bilinearly, at its regular place plus an offset of its own:
 
         y = ho * stride_h - padding_h + i * dilation_h + offset_y[ho, wo]
         x = wo * stride_w - padding_w + j * dilation_w + offset_x[ho, wo]
