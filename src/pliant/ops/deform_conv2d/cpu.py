@@ -1,4 +1,4 @@
-"""Deformable convolution on the compiled CPU kernels (csrc/deform_conv2d.cpp)."""
+"""Deformable convolution on the compiled CPU kernels (csrc/deform_conv2d_forward.cpp and _backward.cpp)."""
 
 from __future__ import annotations
 
