@@ -4,13 +4,16 @@
     python bench/gpu.py --device cpu --rows 1 ...   # that the script runs, where there is no GPU
 
 As in `pliant bench`, an implementation is timed once its output and gradients agree with the float64 reference, and
-all take turns, round after round. conv2d and Pliant run channels last, as networks on GPUs do; torchvision's operator
-knows contiguous maps alone. Memory is what a forward with its backward needs at its peak, beyond what was there.
+all take turns, round after round. conv2d, Pliant and deformops (`pip install deformops`, Python 3.12 or 3.13) run
+channels last, as networks on GPUs do; torchvision's operator knows contiguous maps alone. deformops is called by its
+stand-in for torchvision's, which turns offsets and output over. Memory is what a forward with its backward needs at its
+peak, beyond what was there.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Callable
@@ -110,6 +113,13 @@ def columns(device: str, dtype: torch.dtype, made: dict[str, OnDevice]) -> dict[
             raise Missing("torchvision has no half precision on the CPU")
         return deformable(torchvision.ops.deform_conv2d, row, contiguous, False)(tensors)
 
+    def deformops(row: ConvRow, tensors: Tensors, threads: int) -> OnDevice:
+        try:
+            operator = importlib.import_module("deformops.integrations.torchvision").deform_conv2d
+        except ImportError as error:
+            raise Missing(f"deformops is not installed ({error})") from error
+        return deformable(operator, row, last, False)(tensors)
+
     def noted(name: str, column: Column) -> Column:
         def make(row: ConvRow, tensors: Tensors, threads: int) -> OnDevice:
             made[name] = column(row, tensors, threads)  # type: ignore[assignment]
@@ -117,7 +127,7 @@ def columns(device: str, dtype: torch.dtype, made: dict[str, OnDevice]) -> dict[
 
         return make
 
-    every: dict[str, Column] = {"conv2d": plain, "Pliant": ours, "torchvision": torchvisions}
+    every: dict[str, Column] = {"conv2d": plain, "Pliant": ours, "torchvision": torchvisions, "deformops": deformops}
     return {name: noted(name, column) for name, column in every.items()}
 
 

@@ -46,10 +46,13 @@ class Call:
         """The output and the gradients to all tensors that have one."""
         leaves = {name: tensor.detach().requires_grad_(name != "rois") for name, tensor in self.tensors.items()}
         out = self(**leaves)
-        grad = laid_out(torch.randn(out.shape, generator=generator(1)).to(out.dtype), self.grad_layout)
+        grad = laid_out(torch.randn(out.shape, generator=generator(1)).to(out), self.grad_layout)
         wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
         grads = torch.autograd.grad(out, list(wanted.values()), grad)
         return {"output": out.detach(), **dict(zip(wanted, grads, strict=True))}
+
+    def to(self, device: str) -> Call:
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def widened(self) -> Call:
         """The same call with plain contiguous tensors of the dtype that the operators compute in."""

@@ -249,8 +249,8 @@ def demo(
 
 @app.command()
 def ablate(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")],
     data: Annotated[Path | None, typer.Option(help="The folder of the data; drawn digits by default.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")] = Path("pliant-ablation"),
     recipe: Annotated[str, typer.Option(help="DeepLab, class-aware RPN, Faster R-CNN or R-FCN.")] = "voc.deeplab",
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import CONV_CASES, ROIS, ConvCase
+from hypothesis import given
+from random_calls import Call, assert_reference_agrees, convolutions, poolings
 from torch import Tensor
 
 import pliant
@@ -143,6 +145,16 @@ def test_convolution_of_any_memory_layout(layout: str) -> None:
         for name, value in tensors.items()
     }
     check(lambda **values: ops.deform_conv2d(**values, **case.geometry), tensors, torch.float32, changed)
+
+
+@given(call=convolutions(tuple(ROUNDING)))
+def test_random_convolutions(call: Call) -> None:
+    assert_reference_agrees(call.to(DEVICE))
+
+
+@given(call=poolings(tuple(ROUNDING)))
+def test_random_poolings(call: Call) -> None:
+    assert_reference_agrees(call.to(DEVICE))
 
 
 POOLINGS = {
