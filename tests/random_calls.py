@@ -52,7 +52,12 @@ class Call:
         return {"output": out.detach(), **dict(zip(wanted, grads, strict=True))}
 
     def to(self, device: str) -> Call:
-        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
+        """The same call on another device, each tensor with its strides, which `Tensor.to` does not keep."""
+        moved = {}
+        for name, tensor in self.tensors.items():
+            memory = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
+            moved[name] = memory.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return replace(self, tensors=moved)
 
     def widened(self) -> Call:
         """The same call with plain contiguous tensors of the dtype that the operators compute in."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CONV_CASES, ROIS, ConvCase
 from hypothesis import given
-from random_calls import Call, assert_reference_agrees, convolutions, poolings
+from random_calls import LAYOUTS, Call, assert_reference_agrees, convolutions, laid_out, poolings
 from torch import Tensor
 
 import pliant
@@ -59,11 +59,12 @@ def on_device(tensors: Tensors, dtype: torch.dtype) -> Tensors:
     }
 
 
-def check(call: Callable[..., Tensor], tensors: Tensors, dtype: torch.dtype, wide: Tensors | None = None) -> None:
+def check(call: Callable[..., Tensor], tensors: Tensors, dtype: torch.dtype, layout: str = "contiguous") -> None:
     """Compare values and all gradients with those of the reference, in float64 and on the same rounded tensors."""
-    ours = on_device(tensors, dtype)
-    if wide:  # a different layout of the same values
-        ours = {name: wide[name].to(DEVICE, dtype).requires_grad_(name != "rois") for name in ours}
+    ours = {
+        name: laid_out(value.detach(), layout).requires_grad_(value.requires_grad)
+        for name, value in on_device(tensors, dtype).items()
+    }
     exact = {name: value.detach().cpu().double().requires_grad_(value.requires_grad) for name, value in ours.items()}
     out = call(**ours)
     grad = torch.randn(out.shape, dtype=torch.float64).to(dtype).double()
@@ -130,21 +131,10 @@ def test_convolution_of_offsets_that_are_far_or_no_numbers(far: float) -> None:
     check(lambda **values: ops.deform_conv2d(**values, **case.geometry), tensors, torch.float32)
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "transposed", "expanded"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_convolution_of_any_memory_layout(layout: str) -> None:
     case = ConvCase(size=(5, 6))
-    tensors = {name: value.detach() for name, value in case.tensors().items()}
-    if layout == "expanded":
-        tensors["input"] = tensors["input"][:1].expand_as(tensors["input"])
-    changed = {
-        name: value.contiguous(memory_format=torch.channels_last)
-        if layout == "channels_last" and value.dim() == 4
-        else value.mT.contiguous().mT
-        if layout == "transposed" and value.dim() == 4
-        else value
-        for name, value in tensors.items()
-    }
-    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), tensors, torch.float32, changed)
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32, layout)
 
 
 @given(call=convolutions(tuple(ROUNDING)))
@@ -200,9 +190,7 @@ def test_pooling_with_offsets_that_are_far_or_no_numbers(far: float, sampling: s
 
 def test_pooling_with_64_bit_indices_and_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_gpu, "_INT32_ELEMENTS", 0)
-    tensors = to_pool("deform_roi_pool")
-    changed = tensors | {"input": tensors["input"].contiguous(memory_format=torch.channels_last)}
-    check(POOLINGS["deform_roi_pool"], tensors, torch.float32, changed)
+    check(POOLINGS["deform_roi_pool"], to_pool("deform_roi_pool"), torch.float32, "channels last")
 
 
 def test_pooling_of_no_rois_and_of_no_images() -> None:

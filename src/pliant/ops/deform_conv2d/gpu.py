@@ -49,6 +49,7 @@ def deform_conv2d(
         far = _gpu.far_apart(problem.input, problem.offset, problem.mask, problem.weight, out)
         tiles = forward_tiles(input, cells, outs, groups, unit, far=far)
         grid = _tiles(cells, tiles.cells), _tiles(outs, tiles.outs), groups
+        bias = None if bias is None else bias.contiguous()
         _launch("forward", grid, tiles, problem, {"bias": bias, "out": out, "BIASED": bias is not None})
     return out
 
