@@ -322,11 +322,25 @@ def _user_errors() -> Iterator[None]:
         yield
         return
     try:
-        yield
+        with _recorded():
+            yield
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(line)}", highlight=False)
         raise typer.Exit(2) from error
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[None]:
+    """Tell the launcher of several processes why this one fails."""
+    try:
+        yield
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            from pliant import processes
+
+            processes.record_failure(error)
+        raise
 
 
 def main() -> None:

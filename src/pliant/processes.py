@@ -7,17 +7,23 @@ what it would be without the others.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import json
 import logging
 import os
 import signal
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 
 def count() -> int:
@@ -76,8 +82,14 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         processes: Their number.
 
     Raises:
-        ChildProcessError: If a process failed or died; the others are ended then.
+        ChildProcessError: If a process failed or died; the others are ended then. The first cause is named, with the
+            error that the process recorded, and never a process that was ended because of another.
     """
+    launch_python(["-m", "pliant", *arguments], processes)
+
+
+def launch_python(arguments: Sequence[str], processes: int) -> None:
+    """As `launch`, with the arguments of the Python interpreter."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -95,18 +107,105 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=logs.name),
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(torch.get_num_threads() // processes, 1)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        elastic_launch(config, sys.executable)("-m", "pliant", *arguments)
+        with _ended_by_launcher() as ended:
+            elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
-        # One that was killed takes the others with it: it is the one to name.
-        _, failure = min(error.failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
-        how = f"ended with code {failure.exitcode}"
-        if failure.exitcode < 0:
-            how = f"was ended by {signal.Signals(-failure.exitcode).name}"
-        raise ChildProcessError(f"process {failure.local_rank} of {processes} {how}, and the others with it") from None
+        cause = first_cause(error.failures.values(), ended)
+        raise ChildProcessError(_told(cause, processes)) from None
     finally:
         logs.cleanup()
+
+
+def record_failure(error: BaseException) -> None:
+    """Write why this process fails where its launcher, `launch` or torchrun, looks for it; nothing if it has none."""
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not place:
+        return
+    record = {
+        "message": " ".join(str(error).split()) or type(error).__name__,
+        "timestamp": int(time.time()),
+        "monotonic_ns": time.monotonic_ns(),
+        "lost_others": isinstance(error, ConnectionError),
+    }
+    # Under another name until it is whole: the launcher may end this process meanwhile.
+    partial = f"{place}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(record, file)
+        os.replace(partial, place)
+
+
+def first_cause(failures: Iterable[ProcessFailure], ended: Collection[int] = ()) -> ProcessFailure:
+    """Of processes that failed together, the one that the others followed.
+
+    The order of their ends is not known: several may have ended before anyone looked. But how they ended is. A process
+    that the launcher ended only followed. Of the others, one that was killed from outside or crashed comes first,
+    then one that recorded an error of its own, the earliest first; after these one that left without a record, one
+    that aborted, as threads of a connection do when it breaks, and at last one that says that it lost the others.
+
+    Args:
+        failures: Those of torch's launcher, one at least.
+        ended: The ids of the processes that the launcher itself ended.
+    """
+
+    def order(failure: ProcessFailure) -> tuple[bool, int, int]:
+        record = failure.error_file_data
+        signalled = _signal(failure)
+        if signalled is not None:
+            kind = 3 if signalled == signal.SIGABRT else 0
+        elif "monotonic_ns" in record:
+            kind = 4 if record["lost_others"] else 1
+        else:
+            kind = 2
+        return failure.pid in ended, kind, record.get("monotonic_ns", 0)
+
+    return min(failures, key=order)
+
+
+def _told(failure: ProcessFailure, processes: int) -> str:
+    signalled = _signal(failure)
+    if signalled is not None:
+        how = f"was ended by {signalled.name}"
+    elif "monotonic_ns" in failure.error_file_data:
+        how = f"failed ({failure.message})"
+    else:
+        how = f"ended with code {failure.exitcode}"
+    return f"process {failure.local_rank} of {processes} {how}, and the others with it"
+
+
+def _signal(failure: ProcessFailure) -> signal.Signals | None:
+    """What ended a process, also where it first put things in order and left with the code that stands for it."""
+    number = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128
+    if failure.exitcode >= 0 and number not in (signal.SIGTERM, signal.SIGINT):
+        return None
+    return signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _ended_by_launcher() -> Iterator[set[int]]:
+    """The ids of the processes that torch's launcher ends meanwhile, which it tells its log alone; nothing is shown."""
+    ended: set[int] = set()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if str(record.msg).startswith(("Sending process", "Unable to shutdown process")) and record.args:
+                ended.add(int(record.args[0]))  # type: ignore[index, call-overload]
+
+    launcher = logging.getLogger("torch.distributed.elastic")
+    teller = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+    levels, listener = [(logger, logger.level, logger.propagate) for logger in (launcher, teller)], Listener()
+    launcher.setLevel(logging.CRITICAL)
+    teller.setLevel(logging.WARNING)
+    teller.propagate = False
+    teller.addHandler(listener)
+    try:
+        yield ended
+    finally:
+        teller.removeHandler(listener)
+        for logger, level, propagate in levels:
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 def mean(value: Tensor) -> Tensor:
