@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pliant.engine import VOCAveragePrecision
+from pliant import processes
+from pliant.engine import DetectionMetrics, VOCAveragePrecision
 from pliant.engine.voc_ap import average_precision, match_detections
 
 BOX = [0.0, 0.0, 10.0, 10.0]
@@ -121,3 +122,104 @@ def test_classes_and_thresholds_are_apart() -> None:
 def test_unequal_numbers_of_images_are_refused() -> None:
     with pytest.raises(ValueError, match="predictions of 1 images and targets of 0"):
         VOCAveragePrecision(1).update([found((BOX, 0.5))], [])
+
+
+def kit(detections: list[tuple[int, float, list[float]]], truth: dict[int, list[list[float]]]) -> float:
+    """The development kit's count, line by line of its file, with numbers and loops alone; area under the curve."""
+    lines = sorted(range(len(detections)), key=lambda line: -detections[line][1])  # stable, as MATLAB's sort
+    taken = {image: [False] * len(rows) for image, rows in truth.items()}
+    hits = []
+    for line in lines:
+        image, _, box = detections[line]
+        best, which = -1.0, -1
+        for number, other in enumerate(truth[image]):
+            width = min(box[2], other[2]) - max(box[0], other[0])
+            height = min(box[3], other[3]) - max(box[1], other[1])
+            if width <= 0 or height <= 0:
+                continue
+            both = width * height
+            areas = [(each[2] - each[0]) * (each[3] - each[1]) for each in (box, other)]
+            overlap = both / (sum(areas) - both)
+            if overlap > best:
+                best, which = overlap, number
+        hit = best > 0.5 and not taken[image][which]
+        if hit:
+            taken[image][which] = True
+        hits.append(hit)
+    positives = sum(map(len, truth.values()))
+    points = [(sum(hits[: end + 1]) / positives, sum(hits[: end + 1]) / (end + 1)) for end in range(len(hits))]
+    area, reached = 0.0, 0.0
+    for recall, _ in points:
+        area += (recall - reached) * max(precision for other, precision in points if other >= recall)
+        reached = recall
+    return area
+
+
+@pytest.mark.parametrize("ids", ["counted", "given"])
+def test_equal_scores_rank_in_the_order_of_the_kits_file(ids: str) -> None:
+    # Scores in steps of a fifth: most detections share theirs with others of their image and of other images.
+    random = np.random.default_rng(0)
+    changed = 0
+    for _ in range(60):
+        predictions, targets, lines, objects = [], [], [], {}
+        for image in range(6):
+            corners = random.integers(0, 30, size=(random.integers(1, 4), 2))
+            objects[image] = [[*map(float, corner), float(corner[0] + 10), float(corner[1] + 10)] for corner in corners]
+            near = [objects[image][random.integers(len(corners))] for _ in range(random.integers(0, 8))]
+            rows = [
+                ([x + dx, y + dy, x1 + dx, y1 + dy], int(random.integers(1, 6)) / 5)
+                for (x, y, x1, y1), (dx, dy) in zip(near, random.integers(-6, 7, size=(len(near), 2)), strict=True)
+            ]
+            lines += [(image, score, row) for row, score in rows]
+            predictions.append(found(*rows))
+            target = truth(10 + image, *objects[image])
+            if ids == "counted":
+                del target["image_id"]
+            targets.append(target)
+        if not lines:
+            continue
+        expected = kit(lines, objects)
+        metrics = DetectionMetrics(["thing"])
+        metrics.update(predictions, targets)
+        assert metrics.compute()["VOC_AP50"] == pytest.approx(expected, abs=1e-12)
+        by_image = kit(sorted(lines, key=lambda line: -line[0]), objects)
+        changed += abs(by_image - expected) > 1e-9
+    assert changed > 20  # the order of the images matters in these sets
+
+
+def test_images_are_counted_where_targets_have_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parts(count: int) -> list[tuple[int, dict, dict]]:
+        """What each of some processes adds, in turns as `judge` shares samples."""
+        every = [found((BOX, 0.8)), found((FAR, 0.8)), found((FAR, 0.8)), found((BOX, 0.8), (FAR, 0.8))]
+        target = {key: value for key, value in truth(0, BOX).items() if key != "image_id"}
+        return [(place % count, prediction, target) for place, prediction in enumerate(every)]
+
+    results = []
+    for count in (1, 2, 3):
+        monkeypatch.setattr(processes, "count", lambda count=count: count)
+        held = []
+        for rank in range(count):
+            monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+            metrics = DetectionMetrics(["thing"])
+            for process, prediction, target in parts(count):
+                if process == rank:
+                    metrics.update([prediction], [target])
+            held.append(metrics.judged())
+        monkeypatch.setattr(processes, "gather", lambda _, held=held: held)
+        results.append(metrics.compute())
+        monkeypatch.undo()
+    assert results[0]["VOC_AP50"] == results[1]["VOC_AP50"] == results[2]["VOC_AP50"]
+    assert results[0]["AP"] == results[1]["AP"] == results[2]["AP"]
+
+
+def test_ids_are_of_all_images_or_of_none_and_differ() -> None:
+    metrics = DetectionMetrics(["thing"])
+    without = {key: value for key, value in truth(0, BOX).items() if key != "image_id"}
+    with pytest.raises(ValueError, match="image_id must be in the targets of all images or of none"):
+        metrics.update([found((BOX, 0.5))] * 2, [truth(0, BOX), without])
+    metrics.reset()
+    metrics.update([found((BOX, 0.5))] * 2, [truth(3, BOX), truth(3, FAR)])
+    with pytest.raises(ValueError, match="image_id must be another number for each image; several have 3"):
+        metrics.compute()
+    with pytest.raises(ValueError, match="targets need image_id"):
+        VOCAveragePrecision(1).update([found((BOX, 0.5))], [without])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class DetectionMetrics:
     """COCO's and VOC's average precision together, over the images of all processes.
 
     COCO's come from torchmetrics' `MeanAveragePrecision` with faster-coco-eval. Difficult objects count as
-    crowds there: they are neither required nor punished.
+    crowds there: they are neither required nor punished. Where targets have no ``image_id``, which is optional in
+    torchvision's convention, images are counted. Detections of equal score are ranked in the order of the ids.
 
     Args:
         classes: The C foreground names; labels are 1 to C.
@@ -49,6 +50,7 @@ class DetectionMetrics:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
         self._judged: list[JudgedImage] = []
+        self._counts = False
         self.coco = MeanAveragePrecision(
             # pycocotools' own: torchmetrics' defaults are rounded to float32, which moves recalls that are met exactly.
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
@@ -67,7 +69,16 @@ class DetectionMetrics:
             truth: dict[str, Tensor] = {
                 key: _cpu(target[key]) for key in ("boxes", "labels", "area", "difficult", "iscrowd") if key in target
             }
-            self._judged.append(JudgedImage(int(target["image_id"]), found, truth))
+            self._judged.append(JudgedImage(self._id(target), found, truth))
+
+    def _id(self, target: Mapping[str, Any]) -> int:
+        """What the target says; else the place of the image, when the processes take turns as `judge` has them."""
+        place = processes.rank() + len(self._judged) * processes.count()
+        if not self._judged:
+            self._counts = "image_id" not in target
+        if self._counts != ("image_id" not in target):
+            raise ValueError("image_id must be in the targets of all images or of none")
+        return place if self._counts else int(target["image_id"])
 
     def reset(self) -> None:
         """Forget all images."""
@@ -75,7 +86,11 @@ class DetectionMetrics:
 
     def judged(self) -> list[JudgedImage]:
         """The images of all processes, in the order of their ids: the results do not depend on who judged which."""
-        return sorted(chain.from_iterable(processes.gather(self._judged)), key=lambda image: image.image_id)
+        judged = sorted(chain.from_iterable(processes.gather(self._judged)), key=lambda image: image.image_id)
+        for image, other in pairwise(judged):
+            if image.image_id == other.image_id:
+                raise ValueError(f"image_id must be another number for each image; several have {image.image_id}")
+        return judged
 
     def compute(self) -> dict[str, Any]:
         """The results, as plain numbers.

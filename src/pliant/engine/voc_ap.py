@@ -1,4 +1,9 @@
-"""Average precision as the PASCAL VOC development kit computes it."""
+"""Average precision as the PASCAL VOC development kit computes it, in its authors' Python form.
+
+Detections of equal score are ranked in the order in which they came, across all images, as the kit ranks them in the
+order of its file. At an overlap of exactly the threshold the kit's MATLAB source counts a match (``>=``), and the Python
+evaluation of Faster R-CNN's and this method's authors does not (``>``). This module follows the latter.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +51,8 @@ def match_detections(boxes: Tensor, truth: Tensor, ignored: Tensor, threshold: f
 
     Each detection is compared with the one object it overlaps most, whether or not another found that
     already: a second detection of it is a false positive, even if a neighbour is free. The overlap must be
-    above the threshold. A detection whose object is ignored counts neither way.
+    above the threshold; the kit's MATLAB source takes one that equals it, too. A detection whose object is ignored
+    counts neither way.
 
     Args:
         boxes: [K, 4], (x0, y0, x1, y1), sorted by falling score.
@@ -79,7 +85,8 @@ class VOCAveragePrecision(Metric):
 
     `update` takes what torchvision's detectors give and their targets; boxes are (x0, y0, x1, y1) as
     continuous pixel edges, which agrees with the development kit's inclusive pixels. Targets may hold
-    ``difficult`` and ``iscrowd`` (bool [L]); such objects are neither required nor punished.
+    ``difficult`` and ``iscrowd`` (bool [L]); such objects are neither required nor punished. Detections of equal score
+    are ranked in the order of the updates; an overlap that equals a threshold is no match (see this module).
 
     Args:
         classes: The number C of foreground classes; labels are 1 to C.
@@ -110,6 +117,8 @@ class VOCAveragePrecision(Metric):
         if len(predictions) != len(targets):
             raise ValueError(f"got predictions of {len(predictions)} images and targets of {len(targets)}")
         for prediction, target in zip(predictions, targets, strict=True):
+            if "image_id" not in target:
+                raise ValueError("targets need image_id, an int that no other image has")
             image_id = int(target["image_id"])
             boxes, labels = _plain(prediction["boxes"]), _plain(prediction["labels"])
             columns = [labels[:, None], _plain(prediction["scores"])[:, None], boxes]
@@ -139,22 +148,17 @@ class VOCAveragePrecision(Metric):
         return results
 
     def _of_class(self, detections: Tensor, objects: Tensor, label: int, threshold: float) -> tuple[float, float]:
-        truth = _by_image(objects[objects[:, 1] == label])
+        truth = objects[objects[:, 1] == label]
         found = detections[detections[:, 1] == label]
+        # Stable: detections of equal score keep the order in which they came, whatever their images.
         found = found[torch.argsort(found[:, 2], descending=True, stable=True)]
-        hits, counts, scores = [], [], []
-        for image_id, rows in _by_image(found).items():
-            known = truth.get(image_id, objects[:0])
-            hit, count = match_detections(rows[:, 3:], known[:, 3:], known[:, 2] > 0, threshold)
-            hits.append(hit)
-            counts.append(count)
-            scores.append(rows[:, 2].numpy())
-        positives = sum(int((rows[:, 2] == 0).sum()) for rows in truth.values())
-        if not hits:
-            nothing = np.zeros(0, dtype=bool)
-            return average_precision(nothing, positives, "11-point"), average_precision(nothing, positives, "area")
-        order = np.argsort(-np.concatenate(scores), kind="stable")
-        ranked = np.concatenate(hits)[order][np.concatenate(counts)[order]]
+        hits, counts = np.zeros(len(found), dtype=bool), np.zeros(len(found), dtype=bool)
+        objects_in = _by_image(truth)
+        for image_id, ranks in _by_image(found).items():
+            known = truth[objects_in.get(image_id, [])]
+            hits[ranks], counts[ranks] = match_detections(found[ranks, 3:], known[:, 3:], known[:, 2] > 0, threshold)
+        positives = int((truth[:, 2] == 0).sum())
+        ranked = hits[counts]
         return average_precision(ranked, positives, "11-point"), average_precision(ranked, positives, "area")
 
 
@@ -174,8 +178,9 @@ def _stack(rows: list[Tensor] | Tensor) -> Tensor:
     return torch.cat(rows).cpu() if rows else torch.zeros(0, 7, dtype=torch.float64)
 
 
-def _by_image(rows: Tensor) -> dict[int, Tensor]:
-    positions: dict[int, list[int]] = defaultdict(list)
-    for position, image_id in enumerate(rows[:, 0].tolist()):
-        positions[int(image_id)].append(position)
-    return {image_id: rows[where] for image_id, where in positions.items()}
+def _by_image(rows: Tensor) -> dict[int, list[int]]:
+    """The places of each image's rows, in their order."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, image_id in enumerate(rows[:, 0].tolist()):
+        places[int(image_id)].append(place)
+    return places
