@@ -24,7 +24,6 @@ def picture(path: Path, size: tuple[int, int] = (40, 30), value: int = 0) -> Pat
 def root(tmp_path: Path) -> Path:
     for index, name in enumerate(["train/cat/1.jpg", "train/cat/more/2.JPEG", "train/ant/3.png", "val/cat/4.jpg"]):
         picture(tmp_path / name, value=40 * index)
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
     (tmp_path / "train" / ".cache").mkdir()
     return tmp_path
 
@@ -42,6 +41,17 @@ def test_classes_are_folders(root: Path) -> None:
     assert isinstance(image, tv_tensors.Image)
     assert (image.shape, image.dtype, label) == ((3, 30, 40), torch.uint8, 1)
     assert not len(data.problems)
+
+
+def test_every_format_is_found_and_other_files_are_reported(root: Path) -> None:
+    for index, name in enumerate(["a.WebP", "b.bmp", "deep/deeper/c.tiff", "d.GIF", "e.ppm"]):
+        picture(root / "train" / "cat" / name, value=index)
+    notes = root / "train" / "cat" / "notes.txt"
+    notes.write_text("not an image")
+    (root / "train" / "cat" / "._a.webp").write_text("what macOS leaves beside a file")
+    data = ImageFolder(root)
+    assert data.labels.count(1) == 7
+    assert [(problem.path, problem.kind) for problem in data.problems] == [(notes, "not an image")]
 
 
 def test_other_splits_take_the_names_and_order_of_training(root: Path) -> None:

@@ -5,8 +5,10 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from pliant.data.images import (
+    IMAGE_SUFFIXES,
     UnreadableFileError,
     find_image,
+    find_images,
     read_image,
     read_mask,
     relative_path,
@@ -119,3 +121,44 @@ def test_find_image(tmp_path):
     assert find_image(tmp_path, "a.b") is None
     (tmp_path / "a.b.jpeg").touch()
     assert find_image(tmp_path, "a.b") == tmp_path / "a.b.jpeg"
+
+
+def test_the_endings_are_those_of_the_formats_that_are_read(tmp_path):
+    formats = {"JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM"}
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    assert set(IMAGE_SUFFIXES) == known - {".pfm"}  # floating-point pixels
+    for suffix in IMAGE_SUFFIXES:
+        path = tmp_path / f"image{suffix}"
+        Image.new("RGB", (5, 3), COLOUR).save(path)
+        assert read_image(path).shape == (3, 3, 5)
+
+
+def test_images_are_found_in_any_case_and_depth_and_other_files_are_named(tmp_path):
+    names = ["a.WEBP", "b.tiff", "deep/deeper/c.BMP", "deep/d.jpg"]
+    for name in [*names, "notes.txt", "deep/README", ".hidden.jpg", ".cache/e.jpg", "out/a.png"]:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).touch()
+    (tmp_path / "set" / "loop").symlink_to(tmp_path / "set", target_is_directory=True)
+    found = find_images([tmp_path / "set"], leave_out=tmp_path / "set" / "out")
+    assert [path.relative_to(tmp_path / "set").as_posix() for path in found.images] == [
+        "a.WEBP",
+        "b.tiff",
+        "deep/d.jpg",
+        "deep/deeper/c.BMP",
+    ]
+    said = found.passed_over()
+    assert said.startswith("2 files are passed over")
+    assert "1 .txt" in said
+    assert str(tmp_path / "set" / "notes.txt") in said
+    assert find_images([tmp_path / "set" / "notes.txt"]).images == [tmp_path / "set" / "notes.txt"]
+    assert find_images([tmp_path / "set" / "a.WEBP"]).passed_over() is None
+
+
+def test_folders_without_an_image(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such image or folder"):
+        find_images([tmp_path / "nowhere"])
+    with pytest.raises(FileNotFoundError, match="it is empty"):
+        find_images([tmp_path])
+    (tmp_path / "photo.heic").touch()
+    with pytest.raises(FileNotFoundError, match=r"1 file is passed over.*1 \.heic.*photo\.heic"):
+        find_images([tmp_path])

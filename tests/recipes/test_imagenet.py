@@ -138,11 +138,18 @@ def test_train_eval_and_predict(train: Train, data: Path, tmp_path: Path) -> Non
     assert report["results"]["top1"] in (0.0, 0.25, 0.5, 0.75, 1.0)
     assert "top5" in result.output
 
-    out = tmp_path / "out"
-    result = pliant_cli("predict", run, data / "val" / "red", "--out", out)
-    assert result.exit_code == 0, result.output
+    pictures = tmp_path / "pictures"
+    (pictures / "more").mkdir(parents=True)
+    Image.open(data / "val" / "red" / "6.jpg").save(pictures / "6.WEBP")
+    Image.open(data / "val" / "red" / "8.jpg").save(pictures / "more" / "8.tiff")
+    (pictures / "notes.txt").touch()
+    out = pictures / "out"
+    for _ in range(2):  # the second time, the pictures of the first lie below the folder
+        result = pliant_cli("predict", run, pictures, "--out", out)
+        assert result.exit_code == 0, result.output
+        assert "1 file is passed over" in result.output
     found = json.loads((out / "predictions.json").read_text())
-    assert [Path(item["file_name"]).name for item in found] == ["6.jpg", "8.jpg"]
+    assert [Path(item["file_name"]).name for item in found] == ["6.WEBP", "8.tiff"]
     for item in found:
         assert {best["category"] for best in item["top5"]} == {"green", "red"}
         assert sum(best["score"] for best in item["top5"]) == pytest.approx(1.0, abs=1e-5)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pliant.data.base import ImageSet, Transforms, check_classes
-from pliant.data.images import IMAGE_SUFFIXES, UnreadableFileError, is_text, scan_image
+from pliant.data.images import IMAGE_SUFFIXES, UnreadableFileError, images_below, is_text, scan_image
 from pliant.data.problems import DataError
 
 
 class ImageFolder(ImageSet):
-    """Images at ``SPLIT/CLASS/.../NAME.jpg``, as ImageNet is usually unpacked.
+    """Images at ``SPLIT/CLASS/.../NAME.jpg``, as ImageNet is usually unpacked, in any format that is read here.
 
     A sample is ``(image, label)``: a uint8 `tv_tensors.Image` of shape [3, H, W] and an int, the position in
     `classes`. All image files are opened once, without decoding them (ImageNet's million takes a minute or two).
@@ -25,6 +24,8 @@ class ImageFolder(ImageSet):
             are reported and skipped.
         transforms: Called with image and label.
         strict: Raise at the first problem.
+
+    Files of other endings are reported; hidden ones, whose names begin with a dot, count as absent.
 
     Raises:
         DataError: If the split is missing or no image is usable; in strict mode at any problem.
@@ -62,10 +63,12 @@ class ImageFolder(ImageSet):
         self._require_samples()
 
     def _scan(self, folder: Path, name: str) -> None:
-        label, files = self.classes.index(name), sorted(_image_files(folder))
-        if not files:
-            self.problems.report(folder, "empty class", "there is no .jpg, .jpeg or .png in this folder")
-        for path in files:
+        label, found = self.classes.index(name), images_below(folder)
+        for path in found.others:
+            self.problems.report(path, "not an image", f"its ending is none of {' '.join(IMAGE_SUFFIXES)}")
+        if not found.images:
+            self.problems.report(folder, "empty class", "there is no image in this folder or below it")
+        for path in found.images:
             try:
                 size = scan_image(path)
             except UnreadableFileError as error:
@@ -77,18 +80,6 @@ class ImageFolder(ImageSet):
 
     def _load(self, index: int) -> tuple[Any, int]:
         return self._read(index), self.labels[index]
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    """The images in a folder and all below it; links are followed, each folder is visited once."""
-    visited = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        yield from (Path(place, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def available_splits(root: Path) -> list[str]:

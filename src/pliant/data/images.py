@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,10 +15,18 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-
-# Pillow knows others too, among them EPS, which it has Ghostscript run.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+# The formats that are read, each with its endings. Pillow knows others, too, among them EPS, which it has Ghostscript
+# run. Where two files of one name differ in their endings alone, the ending that comes first here is taken.
+_FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)  # in lower case
 # Of long to short side; scaled to the usual 1000 pixels, nothing would be left of the short one soon after.
 _LONGEST = 100
 _FLOATS = "floating-point pixels have no agreed range; store the image with 8 or 16 bits"
@@ -50,6 +60,82 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@dataclass
+class FoundImages:
+    """What `find_images` found.
+
+    Attributes:
+        images: The image files.
+        others: The other files of the folders, which have none of `IMAGE_SUFFIXES`.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+    def passed_over(self) -> str | None:
+        """One sentence that says which files are passed over; None if none is."""
+        if not self.others:
+            return None
+        endings = Counter(path.suffix.lower() or "without an ending" for path in self.others)
+        named = ", ".join(f"{number} {ending}" for ending, number in endings.most_common(6))
+        files = "1 file is" if len(self.others) == 1 else f"{len(self.others)} files are"
+        return f"{files} passed over, having no ending of an image ({named}), such as {self.others[0]}"
+
+
+def find_images(paths: Iterable[Path], *, leave_out: Path | None = None) -> FoundImages:
+    """Image files as they are given, and the image files in folders and in all folders below them.
+
+    Endings are compared without regard to case. Links are followed, and each folder is visited once; files and folders
+    whose names begin with a dot are hidden, and count as absent.
+
+    Args:
+        paths: Files and folders. A file that is given by its own path is taken whatever its ending.
+        leave_out: A folder that is not entered where it lies below one of `paths`, since results are written there.
+
+    Returns:
+        Each file once, in the order of `paths`, those of a folder sorted.
+
+    Raises:
+        FileNotFoundError: If a path is not there, or a folder holds no image.
+    """
+    found = FoundImages()
+    for path in paths:
+        if path.is_dir():
+            inside = _walk(path, leave_out)
+            if not inside.images:
+                reason = inside.passed_over() or "it is empty"
+                raise FileNotFoundError(f"{path}: there is no image in this folder or below it: {reason}")
+            found.images += inside.images
+            found.others += inside.others
+        elif path.is_file():
+            found.images.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: there is no such image or folder")
+    found.images = list(dict.fromkeys(found.images))
+    return found
+
+
+def images_below(folder: Path) -> FoundImages:
+    """The files in a folder and in all folders below it, as `find_images` finds them; there may be none."""
+    return _walk(folder, None)
+
+
+def _walk(root: Path, leave_out: Path | None) -> FoundImages:
+    found = FoundImages()
+    visited = set() if leave_out is None else {os.path.realpath(leave_out)} - {os.path.realpath(root)}
+    for place, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+            (found.images if is_image else found.others).append(Path(place, name))
+    return found
 
 
 def find_image(folder: Path, stem: str) -> Path | None:
@@ -116,7 +202,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is no file")
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=tuple(_FORMATS)) as image:
             _check_size(image)
             yield image
     except Exception as error:  # Pillow's decoders meet a damaged file with whatever they stumble on

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from torchvision import tv_tensors
 
-from pliant.data.images import read_image
+from pliant.data.images import find_images, read_image
 from pliant.recipes.exported import Agreement, compare, load_exported, write_exported
-from pliant.recipes.predict import find_images
 
 
 def export(source: Path, out: Path, *, opset: int = 19, images: Sequence[Path] = (), openvino: bool = False) -> bool:
@@ -35,7 +34,7 @@ def export(source: Path, out: Path, *, opset: int = 19, images: Sequence[Path] =
         ValueError: If they cannot be used, or the name or opset is not possible.
     """
     console = Console(stderr=True, soft_wrap=True)
-    pictures: dict[str, torch.Tensor] = {path.name: read_image(path) for path in find_images(images)} if images else {}
+    pictures: dict[str, torch.Tensor] = {str(path): read_image(path) for path in find_images(images).images}
     trained = write_exported(source, out, opset=opset)
     console.print(f"{out}: {trained.name}, opset {opset}, {out.stat().st_size / 2**20:.0f} MiB", highlight=False)
     if not pictures:

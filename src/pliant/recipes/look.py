@@ -13,7 +13,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from pliant.data import DetectionSet
-from pliant.data.images import UnreadableFileError, read_image
+from pliant.data.images import UnreadableFileError, find_images, read_image
+from pliant.data.problems import printable
 from pliant.engine.runs import write_json
 from pliant.introspect import EffectiveDilation, RoIParts, Spread, Trace, compare_with_plain, draw, roi_parts
 from pliant.introspect.effective_dilation import GROUPS
@@ -22,7 +23,7 @@ from pliant.recipes.base import DetectionRecipe, Recipe
 from pliant.recipes.datasets import open_split
 from pliant.recipes.evaluate import data_and_split
 from pliant.recipes.networks import build_model
-from pliant.recipes.predict import find_images, unique_names
+from pliant.recipes.predict import unique_names
 from pliant.recipes.seen import Seen, see
 from pliant.recipes.trained import Trained, load_trained
 
@@ -70,7 +71,7 @@ def look(
 
     Args:
         source: A run folder or a file of weights that `train` wrote.
-        images: Files, or folders whose image files are taken.
+        images: Files, or folders whose image files are taken, with those of all folders below.
         out: The folder to write to; ``look`` in the run folder or beside the weights if None.
         threshold: The score from which detections are shown, at most 50 an image.
         cost: Measure the network and the plain one on the first image: ``complexity.json`` and a table.
@@ -87,7 +88,8 @@ def look(
         ValueError: If the weights cannot be used, nothing in the network is deformable, `data` does not fit it, or no
             image can be read.
     """
-    files = find_images(images)
+    found_images = find_images(images, leave_out=out)
+    files = found_images.images
     trained = load_trained(source)
     if _plain(trained.recipe) == trained.recipe:
         raise ValueError(f"{trained.path}: nothing in this network is deformable")
@@ -96,6 +98,8 @@ def look(
     model = trained.model().to(chosen)
     looked = Looked((trained.folder / "look" if out is None else out) / "look.html")
     console = Console(stderr=True, soft_wrap=True)
+    if passed_over := found_images.passed_over():
+        console.print(printable(passed_over), style="yellow", markup=False, highlight=False)
     names, seen = unique_names(files), dict[str, Seen]()
     with Progress(console=console, transient=True) as progress:
         for path in progress.track(files, description="what it finds"):

@@ -19,7 +19,8 @@ from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from pliant.data import transforms
-from pliant.data.images import UnreadableFileError, read_image
+from pliant.data.images import UnreadableFileError, find_images, read_image
+from pliant.data.problems import printable
 from pliant.engine.runs import replacing, write_json
 from pliant.engine.test_time import Procedure
 from pliant.recipes.base import ClassificationRecipe, SegmentationRecipe
@@ -64,7 +65,7 @@ def predict(
 
     Args:
         source: A run folder, a file of weights that `train` wrote, or one that `export` did.
-        images: Files, or folders whose image files are taken.
+        images: Files, or folders whose image files are taken, with those of all folders below.
         out: The folder to write to; it is made if need be, and files of the same names are replaced.
         threshold: The score from which boxes are drawn.
         device: Such as ``"cuda"``; a GPU if there is one when None.
@@ -77,13 +78,16 @@ def predict(
         FileNotFoundError: If the weights or an image are not there.
         ValueError: If the weights cannot be used.
     """
-    files = find_images(images)
+    found_images = find_images(images, leave_out=out)
+    files = found_images.images
     trained = open_trained(source)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = under_procedure(trained.model(), trained.recipe, procedure).to(chosen)
     out.mkdir(parents=True, exist_ok=True)
     done = Prediction()
     console = Console(stderr=True, soft_wrap=True)
+    if passed_over := found_images.passed_over():
+        console.print(printable(passed_over), style="yellow", markup=False, highlight=False)
     names = unique_names(files)
     for image_id, path in enumerate(files):
         try:
@@ -199,26 +203,6 @@ def palette(number: int) -> list[tuple[int, int, int]]:
     hues = [(0.02 + place * golden) % 1.0 for place in range(number - 1)]
     colours = [colorsys.hsv_to_rgb(hue, 0.85, 1.0 if place % 2 else 0.8) for place, hue in enumerate(hues)]
     return [(0, 0, 0), *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours)]
-
-
-def find_images(images: Sequence[Path]) -> list[Path]:
-    """Files as they are, and the image files of folders.
-
-    Raises:
-        FileNotFoundError: If one is not there, or a folder holds none.
-    """
-    files: list[Path] = []
-    for path in images:
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
-            if not inside:
-                raise FileNotFoundError(f"{path}: there is no .jpg, .jpeg or .png in this folder")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"{path}: there is no such image or folder")
-    return list(dict.fromkeys(files))
 
 
 def unique_names(files: Sequence[Path]) -> dict[Path, str]:
