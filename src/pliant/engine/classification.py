@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pliant.engine.metrics import ClassificationMetrics
+from pliant.engine.metrics import ClassificationMetrics, require_ids
 from pliant.engine.schedule import Schedule
 from pliant.engine.training import TrainingModule
 
@@ -41,6 +41,7 @@ class ClassificationModule(TrainingModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
+        require_ids("labels", labels, len(self.metrics.classes))
         return self.total_loss({"loss_class": functional.cross_entropy(self.model(images).float(), labels)})
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

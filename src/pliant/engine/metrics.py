@@ -155,6 +155,7 @@ class SegmentationMetrics:
             mask: The truth, integer [H, W].
         """
         ids, truth = _cpu(prediction), _cpu(mask)
+        require_ids("mask", truth, len(self.classes), IGNORE)
         self.confusion.update(_resize_ids(ids, truth.shape)[None], truth.long()[None])
         self.scaled_confusion.update(ids.long()[None], _resize_ids(truth, ids.shape)[None])
 
@@ -208,6 +209,7 @@ class ClassificationMetrics:
             labels: The truth, integer [N].
         """
         scores, truth = _cpu(logits).float(), _cpu(labels)
+        require_ids("labels", truth, len(self.classes))
         self.confusion.update(scores, truth)
         self.top5.update(scores, truth)
 
@@ -236,6 +238,29 @@ def nan_mean(values: Sequence[float]) -> float:
     """The mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
+
+
+def require_ids(name: str, ids: Tensor, classes: int, ignored: int | None = None) -> None:
+    """Check the ids of a mask or of labels.
+
+    Args:
+        name: What they are called in the error.
+        ids: Of any shape.
+        classes: C; ids are 0 to C - 1.
+        ignored: An id that may stand besides.
+
+    Raises:
+        TypeError: If they are no integers.
+        ValueError: If one is out of range.
+    """
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {ids.dtype}")
+    counted = ids if ignored is None else ids[ids != ignored]
+    if counted.numel() and not (counted.min() >= 0 and counted.max() < classes):
+        besides = "" if ignored is None else f", or be {ignored}"
+        raise ValueError(
+            f"{name} must lie between 0 and {classes - 1}{besides}, got {int(counted.min())} to {int(counted.max())}"
+        )
 
 
 def _cpu(values: Tensor) -> Tensor:

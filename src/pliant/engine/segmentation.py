@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pliant import processes
-from pliant.engine.metrics import IGNORE, SegmentationMetrics
+from pliant.engine.metrics import IGNORE, SegmentationMetrics, require_ids
 from pliant.engine.schedule import Schedule
 from pliant.engine.training import TrainingModule
 
@@ -66,7 +66,14 @@ def pixel_loss(logits: Tensor, masks: Tensor, pixels: Tensor | None = None) -> T
         logits: [N, C, H, W].
         masks: Integer [N, H, W].
         pixels: What to divide the sum by; None for the number of pixels that are not 255.
+
+    Raises:
+        TypeError: If masks are no integers.
+        ValueError: If an id of the masks is neither 0 to C - 1 nor 255, or shapes differ.
     """
+    if masks.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(f"masks must have shape {[logits.shape[0], *logits.shape[2:]]}, got {list(masks.shape)}")
+    require_ids("masks", masks, logits.shape[1], IGNORE)
     if pixels is None:
         pixels = (masks != IGNORE).sum()
     total = functional.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORE, reduction="sum")

@@ -1,8 +1,8 @@
 """Average precision as the PASCAL VOC development kit computes it, in its authors' Python form.
 
 Detections of equal score are ranked in the order in which they came, across all images, as the kit ranks them in the
-order of its file. At an overlap of exactly the threshold the kit's MATLAB source counts a match (``>=``), and the Python
-evaluation of Faster R-CNN's and this method's authors does not (``>``). This module follows the latter.
+order of its file. At an overlap of exactly the threshold the kit's MATLAB source counts a match (``>=``), and the
+Python evaluation of Faster R-CNN's and this method's authors does not (``>``). This module follows the latter.
 """
 
 from __future__ import annotations

@@ -101,26 +101,11 @@ class BoxHead(RoIHeads):
                 label[box_iou(boxes, rois).amax(dim=0) < self.background_iou] = -1
         return matched, labels
 
-    def check_targets(self, targets: list[dict[str, Tensor]] | None) -> None:
-        super().check_targets(targets)
-        for target in targets or ():
-            check_labels(target["labels"], self.num_classes)
-
     def postprocess_detections(
         self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         return super().postprocess_detections(
             class_logits, for_classes(box_regression, self.num_classes).flatten(1), proposals, image_shapes
-        )
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raises ValueError unless labels are integers from 1 to `num_classes` - 1."""
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}")
-    if len(labels) and not (labels.min() >= 1 and labels.max() < num_classes):
-        raise ValueError(
-            f"labels must lie between 1 and {num_classes - 1}, got {int(labels.min())} to {int(labels.max())}"
         )
 
 

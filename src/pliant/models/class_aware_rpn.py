@@ -15,7 +15,6 @@ from pliant import processes
 from pliant.backbones import BackboneOptions
 from pliant.backbones import backbone as build_backbone
 from pliant.models.anchors import STRIDE, Anchors, assign
-from pliant.models.box_head import check_labels
 from pliant.models.box_sampler import BoxSampler
 from pliant.models.detector import Detector, arguments, start
 from pliant.models.framing import image_transform
@@ -151,8 +150,6 @@ class DenseHead(nn.Module):
         targets: list[dict[str, Tensor]],
         sizes: list[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        for target in targets:
-            check_labels(target["labels"], self.num_classes)
         assigned = [assign(anchors, target, size) for target, size in zip(targets, sizes, strict=True)]
         positive, negative = (torch.stack(chosen).bool() for chosen in self.sampler([label for label, _ in assigned]))
         labels = torch.stack([label for label, _ in assigned])

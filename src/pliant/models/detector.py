@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from pliant.backbones import BackboneOptions, backbone
 from pliant.models.hub import OnHub
+from pliant.models.targets import ChecksTargets
 
 
-class Detector(GeneralizedRCNN, OnHub):
+class Detector(ChecksTargets, OnHub):
     """torchvision's detector interface; `config` holds the arguments of the function that built it.
 
     Images are a list of `Tensor[3, H, W]` in 0..1, targets a list of dicts with `boxes` (x0, y0, x1, y1) and
-    `labels`; a dict of losses in training, else a list of dicts with `boxes`, `labels`, `scores`.
+    `labels`, which `pliant.models.targets.check_targets` checks; a dict of losses in training, else a list of dicts
+    with `boxes`, `labels`, `scores`.
     """
 
     def __init__(

@@ -20,11 +20,12 @@ from pliant.backbones.pyramid import pyramid as build_pyramid
 from pliant.models.box_sampler import BoxSampler
 from pliant.models.detector import arguments
 from pliant.models.hub import OnHub, builds
+from pliant.models.targets import ChecksTargets
 
 CHANNELS = 256
 
 
-class FPNFasterRCNN(TorchvisionFasterRCNN, OnHub):
+class FPNFasterRCNN(ChecksTargets, TorchvisionFasterRCNN, OnHub):
     """What `fpn_faster_rcnn` builds; `config` holds the arguments."""
 
     config: dict[str, Any]
