@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 import pliant
+from pliant.console import Console
 
 if TYPE_CHECKING:
     from pliant.engine.test_time import Procedure
@@ -157,7 +156,7 @@ def predict(
 
         procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
         done = run_prediction(source, images, out, threshold=threshold, procedure=procedure)
-        Console(stderr=True, soft_wrap=True).print(f"{len(done.pictures)} pictures in {out}")
+        Console(stderr=True).print(f"{len(done.pictures)} pictures in {out}")
         if done.failed:
             raise typer.Exit(1)
 
@@ -181,7 +180,7 @@ def look(
         from pliant.recipes.look import look as run_look
 
         looked = run_look(source, images, out, threshold=threshold, cost=cost, data=data, split=split)
-        Console(stderr=True, soft_wrap=True).print(f"Open {looked.page}", highlight=False)
+        Console(stderr=True).print(f"Open {looked.page}")
         if looked.failed:
             raise typer.Exit(1)
 
@@ -229,9 +228,7 @@ def import_weights(
 
         names = [name.strip() for name in (classes or "").split(",") if name.strip()]
         done = run_import(source, out, classes=names, assignments=assignments or (), denormalized=denormalized)
-        Console(stderr=True, soft_wrap=True).print(
-            f"{done.path}: {done.name}, {len(done.classes)} classes", highlight=False, markup=False
-        )
+        Console(stderr=True).print(f"{done.path}: {done.name}, {len(done.classes)} classes")
 
 
 @app.command()
@@ -265,7 +262,7 @@ def ablate(
         from pliant.recipes.ablate import ablate as run_ablation
 
         done = run_ablation(out, data, name=recipe, assignments=assignments or (), seeds=seeds, budget=budget)
-        Console(stderr=True, soft_wrap=True).print(f"Written to {done}", highlight=False)
+        Console(stderr=True).print(f"Written to {done}")
 
 
 @app.command()
@@ -326,7 +323,7 @@ def _user_errors() -> Iterator[None]:
             yield
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(line)}", highlight=False)
+        Console(stderr=True).error(line)
         raise typer.Exit(2) from error
 
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import rich.table
-from rich.console import Console
-from rich.markup import escape
-
 from pliant.bench.measure import FORWARD, TRAINING, Outcome, RowResult
 from pliant.bench.memory import MemoryResult
 from pliant.bench.timing import Ratio
+from pliant.console import Console
+from pliant.console import Table as ShownTable
 
 
 @dataclass
@@ -26,14 +24,14 @@ class Table:
 
     def show(self, console: Console) -> None:
         """Print for a terminal."""
-        shown = rich.table.Table(title=escape(self.title), title_justify="left", title_style="bold")
+        shown = ShownTable(title=self.title, title_justify="left", title_style="bold")
         for index, name in enumerate(self.head):
-            shown.add_column(escape(name), justify="left" if index == 0 else "right")
+            shown.add_column(name, justify="left" if index == 0 else "right")
         for line in self.lines:
-            shown.add_row(*map(escape, line))
+            shown.add_row(*line)
         console.print(shown)
         for note in self.notes:
-            console.print(escape(note), style="dim", highlight=False)
+            console.print(note, style="dim")
         console.print()
 
     def markdown(self) -> str:

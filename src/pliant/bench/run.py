@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,17 +11,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 
 from pliant.bench import machine, peers, report
 from pliant.bench.measure import measure
 from pliant.bench.memory import measure_memory
 from pliant.bench.memory import why_not as memory_why_not
 from pliant.bench.rows import CONVOLUTION_HEAD, CONVOLUTIONS, POOLING_HEAD, POOLINGS, ConvRow, PoolRow
+from pliant.console import Console
 from pliant.ops import _native
 
 Row = TypeVar("Row", ConvRow, PoolRow)
-_WIDTH = 240  # characters of a table that goes to a file
 
 
 def run(
@@ -145,15 +143,15 @@ def _scaling(path: Path, threads: int, seconds: float) -> list[Any]:
 
 
 def _say(doing: str) -> None:
-    Console(stderr=True).print(f"{doing} ...", highlight=False)
+    Console(stderr=True).print(f"{doing} ...")
 
 
 def _show(summary: str, tables: Sequence[report.Table], markdown: bool) -> None:
     if markdown:
         print("\n".join((f"{summary}\n", *(table.markdown() for table in tables))))
         return
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    console.print(summary, highlight=False, markup=False)
+    console = Console()
+    console.print(summary)
     for table in tables:
         table.show(console)
 

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pliant.console import printable
+
 Action = Literal["skipped", "clipped"]
-
-
-def printable(text: str) -> str:
-    """`text` with escapes for what would not be seen, steer a terminal, or be no text at all."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class DataError(ValueError):

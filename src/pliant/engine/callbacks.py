@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from rich.console import Console
 
 from pliant import processes
+from pliant.console import Console, Progress, Task
 from pliant.engine.runs import RunFolder, write_torch, write_weights
 
 
@@ -44,31 +44,59 @@ class StepLog(Callback):
             values["mean_offset"] = offset
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
-        module.log("loss", values["loss"], prog_bar=True, logger=False, batch_size=1)
 
 
-class StepLines(Callback):
-    """Prints a line now and then, where there is no terminal for a progress bar.
+class ShowProgress(Callback):
+    """Shows the steps of a training with their loss, the validations in it with their score, or an evaluation.
 
     Args:
-        every: The number of steps between two lines.
+        progress: Where; it is entered and left by the caller.
     """
 
-    def __init__(self, every: int = 50) -> None:
-        self.every = every
-        self._console = Console(stderr=True)
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._training: Task | None = None
+        self._evaluation: Task | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._training = self.progress.task("training", module.schedule.max_steps, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step, last = trainer.global_step, module.schedule.max_steps
-        if trainer.is_global_zero and (step % self.every == 0 or step in (1, last)):
-            self._console.print(f"step {step}/{last}  loss {float(module.losses['loss']):.4f}")
+        if self._training is not None:
+            self._training.update(trainer.global_step, f"loss {float(module.losses['loss']):.4f}")
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._begin("validating", trainer.num_val_batches)
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+        self._advance()
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        if trainer.is_global_zero:
-            score = module.results[module.monitor]
-            self._console.print(f"step {trainer.global_step}  validation {module.monitor} {score:.4f}")
+        self._end()
+        score = module.results[module.monitor]
+        self.progress.console.print(f"step {trainer.global_step}  validation {module.monitor} {score:.4f}")
+
+    def on_test_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._begin("evaluating", trainer.num_test_batches)
+
+    def on_test_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+        self._advance()
+
+    def on_test_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        self._end()
+
+    def _begin(self, doing: str, batches: Sequence[int | float]) -> None:
+        self._evaluation = self.progress.task(doing, int(sum(batches)))
+
+    def _advance(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.advance()
+
+    def _end(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.end()
 
 
 class Watch(Callback):
@@ -184,12 +212,10 @@ class Checkpoints(Callback):
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.run.started:
             what = "Interrupted" if isinstance(exception, KeyboardInterrupt | SystemExit) else "Stopped by an error"
             saved = f"the checkpoint of step {self.saved_step}" if self.saved_step else "the start"
-            Console(stderr=True, soft_wrap=True).print(
-                f"{what}. Continue from {saved} with: pliant train --resume {self.run.path}", highlight=False
-            )
+            Console(stderr=True).print(f"{what}. Continue from {saved} with: pliant train --resume {self.run.path}")
 
     def _save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
         trainer.save_checkpoint(path)  # all processes take part, the first one writes

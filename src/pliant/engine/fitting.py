@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -24,7 +24,8 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from pliant import processes
-from pliant.engine.callbacks import Checkpoints, Interruption, StepLines, StepLog, Watch, WholeFiles
+from pliant.console import Progress
+from pliant.engine.callbacks import Checkpoints, Interruption, ShowProgress, StepLog, Watch, WholeFiles
 from pliant.engine.logs import CSVLog
 from pliant.engine.not_finite import NotFinite, sample_names
 from pliant.engine.runs import RunFolder, holding, resume_step
@@ -142,13 +143,14 @@ def _fit(
     if data.validation is not None:
         validation = _evaluation_loader(data.validation, data.collate_evaluation, settings)
     validate_every = min(settings.validate_every, steps) if validation is not None else None
-    interruption, interactive = Interruption(), watch is None and sys.stderr.isatty()
+    interruption = Interruption()
+    progress = Progress(quiet=watch is not None or not processes.is_first())
     callbacks: list[Callback] = [
         StepLog(),
         interruption,
         NotFinite(run, lambda step: sample_names(data.train, batches(step)), description),
         Checkpoints(run, settings.checkpoint_every, validate_every, description, interruption),
-        Watch(watch) if watch else RichProgressBar(leave=True) if interactive else StepLines(),
+        Watch(watch) if watch else ShowProgress(progress),
     ]
     loggers: list[Logger] = []
     if processes.is_first():
@@ -167,10 +169,10 @@ def _fit(
             callbacks=callbacks,
             plugins=WholeFiles(),
             default_root_dir=run.path,
-            enable_progress_bar=interactive,
+            enable_progress_bar=False,
         )
         _synchronise_norms(module, trainer)
-        with _ending_plainly():
+        with _ending_plainly(), progress:
             trainer.fit(module, train, validation, ckpt_path=run.last if start else None)
 
 
@@ -184,7 +186,7 @@ def judge(
         dataset: To judge on.
         collate: How its samples make a batch.
         settings: How.
-        show: Whether to draw a progress bar on a terminal.
+        show: Whether to show how far it is.
 
     Returns:
         What its metrics give; see `DetectionMetrics.compute` and `SegmentationMetrics.compute`.
@@ -194,15 +196,15 @@ def judge(
         ConnectionError: If another process is gone.
     """
     loader = _evaluation_loader(dataset, collate, settings)
-    interactive = show and sys.stderr.isatty()
+    progress = Progress(quiet=not (show and processes.is_first()))
     with _quiet():
         trainer = lightning.Trainer(
             **_devices(settings),
             logger=False,
-            callbacks=[RichProgressBar()] if interactive else None,
-            enable_progress_bar=interactive,
+            callbacks=[ShowProgress(progress)],
+            enable_progress_bar=False,
         )
-        with _ending_plainly():
+        with _ending_plainly(), progress:
             trainer.test(module, loader, verbose=False)
     return module.results
 

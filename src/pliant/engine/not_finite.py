@@ -9,11 +9,11 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pliant import processes
+from pliant.console import Console
 from pliant.engine.runs import RunFolder, write_torch, write_weights
 from pliant.engine.sampling import SampleKey
 
@@ -58,9 +58,7 @@ class NotFinite(Callback):
             kept = f"Batch and weights are in {self.folder}"
         except OSError as error:
             kept = f"Batch and weights could not be kept: {error}"
-        Console(stderr=True, soft_wrap=True).print(
-            f"The samples of this step: {', '.join(samples)} ({told}). {kept}", highlight=False, markup=False
-        )
+        Console(stderr=True).print(f"The samples of this step: {', '.join(samples)} ({told}). {kept}")
 
     def _keep(self, content: Mapping[str, Any], module: Any) -> None:
         self.folder.mkdir(exist_ok=True)

@@ -7,8 +7,9 @@ import io
 import json
 import os
 import platform
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ except ImportError:  # not a Unix
 
 _METADATA_KEY = "pliant"
 _UNFINISHED = ".part"
+_BEFORE_THE_FIRST_STEP = ("recipe.json", "versions.json", "problems.txt", "checkpoints", "tensorboard", ".lock")
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "faster-coco-eval", "numpy")
 
 
@@ -69,6 +71,37 @@ class RunFolder:
         write_json(run.path / "versions.json", versions())
         write_json(run.description_path, description)
         return run
+
+    @classmethod
+    @contextlib.contextmanager
+    def new(cls, path: str | Path, description: Mapping[str, Any]) -> Iterator[RunFolder]:
+        """Make the folder of a new run; if the block fails before a step is done, it goes again. See `create`."""
+        place = Path(path)
+        made = [folder for folder in (place, *place.parents) if not folder.exists()]
+        run = cls.create(path, description)
+        try:
+            yield run
+        except BaseException:
+            if not run.started:
+                run._remove(made)
+            raise
+
+    def _remove(self, folders: Sequence[Path]) -> None:
+        """Remove what a run has before its first step, and those of these folders that are empty then."""
+        for name in _BEFORE_THE_FIRST_STEP:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for folder in folders:
+                folder.rmdir()
+
+    @property
+    def started(self) -> bool:
+        """Whether a step was done, or tried with a loss that was not finite."""
+        return any((self.path / name).exists() for name in ("train.csv", "not_finite")) or self.last.exists()
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

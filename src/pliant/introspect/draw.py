@@ -13,8 +13,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from torch import Tensor
 
+from pliant.console import printable
 from pliant.introspect.effective_dilation import GROUPS, Spread
 from pliant.introspect.sampling import SamplingPoints
 
@@ -199,6 +201,9 @@ def _show(axis: Axes, image: Tensor) -> None:
 def _write(figure: Figure, path: Paths, title: str = "") -> None:
     if title:
         figure.suptitle(title, fontsize=11)
+    for text in figure.findobj(Text):  # a name is no mathematics, whatever dollar signs are in it
+        text.set_parse_math(False)
+        text.set_text(printable(text.get_text()))
     FigureCanvasAgg(figure)
     for each in [path] if isinstance(path, Path) else path:
         figure.savefig(each, dpi=160)

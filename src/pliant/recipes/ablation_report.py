@@ -14,12 +14,9 @@ from typing import Any, Self
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 import pliant
+from pliant.console import Progress, Table
 from pliant.engine.runs import replacing
 from pliant.recipes.ablation_grid import Cell, Variant, table_rows
 from pliant.recipes.base import DetectionRecipe, Recipe
@@ -50,54 +47,44 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 class AblationView:
-    """The table as it fills, and a bar for all steps of all cells; a line a cell where there is no terminal."""
+    """The table as it fills, and how many steps of all cells are done; a line a cell where there is no terminal."""
 
     def __init__(self, cells: Sequence[Cell], split: str, recipe: Recipe) -> None:
         self.cells = cells
         self.split = split
         self.steps = recipe.max_steps
         self.title, self.key = next(iter(metrics_of(recipe).items()))
-        self.console = Console(stderr=True, soft_wrap=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:.0f} %"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self.bar = self.progress.add_task("", total=len(cells) * self.steps)
-        self.live = Live(console=self.console, get_renderable=self._shown, refresh_per_second=2)
+        self.progress = Progress(above=self._table)
+        self.task = self.progress.task("", len(cells) * self.steps)
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self.live.start()
+        self.progress.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.live.stop()
+        self.progress.__exit__(kind, error, trace)
 
     def stepping(self, cell: Cell) -> Callable[[int], None]:
         """What a cell calls with the number of steps done, after each."""
         before = self.cells.index(cell) * self.steps
         words = f"{self._place(cell)} {_name(cell)}"
-        self.progress.update(self.bar, description=words)
-        return lambda step: self.progress.update(self.bar, completed=before + step)
+        self.task.update(before, doing=words)
+        return lambda step: self.task.update(before + step)
 
     def finished(self, cell: Cell) -> None:
         """Tell that a cell is done."""
-        self.progress.update(self.bar, completed=(self.cells.index(cell) + 1) * self.steps)
-        if not self.console.is_terminal:
+        self.task.update((self.cells.index(cell) + 1) * self.steps)
+        if not self.progress.interactive:
             results = cell.results(self.split) or {}
             outcome = f"{self.title} {100 * results[self.key]:.1f}" if self.key in results else results.get("failed")
-            self.console.print(f"{self._place(cell)} {_name(cell)}: {outcome}", highlight=False)
+            self.progress.console.print(f"{self._place(cell)} {_name(cell)}: {outcome}")
 
     def _place(self, cell: Cell) -> str:
         return f"{self.cells.index(cell) + 1}/{len(self.cells)}"
 
-    def _shown(self) -> Group:
+    def _table(self) -> Table:
         table = Table("network", title=f"{self.title}, in percent", title_justify="left")
         seeds = sorted({cell.seed for cell in self.cells})
         for seed in seeds:
@@ -109,7 +96,7 @@ class AblationView:
             shown = [self._value(own[seed]) for seed in seeds]
             values = percentages(list(own.values()), own[0].variant, self.split, self.key)
             table.add_row(_title(own[0].variant), *shown, mean_and_spread(values))
-        return Group(table, self.progress)
+        return table
 
     def _value(self, cell: Cell) -> str:
         results = cell.results(self.split)

@@ -6,13 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from pliant.console import Console, Table, styled
 from pliant.data import DataError, DetectionSet, ImageSet, SegmentationSet
 from pliant.data.images import UnreadableFileError, read_image
-from pliant.data.problems import printable
 from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, find_recipe, override
 from pliant.recipes.datasets import Splits, choose_splits, open_split
 
@@ -56,11 +52,11 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
         ValueError: If there is no such recipe or field, or a value is not of its type.
     """
     recipe = override(find_recipe(name), assignments)
-    console = Console(soft_wrap=True)
+    console = Console()
     try:
         splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
     except DataError as error:
-        console.print(f"[red]cannot train:[/] {escape(str(error))}", highlight=False)
+        console.print(styled("cannot train:", "red"), str(error))
         _say_layout(console, recipe)
         return False
     missing = _say_splits(console, recipe, splits)
@@ -71,17 +67,20 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
         try:
             dataset = open_split(recipe, data, split, training=purpose == "train", classes=classes)
         except DataError as error:
-            console.print(f"[red]{purpose}: {split} cannot be used:[/] {escape(str(error))}", highlight=False)
+            console.print(styled(f"{purpose}: {split} cannot be used:", "red"), str(error))
             can_train, missing = can_train and purpose != "train", True
             continue
         classes = dataset.classes
         if deep and not _decode(dataset):
-            console.print(f"[red]{purpose}: no image of {split} can be decoded[/]", highlight=False)
+            console.print(f"{purpose}: no image of {split} can be decoded", style="red")
             can_train = can_train and purpose != "train"
         _say_content(console, purpose, split, dataset)
     if missing:
         _say_layout(console, recipe)
-    console.print("[green]Training can start.[/]" if can_train else "[red]Training cannot start.[/]")
+    if can_train:
+        console.print("Training can start.", style="green")
+    else:
+        console.print("Training cannot start.", style="red")
     return can_train
 
 
@@ -93,7 +92,7 @@ def _say_splits(console: Console, recipe: Recipe, splits: Splits) -> bool:
         if asked is not None and asked != found:
             lacking = True
             instead = f"{found} is taken" if found else "none is taken"
-            console.print(f"[yellow]{purpose}: the recipe asks for {asked}; {instead}[/]", highlight=False)
+            console.print(f"{purpose}: the recipe asks for {asked}; {instead}", style="yellow")
     return lacking
 
 
@@ -104,7 +103,7 @@ def _say_layout(console: Console, recipe: Recipe) -> None:
         text = {"voc": _VOC, "coco": _COCO, "cityscapes": _CITYSCAPES}[recipe.layout]
         if isinstance(recipe, SegmentationRecipe) and "sbd" in (recipe.train_split or ""):
             text += _SBD
-    console.print(f"\nThe layout that is expected:\n{text}", highlight=False, markup=False)
+    console.print("", "The layout that is expected:", *text.splitlines(), sep="\n")
 
 
 def _decode(dataset: ImageSet) -> int:
@@ -125,10 +124,10 @@ def _say_content(console: Console, purpose: str, split: str, dataset: ImageSet) 
     table.add_column("class")
     table.add_column(unit, justify="right")
     for name, count in zip(dataset.classes, counted, strict=True):
-        table.add_row(escape(printable(name)), f"{count:,}")
+        table.add_row(name, f"{count:,}")
     console.print(table)
     if len(dataset.problems):
-        console.print(f"[yellow]{escape(dataset.problems.summary())}[/]", highlight=False)
+        console.print(*dataset.problems.summary().splitlines(), sep="\n", style="yellow")
 
 
 def _count(dataset: ImageSet) -> tuple[list[int], str]:

@@ -7,20 +7,16 @@ argument of their three 3x3 layers, and start from the same weights; data, order
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 
 import pliant
+from pliant.console import Console, Progress, Table, Task
 from pliant.data import Glyphs
 from pliant.engine.metrics import SegmentationMetrics
 from pliant.recipes.demo_report import RESULTS, Outcome, Result, write_report
@@ -86,19 +82,17 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0) -> None:
     console.print(f"Pliant {pliant.__version__}: three networks, {steps} steps of {BATCH} scenes each, seed {seed}")
     train = Glyphs(min(TRAIN_SCENES, steps * BATCH), split="train", seed=seed, **SCENES)
     test = Glyphs(TEST_SCENES, split="test", seed=seed, **SCENES)
-    with Progress(console=console) as progress:
-        drawing = progress.add_task("drawing the scenes", total=None)
-        images, masks = train.stack()
-        test_images, test_masks = test.stack()
-        progress.update(drawing, total=1, completed=1)
+    with Progress() as progress:
+        with progress.task("drawing the scenes"):
+            images, masks = train.stack()
+            test_images, test_masks = test.stack()
         trained, predicted, results = dict[str, nn.Module](), dict[str, Tensor](), []
         for kind in NETWORKS:
             trained[kind] = model = build(kind, len(test.classes), seed)
-            bar = progress.add_task(f"training: {kind}", total=steps)
-            seconds, loss = _train(model, images, masks, steps, seed, partial(progress.advance, bar))
+            with progress.task(f"training the {kind} network", steps) as task:
+                seconds, loss = _train(model, images, masks, steps, seed, task)
             predicted[kind] = predict(model, test_images)
             results.append(_judge(kind, model, predicted[kind], test_masks, test.classes, seconds, loss))
-        progress.add_task("looking at the networks", total=None)
         outcome = Outcome(
             TASK,
             {"seed": seed, "steps": steps, **SCENES, "batch": BATCH, "train_scenes": len(train)},
@@ -111,14 +105,13 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0) -> None:
             untrained=build("deformable", len(test.classes), seed),
             trained=trained["deformable"],
         )
-        page = write_report(out, outcome)
+        with progress.task("looking at the networks"):
+            page = write_report(out, outcome)
     console.print(_table(results))
-    console.print(f"Open {page}", soft_wrap=True, highlight=False)
+    console.print(f"Open {page}")
 
 
-def _train(
-    model: Segmenter, images: Tensor, masks: Tensor, steps: int, seed: int, advance: Callable[[], None]
-) -> tuple[float, float]:
+def _train(model: Segmenter, images: Tensor, masks: Tensor, steps: int, seed: int, task: Task) -> tuple[float, float]:
     """AdamW on one cycle, the loss at every fourth pixel.
 
     Returns:
@@ -134,7 +127,7 @@ def _train(
     weight[0] = BACKGROUND_WEIGHT
     seconds, losses = [], []
     model.train()
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         start = time.perf_counter()
         chosen = torch.randint(len(images), (BATCH,), generator=order)
         scores = F.interpolate(model.scores(images[chosen].float() / 255), scale_factor=2, mode="bilinear")
@@ -145,7 +138,7 @@ def _train(
         schedule.step()
         seconds.append(time.perf_counter() - start)
         losses.append(loss.item())
-        advance()
+        task.update(step, f"loss {losses[-1]:.3f}")
     last = losses[-max(1, steps // 10) :]
     return float(torch.tensor(seconds).median()), sum(last) / len(last)
 

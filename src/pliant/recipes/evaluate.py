@@ -9,10 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from pliant import processes
+from pliant.console import Console, Table, styled
 from pliant.data import COCODetection, DataError, ImageSet, VOCDetection
 from pliant.engine import DetectionModule
 from pliant.engine.fitting import judge
@@ -60,7 +58,7 @@ def evaluate(
         procedure: What is done at test time beyond one pass.
         voc_results: For detection on VOC's layout, write ``comp4_det_test_CLASS.txt`` too.
         devices: How many GPUs, or processes on the CPU, share the images; None for one, or what torchrun says.
-        show: Whether to print the table, and a progress bar on a terminal.
+        show: Whether to print the table and how far the evaluation is.
 
     Returns:
         What was written.
@@ -70,7 +68,7 @@ def evaluate(
         DataError: If the data cannot be used.
         ChildProcessError: If one of several processes died.
     """
-    console = Console(stderr=True, soft_wrap=True, quiet=not (show and processes.is_first()))
+    console = Console(stderr=True, quiet=not (show and processes.is_first()))
     trained = open_trained(source)
     root, name = data_and_split(trained, data, split)
     path = trained.folder / f"eval-{name}.json" if out is None else out
@@ -103,7 +101,7 @@ def evaluate(
             print_results(trained, report)
     write_json(path, report)
     for image in skipped:
-        console.print(f"[red]{image} cannot be read and was left out[/red]", highlight=False)
+        console.print(f"{image} cannot be read and was left out", style="red")
     console.print(f"Written to {', '.join(map(str, [*written, path]))}")
     return report
 
@@ -177,7 +175,7 @@ def print_results(trained: Trained, report: dict[str, Any]) -> None:
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     whole = {"IoU": results.get("mIoU"), "IoU_scaled": results.get("mIoU_scaled"), **results}
-    table.add_row("[bold]all", *(_percent(whole.get(column)) for column in columns), end_section=True)
+    table.add_row(styled("all", "bold"), *(_percent(whole.get(column)) for column in columns), end_section=True)
     for name, values in results["per_class"].items():
         table.add_row(name, *(_percent(values.get(column)) for column in columns))
     console = Console()

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torchvision import tv_tensors
 
+from pliant.console import Console, Table, styled
 from pliant.data.images import find_images, read_image
 from pliant.recipes.exported import Agreement, compare, load_exported, write_exported
 
@@ -33,16 +32,16 @@ def export(source: Path, out: Path, *, opset: int = 19, images: Sequence[Path] =
         FileNotFoundError: If there are no such weights or images.
         ValueError: If they cannot be used, or the name or opset is not possible.
     """
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True)
     pictures: dict[str, torch.Tensor] = {str(path): read_image(path) for path in find_images(images).images}
     trained = write_exported(source, out, opset=opset)
-    console.print(f"{out}: {trained.name}, opset {opset}, {out.stat().st_size / 2**20:.0f} MiB", highlight=False)
+    console.print(f"{out}: {trained.name}, opset {opset}, {out.stat().st_size / 2**20:.0f} MiB")
     if not pictures:
         noise = torch.randint(256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         pictures = {"noise": tv_tensors.Image(noise)}
     runtimes = ["onnxruntime"] * (importlib.util.find_spec("onnxruntime") is not None) + ["openvino"] * openvino
     if "onnxruntime" not in runtimes:
-        console.print("[yellow]not compared with the network: onnxruntime is not installed[/yellow]")
+        console.print("not compared with the network: onnxruntime is not installed", style="yellow")
     found = {name: compare(trained, load_exported(out, name), pictures) for name in runtimes}
     if found:
         console.print(_table(found))
@@ -59,7 +58,7 @@ def _table(found: dict[str, list[Agreement]]) -> Table:
                 runtime,
                 each.image,
                 "" if each.detections is None else str(each.detections),
-                "yes" if each.same else "[red]no[/red]",
+                "yes" if each.same else styled("no", "red"),
                 f"{each.scores:.1e}",
                 "" if each.pixels is None else f"{each.pixels:.3f}",
             )

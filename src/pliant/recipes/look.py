@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
+from pliant.console import Console, Progress
 from pliant.data import DetectionSet
 from pliant.data.images import UnreadableFileError, find_images, read_image
-from pliant.data.problems import printable
 from pliant.engine.runs import write_json
 from pliant.introspect import EffectiveDilation, RoIParts, Spread, Trace, compare_with_plain, draw, roi_parts
 from pliant.introspect.effective_dilation import GROUPS
@@ -97,17 +95,16 @@ def look(
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = trained.model().to(chosen)
     looked = Looked((trained.folder / "look" if out is None else out) / "look.html")
-    console = Console(stderr=True, soft_wrap=True)
     if passed_over := found_images.passed_over():
-        console.print(printable(passed_over), style="yellow", markup=False, highlight=False)
+        Console(stderr=True).print(passed_over, style="yellow")
     names, seen = unique_names(files), dict[str, Seen]()
-    with Progress(console=console, transient=True) as progress:
-        for path in progress.track(files, description="what it finds"):
+    with Progress() as progress:
+        for path in progress.track(files, "what it finds"):
             try:
                 picture = read_image(path)
             except UnreadableFileError as error:
                 looked.failed[path] = str(error)
-                console.print(f"[red]{path} cannot be read and is left out: {error}[/red]", highlight=False)
+                progress.console.print(f"{path} cannot be read and is left out: {error}", style="red")
                 continue
             found = see(model, trained.recipe, trained.classes, picture, threshold=threshold, device=chosen)
             seen[names[path]] = found
@@ -117,12 +114,12 @@ def look(
         classes = ("background", *trained.classes)
         pages = [
             _look_at(model, name, each, classes, looked)
-            for name, each in progress.track(seen.items(), description="where it reads")
+            for name, each in progress.track(list(seen.items()), "where it reads")
         ]
         tables = []
         if cost:
-            progress.add_task("what it costs", total=None)
-            tables.append(_cost(model, trained, next(iter(seen.values())), looked))
+            with progress.task("what it costs"):
+                tables.append(_cost(model, trained, next(iter(seen.values())), looked))
         if measured is not None:
             tables.append(_dilation(model, measured, chosen, looked, progress))
     write_page(looked.page, f"{trained.name} after {trained.step} steps", pages, tables)
@@ -227,7 +224,7 @@ def _cost(model: nn.Module, trained: Trained, seen: Seen, looked: Looked) -> Pag
 def _dilation(model: nn.Module, dataset: DetectionSet, device: str, looked: Looked, progress: Progress) -> PageTable:
     measure = EffectiveDilation(model)
     images = 0
-    for index in progress.track(range(len(dataset)), description="effective dilation"):
+    for index in progress.track(range(len(dataset)), "effective dilation"):
         sample = dataset[index]
         if sample is not None:
             image, target = sample

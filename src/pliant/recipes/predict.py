@@ -11,16 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.markup import escape
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from pliant.console import Console
 from pliant.data import transforms
 from pliant.data.images import UnreadableFileError, find_images, read_image
-from pliant.data.problems import printable
 from pliant.engine.runs import replacing, write_json
 from pliant.engine.test_time import Procedure
 from pliant.recipes.base import ClassificationRecipe, SegmentationRecipe
@@ -85,16 +83,16 @@ def predict(
     model = under_procedure(trained.model(), trained.recipe, procedure).to(chosen)
     out.mkdir(parents=True, exist_ok=True)
     done = Prediction()
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True)
     if passed_over := found_images.passed_over():
-        console.print(printable(passed_over), style="yellow", markup=False, highlight=False)
+        console.print(passed_over, style="yellow")
     names = unique_names(files)
     for image_id, path in enumerate(files):
         try:
             image = read_image(path)  # uint8 [3, H, W]
         except UnreadableFileError as error:
             done.failed[path] = str(error)
-            console.print(f"[red]{escape(f'{path} cannot be read and is left out: {error}')}[/red]", highlight=False)
+            console.print(f"{path} cannot be read and is left out: {error}", style="red")
             continue
         if isinstance(trained.recipe, SegmentationRecipe):
             ids = segment(model, image, trained.recipe, chosen)

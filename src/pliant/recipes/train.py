@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
-from rich.console import Console
 
 from pliant import processes
-from pliant.data.problems import printable
+from pliant.console import Console, printable
 from pliant.engine import ClassificationModule, DetectionModule, RunFolder, Schedule, SegmentationModule
 from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.sampling import orientations
@@ -20,7 +20,7 @@ from pliant.recipes.base import ClassificationRecipe, Recipe, find_recipe, from_
 from pliant.recipes.datasets import ImageSet, Splits, choose_splits, open_training_data
 from pliant.recipes.networks import build_model, lr_multipliers
 
-_console = Console(stderr=True, soft_wrap=True, quiet=not processes.is_first())
+_console = Console(stderr=True, quiet=not processes.is_first())
 
 
 def train(
@@ -63,12 +63,12 @@ def train(
     lightning.seed_everything(recipe.seed, verbose=False)
     module = build_module(recipe, opened.classes)
     description = describe(name, assignments, recipe, opened.classes, splits, data, strict)
-    if processes.is_first():
-        folder = RunFolder.create(folder.path, description)
-    report_problems(folder, opened.by_split())
-    _say_what(recipe, name, splits, opened.train, opened.validation, folder)
     groups = batch_groups(recipe, opened.train)
-    fit(module, opened, folder, fit_settings(recipe), weights_description(description), groups)
+    made = RunFolder.new(folder.path, description) if processes.is_first() else contextlib.nullcontext(folder)
+    with made as folder:
+        report_problems(folder, opened.by_split())
+        _say_what(recipe, name, splits, opened.train, opened.validation, folder)
+        fit(module, opened, folder, fit_settings(recipe), weights_description(description), groups)
     _console.print(f"Trained. Weights: {folder.weights()}")
     return folder
 
@@ -206,7 +206,7 @@ def report_problems(folder: RunFolder, sets: dict[str, ImageSet]) -> None:
             lines.append(printable(f"{purpose}: {problem.path}: {problem.kind}: {problem.detail} ({problem.action})"))
         if len(dataset.problems):
             counts = ", ".join(f"{count} x {kind}" for kind, count in dataset.problems.counts().items())
-            _console.print(f"[yellow]Problems in the data ({purpose}): {counts}. All are in {path}[/yellow]")
+            _console.print(f"Problems in the data ({purpose}): {counts}. All are in {path}", style="yellow")
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
@@ -218,7 +218,7 @@ def _say_what(
     validation: ImageSet | None,
     folder: RunFolder,
 ) -> None:
-    said: dict[str, Any] = {
+    said: dict[str, object] = {
         "recipe": name,
         "train": f"{splits.train}, {len(training)} images",
         "validate": "no split is left for it (--set val_split=NAME)",
@@ -230,9 +230,9 @@ def _say_what(
     if validation is not None:
         said["validate"] = f"{splits.validation}, {len(validation)} images"
     if recipe.weights is None and not isinstance(recipe, ClassificationRecipe):
-        said["weights"] = "[yellow]none: the backbone starts from random numbers (--set weights=FILE)[/yellow]"
+        said["weights"] = "none: the backbone starts from random numbers (--set weights=FILE)"
     for key, value in said.items():
-        _console.print(f"{key:>10}  {value}", highlight=False)
+        _console.print(f"{key:>10}  {value}", style="yellow" if key == "weights" else None)
 
 
 def _some(names: Sequence[str], most: int = 40) -> str:

@@ -1,0 +1,224 @@
+"""What Pliant says to people. Text is text here: names of files and classes are shown as they are, whatever is in them.
+
+This is the only module that uses rich. Nothing that is printed through it is read as markup or emoji codes, and control
+characters are shown as escapes. Styles are given beside the text.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import rich.console
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, ProgressColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.progress import Task as Bar
+from rich.table import Table as Table
+from rich.text import Text
+
+Item = TypeVar("Item")
+
+_WIDE = 240  # characters of a line in a file
+_SHORTEST_WAIT, _LONGEST_WAIT = 10.0, 60.0  # seconds between two lines of progress
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what would not be seen, steer a terminal, or be no text at all."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def styled(text: str, style: str) -> Text:
+    """`text` in a style such as ``"bold red"``, as a part of a line or a cell of a table."""
+    return Text(printable(text), style=style)
+
+
+class Console(rich.console.Console):
+    """Prints text as text, and tables.
+
+    A string is one line: a newline in it is shown as ``\\n``, as other control characters are. Several lines are
+    several strings with ``sep="\\n"``. What the encoding of the output does not have is shown as an escape too.
+
+    Args:
+        stderr: Print there. What a command was asked for goes to the standard output, everything else to stderr.
+        quiet: Print nothing.
+    """
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        terminal = hasattr(stream, "isatty") and stream.isatty()
+        width = None if terminal or "COLUMNS" in os.environ else _WIDE
+        super().__init__(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False, highlight=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print strings, texts of `styled` and tables; see `rich.console.Console.print`. Lines are not broken."""
+        text = all(isinstance(each, str | Text) for each in objects)
+        super().print(*objects, **{"soft_wrap": text, "crop": not text} | options)
+
+    def error(self, message: str) -> None:
+        """Print what went wrong."""
+        self.print(styled("error:", "bold red"), message)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every string that is printed, also in tables, comes through here."""
+        encoding = getattr(self.file, "encoding", None) or "utf-8"
+        shown = printable(text).encode(encoding, "backslashreplace").decode(encoding)
+        kept = {name: options[name] for name in ("style", "justify", "overflow") if options.get(name) is not None}
+        return Text(shown, **kept)
+
+
+class Progress:
+    """Shows how far long work has come: bars on a terminal, and elsewhere a line now and then, on stderr.
+
+    A task that took long leaves a line when it ends.
+
+    Args:
+        quiet: Show nothing.
+        above: Gives what stands above the bars on a terminal.
+    """
+
+    def __init__(self, *, quiet: bool = False, above: Callable[[], RenderableType] | None = None) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
+        self._above = above
+        self._bars = Bars(
+            _Doing(), BarColumn(), _Count(), TimeElapsedColumn(), TimeRemainingColumn(), _Note(), console=self.console
+        )
+        self._live = Live(console=self.console, get_renderable=self._shown, refresh_per_second=4)
+        self._tasks: list[Task] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._print_lines, daemon=True)
+
+    @property
+    def interactive(self) -> bool:
+        """Whether there are bars."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    def __enter__(self) -> Self:
+        if not self.console.quiet:
+            if self.interactive:
+                self._live.start()
+            else:
+                self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in reversed(list(self._tasks)):
+            task.end()
+        self._live.stop()
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def task(self, doing: str, total: int | None = None, done: int = 0) -> Task:
+        """Begin something.
+
+        Args:
+            doing: What it is, such as ``"training"``.
+            total: The number of its steps, if that is known.
+            done: How many of them are done already.
+        """
+        task = Task(self, self._bars, doing, total, done)
+        self._tasks.append(task)
+        return task
+
+    def track(self, items: Sequence[Item], doing: str) -> Iterator[Item]:
+        """Give the items one by one, each a step."""
+        with self.task(doing, len(items)) as task:
+            for item in items:
+                yield item
+                task.advance()
+
+    def forget(self, task: Task) -> None:
+        """Take a task that has ended out of what is shown."""
+        if task in self._tasks:
+            self._tasks.remove(task)
+
+    def _shown(self) -> Group:
+        return Group(*(() if self._above is None else (self._above(),)), self._bars)
+
+    def _print_lines(self) -> None:
+        start = time.monotonic()
+        wait = _SHORTEST_WAIT
+        while not self._ended.wait(wait):
+            wait = min(max(_SHORTEST_WAIT, (time.monotonic() - start) / 10), _LONGEST_WAIT)
+            for task in self._tasks[-1:]:
+                self.console.print(task.line())
+
+
+class Task:
+    """Something that `Progress` shows, which may be used as a context manager to end it."""
+
+    def __init__(self, progress: Progress, bars: Bars, doing: str, total: int | None, done: int) -> None:
+        self.doing, self.total, self.done, self.note = doing, total, done, ""
+        self._progress, self._bars = progress, bars
+        self._start, self._first = time.monotonic(), done
+        self._bar = bars.add_task(doing, total=total, completed=done, note="")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def advance(self) -> None:
+        """Tell that one more step is done."""
+        self.update(self.done + 1)
+
+    def update(self, done: int, note: str | None = None, *, doing: str | None = None) -> None:
+        """Tell how many steps are done.
+
+        Args:
+            done: Their number.
+            note: What there is to know now, such as the loss.
+            doing: What it is that is done now, if that has changed.
+        """
+        self.done = done
+        self.note = self.note if note is None else note
+        self.doing = self.doing if doing is None else doing
+        self._bars.update(self._bar, completed=done, description=self.doing, note=self.note)
+
+    def end(self) -> None:
+        """Tell that it is over."""
+        if time.monotonic() - self._start >= _SHORTEST_WAIT and self in self._progress._tasks:
+            self._progress.console.print(self.line(ended=True))
+        self._progress.forget(self)
+        self._bars.update(self._bar, visible=False)
+
+    def line(self, *, ended: bool = False) -> str:
+        """How far it is, in a line."""
+        taken = time.monotonic() - self._start
+        count = "" if self.total is None else f" {self.done}/{self.total}"
+        new = self.done - self._first
+        left = ""
+        if self.total is not None and new > 0 and not ended:
+            left = f", about {_clock(taken / new * (self.total - self.done))} left"
+        return f"{self.doing}{count}, {_clock(taken)}{left}{f', {self.note}' if self.note else ''}"
+
+
+class _Doing(ProgressColumn):
+    def render(self, task: Bar) -> Text:
+        return Text(printable(task.description))
+
+
+class _Count(ProgressColumn):
+    def render(self, task: Bar) -> Text:
+        return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}", justify="right")
+
+
+class _Note(ProgressColumn):
+    def render(self, task: Bar) -> Text:
+        return Text(printable(task.fields["note"]))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
