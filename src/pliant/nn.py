@@ -105,6 +105,45 @@ class DeformConv2d(nn.Conv2d):
         return f"{super().extra_repr()}{extra}{', modulated=True' if self.modulated else ''}"
 
 
+class DeformConv2dSame(DeformConv2d):
+    """A deformable convolution with TensorFlow's padding "SAME", as timm's Conv2dSame.
+
+    The input is padded so that the output has `ceil(H / stride)` rows and `ceil(W / stride)` columns. Where the padding
+    is odd, the side at the bottom or at the right has one cell more, so how a cell lies on the input depends on the
+    input's size.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride: as torch.nn.Conv2d.
+        padding: not used; timm's layer has the argument too.
+        others: as `DeformConv2d`.
+
+    Shape: `[B, in_channels, H, W]` to `[B, out_channels, ceil(H / stride), ceil(W / stride)]`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, 0, *args, **kwargs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        top, bottom = self._same(input.shape[-2], 0)
+        left, right = self._same(input.shape[-1], 1)
+        return super().forward(nn.functional.pad(input, (left, right, top, bottom)))
+
+    def _same(self, size: int, axis: int) -> tuple[int, int]:
+        """The padding before and after one axis."""
+        stride, extent = self.stride[axis], self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        total = max((-(-size // stride) - 1) * stride + extent - size, 0)
+        return total // 2, total - total // 2
+
+
 def _narrowed(conv: nn.Conv2d, dilation: int | tuple[int, int] | None) -> tuple[Any, Any]:
     """Padding and dilation of a branch whose output has the size of the convolution's."""
     if dilation is None:
