@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pliant import ops  # noqa: F401  (registers the operators)
+from pliant.introspect.places import keeps_places
 
 Pair = tuple[float, float]
 Size = tuple[int, int]
@@ -138,6 +139,15 @@ def _names(model: nn.Module) -> Iterator[Callable[[], str]]:
         yield lambda: running[-1]
 
 
+class _Call(NamedTuple):
+    """An operator as it was called, and which of its outputs is looked at."""
+
+    func: Any
+    args: Sequence[Any]
+    kwargs: Any
+    which: int
+
+
 class _Recorder(TorchDispatchMode):
     """Follows tensors that come from the image through every operator below autograd."""
 
@@ -161,9 +171,9 @@ class _Recorder(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         before = [step for step in map(self._of, inputs) if step is not None]
         if before:
-            for tensor in tree_leaves(out):
-                if isinstance(tensor, Tensor):
-                    self.steps[tensor] = self._step(func, args, before, tensor)
+            tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            for which, tensor in enumerate(tensors):
+                self.steps[tensor] = self._step(_Call(func, args, kwargs, which), before, tensor)
         if packet in _DEFORMABLE and args[0] in self.steps:
             self.deformable.append(self.steps[out])
         return out
@@ -172,8 +182,8 @@ class _Recorder(TorchDispatchMode):
         copied = self.copied.get(tensor.untyped_storage()._cdata)
         return copied[1] if copied else self.steps.get(tensor)
 
-    def _step(self, func: Any, args: Sequence[Any], before: list[Step], out: Tensor) -> Step:
-        packet = func.overloadpacket
+    def _step(self, call: _Call, before: list[Step], out: Tensor) -> Step:
+        packet, args = call.func.overloadpacket, call.args
         main = _main(before, product=packet in _PRODUCTS)
         reads = _READERS.get(packet)
         if reads is not None:
@@ -182,10 +192,16 @@ class _Recorder(TorchDispatchMode):
                 window = reads(args, out)
                 if window is not None:
                     return _above(read, self.name(), window, (out.shape[-2], out.shape[-1]), packet in _FRAMING)
-        elif _in_place(func, main.size, out):
+        elif _in_place(call.func, main.size, out) or self._tried(call, main):
             return main
         size = (out.shape[2], out.shape[3]) if out.dim() == 4 else (1, 1)
-        return replace(main, name=self.name(), window=None, size=size, below=None, lost=str(func))
+        return replace(main, name=self.name(), window=None, size=size, below=None, lost=str(call.func))
+
+    def _tried(self, call: _Call, main: Step) -> bool:
+        """Whether an operator that torch does not call pointwise keeps the places of the main branch's map."""
+        maps = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
+        map = next((each for each in maps if self._of(each) is main), None)
+        return map is not None and keeps_places(call.func, call.args, call.kwargs, map, main.size, call.which)
 
     def _copy(self, target: Tensor, source: Tensor) -> None:
         """An image that is copied into a larger one lies there at some row and column."""
