@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
 from torch import nn
 
+import pliant
 from pliant import ops
-from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, RoIPool
+from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, PSRoIPool, RoIPool
 
 GEOMETRIES = {
     "plain": {"kernel_size": 3, "padding": 1},
@@ -80,6 +82,92 @@ def test_wrong_arguments_are_named() -> None:
         DeformConv2d(4, 4, 3, border="zeros")
     with pytest.raises(ValueError, match="padding='same' needs an even"):
         DeformConv2d(4, 4, 2, padding="same")
+
+
+WRONG = {
+    "in_channels must be at least 1, got 0": lambda: DeformConv2d(0, 4, 3),
+    "out_channels must be at least 1, got 0": lambda: DeformConv2d(4, 0, 3),
+    "kernel_size must be at least 1, got 0": lambda: DeformConv2d(4, 4, 0),
+    "stride must be at least 1": lambda: DeformConv2d(4, 4, 3, stride=(1, 0)),
+    "padding must be at least 0, got -1": lambda: DeformConv2d(4, 4, 3, padding=-1),
+    "dilation must be at least 1, got 0": lambda: DeformConv2d(4, 4, 3, dilation=0),
+    "kernel_size must be an int or a pair of ints": lambda: DeformConv2d(4, 4, (3, 3, 3)),
+    "output_size must be at least 1, got 0": lambda: RoIPool(0, 1.0),
+    "spatial_scale must be positive and finite, got -1": lambda: PSRoIPool(3, -1.0),
+    "sampling must be one of 'paper', 'authors', got 'max'": lambda: DeformRoIPool(4, 3, 1.0, sampling="max"),
+    "channels must be at least 1, got 0": lambda: DeformRoIPool(0, 3, 1.0),
+    "offset_classes must be at least 1, got 0": lambda: DeformPSRoIPool(4, 3, 1.0, offset_classes=0),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_arguments_are_refused_when_the_layer_is_built(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WRONG[message]()
+
+
+ROIS = torch.tensor([[0.0, 0, 0, 40, 30], [0, 8, 8, 64, 64]])
+LAYERS = {
+    "plain": (lambda: DeformConv2d(4, 6, 3, padding=1), (torch.randn(1, 4, 9, 7),)),
+    "modulated": (lambda: DeformConv2d(4, 6, 3, modulated=True), (torch.randn(1, 4, 9, 7),)),
+    "roi": (lambda: RoIPool(3, 1 / 8), (torch.randn(1, 4, 9, 7), ROIS)),
+    "ps": (lambda: PSRoIPool(2, 1 / 8, "authors"), (torch.randn(1, 4, 9, 7), ROIS)),
+    "deform_roi": (lambda: DeformRoIPool(4, 3, 1 / 8), (torch.randn(1, 4, 9, 7), ROIS)),
+    "deform_ps": (lambda: DeformPSRoIPool(5, 2, 1 / 8), (torch.randn(1, 8, 9, 7), torch.randn(1, 5, 9, 7), ROIS)),
+}
+
+
+def built(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    build, inputs = LAYERS[name]
+    layer = build()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return layer.eval(), inputs
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_the_layers_refuse_is_caught_as_any_error_of_torchvision(name: str) -> None:
+    layer, (*maps, last) = built(name)
+    learned = any(True for _ in layer.parameters())
+    for index in range(len(maps) if learned and len(maps) > 0 else 0):
+        wrong = [*maps, last]
+        wrong[index] = maps[index].double()
+        with pytest.raises(TypeError, match="dtype") as caught:
+            layer(*wrong)
+        assert isinstance(caught.value, RuntimeError)
+    place = max(len(maps) - 1, 0)
+    both = [*maps, last]
+    both[place] = both[place][:, :3].double()  # the shape is wrong too, for all that check it
+    if learned or name == "ps":
+        with pytest.raises(ValueError, match="channels") as caught:
+            layer(*both)
+        assert isinstance(caught.value, RuntimeError)
+    both[place] = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"dimensions, got shape \[2, 2\]"):
+        layer(*both)
+
+
+@pytest.mark.parametrize("name", ["plain", "modulated"])
+def test_an_image_without_its_batch_axis_is_taken_as_conv2d_takes_it(name: str) -> None:
+    layer, (x,) = built(name)
+    assert torch.equal(layer(x[0]), layer(x)[0])
+    modified = nn.Conv2d(4, 6, 3)
+    pliant.deform(container := nn.Sequential(modified), "0", modulated=name == "modulated")
+    torch.testing.assert_close(container(x[0]), modified(x[0]))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_can_be_scripted_saved_and_loaded(name: str) -> None:
+    layer, inputs = built(name)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(layer), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    assert torch.equal(loaded(*inputs), layer(*inputs))
+    if name not in ("plain", "modulated"):
+        as_list = [inputs[-1][:, 1:]]
+        assert torch.equal(loaded(*inputs[:-1], as_list), layer(*inputs[:-1], as_list))
 
 
 @pytest.mark.parametrize("sampling", ["paper", "authors"])

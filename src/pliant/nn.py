@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pliant import ops
+from pliant.ops import _checks
+from pliant.ops.roi_pool import SAMPLINGS
 
 
 class DeformConv2d(nn.Conv2d):
@@ -27,7 +28,8 @@ class DeformConv2d(nn.Conv2d):
         border: `"paper"` or `"authors"`, see `pliant.ops.deform_conv2d`.
         offset_dilation: of the offset branch, if not `dilation` (the authors' DeepLab has 1 where that is 2).
 
-    Shape: `[B, in_channels, H, W]` to `[B, out_channels, Ho, Wo]`, Ho and Wo as a convolution's.
+    Shape: `[B, in_channels, H, W]` to `[B, out_channels, Ho, Wo]`, Ho and Wo as a convolution's; or both without their
+    batch axis, as torch.nn.Conv2d takes them.
 
     Attributes:
         offset_conv: torch.nn.Conv2d with `2 * offset_groups * kh * kw` output channels, and
@@ -51,10 +53,16 @@ class DeformConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _checks.count("in_channels", in_channels)
+        _checks.count("out_channels", out_channels)
+        _checks.pair("kernel_size", kernel_size, least=1)
+        _checks.pair("stride", stride, least=1)
+        if not isinstance(padding, str):
+            _checks.pair("padding", padding, least=0)
+        _checks.pair("dilation", dilation, least=1)
         if offset_groups < 1 or in_channels % offset_groups:
-            raise ValueError(f"offset_groups must divide in_channels {in_channels}, got {offset_groups}")
-        if border not in ops.BORDERS:
-            raise ValueError(f"border must be one of {', '.join(map(repr, ops.BORDERS))}, got {border!r}")
+            raise _checks.ArgumentError(f"offset_groups must divide in_channels {in_channels}, got {offset_groups}")
+        _checks.choice("border", border, ops.BORDERS)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, "zeros", **factory
@@ -76,6 +84,8 @@ class DeformConv2d(nn.Conv2d):
         nn.init.zeros_(self.offset_conv.bias)  # type: ignore[arg-type]
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            _checks.layer_input("input", input, self.in_channels, self.weight, 3, 4)
         offset, mask = self.split(self.offset_conv(input))
         return ops.deform_conv2d(
             input,
@@ -93,12 +103,9 @@ class DeformConv2d(nn.Conv2d):
         """The output of `offset_conv` as the offset `[B, 2 * G * kh * kw, Ho, Wo]` and the mask, if modulated."""
         if not self.modulated:
             return branch, None
-        offset, logits = branch.split([2 * self.offset_groups * self._taps, self.offset_groups * self._taps], dim=1)
+        samples = self.offset_groups * self.kernel_size[0] * self.kernel_size[1]
+        offset, logits = branch.split([2 * samples, samples], dim=-3)
         return offset, 2 * logits.sigmoid()
-
-    @property
-    def _taps(self) -> int:
-        return self.kernel_size[0] * self.kernel_size[1]
 
     def extra_repr(self) -> str:
         extra = f", offset_groups={self.offset_groups}" if self.offset_groups != 1 else ""
@@ -174,6 +181,12 @@ def _explicit_padding(conv: nn.Conv2d) -> tuple[int, int]:
     return (extents[0] // 2, extents[1] // 2)
 
 
+def _check_pooling(output_size: int, spatial_scale: float, sampling: str) -> None:
+    _checks.count("output_size", output_size)
+    _checks.scale("spatial_scale", spatial_scale)
+    _checks.choice("sampling", sampling, SAMPLINGS)
+
+
 class RoIPool(nn.Module):
     """Plain RoI pooling by averages, `pliant.ops.roi_pool` as a module.
 
@@ -181,12 +194,13 @@ class RoIPool(nn.Module):
     """
 
     def __init__(self, output_size: int, spatial_scale: float, sampling: str = "paper") -> None:
+        _check_pooling(output_size, spatial_scale, sampling)
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling = sampling
 
-    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         return ops.roi_pool(input, rois, self.output_size, self.spatial_scale, sampling=self.sampling)
 
     def extra_repr(self) -> str:
@@ -217,13 +231,17 @@ class DeformRoIPool(RoIPool):
         self, channels: int, output_size: int, spatial_scale: float, gamma: float = 0.1, sampling: str = "paper"
     ) -> None:
         super().__init__(output_size, spatial_scale, sampling)
+        _checks.count("channels", channels)
+        self.channels = channels
         self.gamma = gamma
         self.offset_fc = nn.Linear(channels * output_size**2, 2 * output_size**2)
         nn.init.zeros_(self.offset_fc.weight)
         nn.init.zeros_(self.offset_fc.bias)
 
-    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
-        pooled = super().forward(input, rois)
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
+        if not torch.jit.is_scripting():
+            _checks.layer_input("input", input, self.channels, self.offset_fc.weight, 4)
+        pooled = ops.roi_pool(input, rois, self.output_size, self.spatial_scale, sampling=self.sampling)
         offset = self.offset_fc(pooled.flatten(1)).view(-1, 2, self.output_size, self.output_size)
         return ops.deform_roi_pool(
             input, rois, offset, self.output_size, self.spatial_scale, self.gamma, sampling=self.sampling
@@ -239,7 +257,7 @@ class PSRoIPool(RoIPool):
     Shape: input `[B, C * k * k, H, W]` and rois `[R, 5]` or a list of `[L, 4]`, to `[R, C, k, k]`.
     """
 
-    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
         return ops.ps_roi_pool(input, rois, self.output_size, self.spatial_scale, sampling=self.sampling)
 
 
@@ -272,7 +290,11 @@ class DeformPSRoIPool(nn.Module):
         gamma: float = 0.1,
         sampling: str = "paper",
     ) -> None:
+        _check_pooling(output_size, spatial_scale, sampling)
+        _checks.count("channels", channels)
+        _checks.count("offset_classes", offset_classes)
         super().__init__()
+        self.channels = channels
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.gamma = gamma
@@ -281,10 +303,16 @@ class DeformPSRoIPool(nn.Module):
         nn.init.zeros_(self.offset_conv.weight)
         nn.init.zeros_(self.offset_conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, scores: Tensor, features: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
-        where = (self.output_size, self.spatial_scale)
-        offset = ops.deform_ps_roi_pool(self.offset_conv(features), rois, None, *where, sampling=self.sampling)
-        return ops.deform_ps_roi_pool(scores, rois, offset, *where, self.gamma, sampling=self.sampling)
+    def forward(self, scores: Tensor, features: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
+        if not torch.jit.is_scripting():
+            _checks.layer_input("features", features, self.channels, self.offset_conv.weight, 4)
+        fields = self.offset_conv(features)
+        offset = ops.deform_ps_roi_pool(
+            fields, rois, None, self.output_size, self.spatial_scale, sampling=self.sampling
+        )
+        return ops.deform_ps_roi_pool(
+            scores, rois, offset, self.output_size, self.spatial_scale, self.gamma, sampling=self.sampling
+        )
 
     def extra_repr(self) -> str:
         return (

@@ -230,7 +230,8 @@ def test_second_order_gradients_are_refused_with_a_reason() -> None:
 
 
 WRONG = {
-    "input must have 4 dimensions": {"input": torch.zeros(12, 9, 7)},
+    "input must have 3 or 4 dimensions": {"input": torch.zeros(9, 7)},
+    "offset must have 3 dimensions": {"input": torch.zeros(12, 9, 7)},
     r"weight.shape\[1\] must divide": {"weight": torch.zeros(8, 5, 3, 2)},
     r"bias must have shape \[8\]": {"bias": torch.zeros(7)},
     r"multiple of 2 \* kh \* kw = 12": {"offset": torch.zeros(2, 2, 4, 6)},
@@ -241,6 +242,8 @@ WRONG = {
     "the kernel does not fit": {"input": torch.zeros(2, 12, 1, 1)},
     "stride must be at least 1": {"stride": 0},
     "padding must be at least 0": {"padding": -1},
+    "dilation must be at least 1": {"dilation": (1, 0)},
+    "stride must be an int or a pair of ints": {"stride": 1.5},
     "border must be one of": {"border": "mirror"},
 }
 
@@ -249,18 +252,59 @@ WRONG = {
 def test_wrong_arguments_are_named(message: str) -> None:
     case = ConvCase()
     tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         deform_conv2d(**{**tensors, **case.geometry, **WRONG[message]})
+    assert isinstance(caught.value, RuntimeError), "as torchvision's"
 
 
 def test_wrong_types_are_named() -> None:
     case = ConvCase()
     tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
-    with pytest.raises(TypeError, match="input must have dtype"):
-        call({name: value.int() for name, value in tensors.items()}, case)
-    with pytest.raises(TypeError, match=r"offset has dtype torch.float64 and input torch.float32"):
-        call({**tensors, "offset": tensors["offset"].double()}, case)
-    with pytest.raises(TypeError, match="weight must be a Tensor, got list"):
-        call({**tensors, "weight": [1.0]}, case)
+    wrong = {
+        "input must have dtype": {name: value.int() for name, value in tensors.items()},
+        r"offset has dtype torch.float64 and input torch.float32": {**tensors, "offset": tensors["offset"].double()},
+        r"mask has dtype torch.float64 and input torch.float32": {**tensors, "mask": tensors["mask"].double()},
+        r"weight has dtype torch.float16 and input torch.float32": {**tensors, "weight": tensors["weight"].half()},
+        "weight must be a Tensor, got list": {**tensors, "weight": [1.0]},
+    }
+    for message, values in wrong.items():
+        with pytest.raises(TypeError, match=message) as caught:
+            call(values, case)
+        assert isinstance(caught.value, RuntimeError), "as torchvision's"
     with pytest.raises(ValueError, match="mask is on meta and input on cpu"):
         call({**tensors, "mask": tensors["mask"].to("meta")}, case)
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_shapes_and_values_are_looked_at_before_dtypes(message: str) -> None:
+    case = ConvCase()
+    tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
+    with pytest.raises(ValueError, match=message):
+        deform_conv2d(**{**tensors, "offset": tensors["offset"].double(), **case.geometry, **WRONG[message]})
+
+
+def test_autocast_does_not_hide_a_dtype_that_it_leaves() -> None:
+    case = ConvCase()
+    tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert call({**tensors, "input": tensors["input"].bfloat16()}, case).dtype == torch.bfloat16
+        with pytest.raises(TypeError, match=r"weight has dtype torch\.float64 and input torch.float32"):
+            call({**tensors, "weight": tensors["weight"].double()}, case)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_one_image_without_its_batch_axis(masked: bool) -> None:
+    case = ConvCase(batch=1)
+    tensors = case.tensors()
+    if not masked:
+        del tensors["mask"]
+    single = {name: value[0] if value.dim() == 4 and name != "weight" else value for name, value in tensors.items()}
+    out, want = call(single, case), call(tensors, case)
+    assert torch.equal(out, want[0])
+    leaves = list(tensors.values())
+    for got, expected in zip(
+        torch.autograd.grad(out.sin().sum(), leaves), torch.autograd.grad(want.sin().sum(), leaves), strict=True
+    ):
+        assert torch.equal(got, expected)
+    with pytest.raises(ValueError, match=r"offset\.shape\[0\] must be a multiple of 2 \* kh \* kw"):
+        call({**single, "offset": single["offset"][1:]}, case)

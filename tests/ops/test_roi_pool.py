@@ -306,13 +306,51 @@ def test_wrong_arguments_are_named(message: str) -> None:
         "offset": torch.zeros(7, 2, 2, 2),
         "output_size": 2,
     }
+    if message not in ("image index of 0 to 1", "must be finite"):  # which the kernels check, by values
+        right["input"] = right["input"].double()  # shapes and values are looked at before dtypes
     with pytest.raises(ValueError, match=message):
         ops.deform_roi_pool(**{**right, **WRONG[message]})
 
 
 def test_wrong_types_are_named() -> None:
     image, rois = feature_map(12, torch.float32), roi_lines(torch.float32)
-    with pytest.raises(TypeError, match=r"rois has dtype torch\.float64"):
-        ops.roi_pool(image, rois.double(), 2)
+    offset = torch.zeros(len(ROIS), 2, 2, 2)
+    wrong = {
+        r"rois has dtype torch\.float64": lambda: ops.roi_pool(image, rois.double(), 2),
+        r"rois\[1\] has dtype torch\.float64": lambda: ops.ps_roi_pool(image, [rois[:, 1:], rois[:, 1:].double()], 2),
+        r"offset has dtype torch\.float64": lambda: ops.deform_roi_pool(image, rois, offset.double(), 2),
+        "input must have dtype": lambda: ops.deform_ps_roi_pool(image.int(), rois, offset, 2),
+        "rois must be a Tensor or a list of them, got float": lambda: ops.roi_pool(image, 1.0, 2),
+        "sample_per_part must be an int": lambda: ops.roi_pool(image, rois, 2, sample_per_part=1.5),
+    }
+    for message, pool in wrong.items():
+        with pytest.raises(TypeError, match=message) as caught:
+            pool()
+        assert isinstance(caught.value, RuntimeError), "as torchvision's"
     with pytest.raises(ValueError, match="multiple of 49 channels"):
-        ops.ps_roi_pool(image, rois, 7)
+        ops.ps_roi_pool(image, rois.double(), 7)
+
+
+POOLS = {
+    "roi_pool": (ops.roi_pool, ()),
+    "deform_roi_pool": (ops.deform_roi_pool, (torch.linspace(-1, 1, 12 * len(ROIS)).view(-1, 2, 3, 2),)),
+    "ps_roi_pool": (ops.ps_roi_pool, ()),
+    "deform_ps_roi_pool": (ops.deform_ps_roi_pool, (torch.linspace(-1, 1, 12 * len(ROIS)).view(-1, 2, 3, 2),)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("sampling", ["paper", "authors"])
+@pytest.mark.parametrize("name", POOLS)
+def test_scripts_as_torchvisions_functions_do(name: str, sampling: str) -> None:
+    pool, offset = POOLS[name]
+    scripted = torch.jit.script(pool)
+    image, lines = feature_map(12, torch.float32), roi_lines(torch.float32)
+    lists = [lines[:4, 1:], lines[4:, 1:]]
+    for rois in (lines, lists):
+        for size in ((3, 2), 3 if "ps" not in name else 2):
+            out = scripted(image, rois, *offset, size, SCALE, sampling=sampling)
+            want = pool(image, rois, *offset, size, SCALE, sampling=sampling)
+            assert torch.equal(out, want)
+            grads = (torch.autograd.grad(each.square().sum(), image)[0] for each in (out, want))
+            assert torch.equal(*grads)

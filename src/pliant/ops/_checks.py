@@ -1,55 +1,126 @@
-"""What every operator checks of its arguments, and the one error it raises."""
+"""What every operator and layer checks of its arguments, and the errors that they raise.
+
+Each error is a RuntimeError as well, because that is what torch's and torchvision's own operators raise: code that
+catches theirs catches ours. Shapes and values are checked before dtypes.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-class ShapeError(ValueError, RuntimeError):
-    """An argument has the wrong shape. A ValueError, and a RuntimeError as torchvision's operators raise."""
+class ArgumentError(ValueError, RuntimeError):
+    """An argument has a value that the operator does not take."""
 
 
-def tensor(name: str, value: object, dimensions: int) -> None:
+class ShapeError(ArgumentError):
+    """An argument has the wrong shape."""
+
+
+class ArgumentTypeError(TypeError, RuntimeError):
+    """An argument has the wrong type or dtype."""
+
+
+def tensor(name: str, value: object, *dimensions: int) -> None:
+    """`value` is a tensor of one of these numbers of dimensions."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-    if value.dim() != dimensions:
-        raise ShapeError(f"{name} must have {dimensions} dimensions, got shape {list(value.shape)}")
+        raise ArgumentTypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.dim() not in dimensions:
+        allowed = " or ".join(map(str, dimensions))
+        raise ShapeError(f"{name} must have {allowed} dimensions, got shape {list(value.shape)}")
 
 
-def same_kind(*, or_float32: bool = False, **tensors: Tensor | None) -> None:
-    """All on one device, floating point, and of the first one's dtype.
+def same_device(**tensors: Tensor | None) -> None:
+    """All tensors are on the device of the first one."""
+    (first_name, first), *others = [(name, value) for name, value in tensors.items() if value is not None]
+    for name, value in others:
+        if value.device != first.device:
+            raise ArgumentError(f"{name} is on {value.device} and {first_name} on {first.device}: use one device")
 
-    With `or_float32`, the others may also be float32 beside a half-precision first: positions that autocast
-    leaves as they are.
+
+def same_dtype(*, positions: bool = False, **tensors: Tensor | None) -> None:
+    """All tensors are floating point and of the first one's dtype, after autocast has lowered them.
+
+    With `positions`, the tensors after the first one are positions: they may be float32 where the first one is of half
+    precision, and of any precision under autocast, which leaves them as they are.
     """
     (first_name, first), *others = [(name, value) for name, value in tensors.items() if value is not None]
     if first.dtype not in FLOATING:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
-        raise TypeError(f"{first_name} must have dtype {allowed}, got {first.dtype}")
+        floating = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+        raise ArgumentTypeError(f"{first_name} must have dtype {floating}, got {first.dtype}")
+    dtype = _lowered(first)
     for name, value in others:
-        if value.device != first.device:
-            raise ValueError(f"{name} is on {value.device} and {first_name} on {first.device}: use one device")
-        if value.dtype == first.dtype or torch.is_autocast_enabled(first.device.type):
+        if value.dtype == first.dtype:
             continue
-        if not (or_float32 and value.dtype == torch.float32 and first.dtype.itemsize == 2):
-            raise TypeError(f"{name} has dtype {value.dtype} and {first_name} {first.dtype}: use one dtype")
+        if positions:
+            half = dtype.itemsize == 2 and value.dtype == torch.float32
+            allowed = half or (value.dtype in FLOATING and torch.is_autocast_enabled(first.device.type))
+        else:
+            allowed = _lowered(value) == dtype
+        if not allowed:
+            raise ArgumentTypeError(f"{name} has dtype {value.dtype} and {first_name} {first.dtype}: use one dtype")
+
+
+def _lowered(value: Tensor) -> torch.dtype:
+    """The dtype in which autocast, where it is enabled, hands a tensor to the kernels."""
+    device = value.device.type
+    if value.dtype in FLOATING and value.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return value.dtype
+
+
+def layer_input(name: str, value: Any, channels: int, weight: Any, *dimensions: int) -> None:
+    """A layer's input: a tensor with these channels, and the dtype and device of a weight that multiplies it.
+
+    What stands in for a tensor, as in tracing by torch.fx, is not looked at; nor is a weight that is no tensor, as in a
+    quantized layer.
+    """
+    if has_torch_function((value,)):
+        return
+    tensor(name, value, *dimensions)
+    if value.shape[-3] != channels:
+        raise ShapeError(f"{name} must have {channels} channels, got shape {list(value.shape)}")
+    if isinstance(weight, Tensor):
+        same_device(**{name: value, "weight": weight})
+        same_dtype(**{name: value, "weight": weight})
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def pair(name: str, value: int | tuple[int, int], least: int) -> None:
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    # A tuple of types: the compiler of torch 2.6 does not know unions here.
-    if len(values) != 2 or not all(isinstance(item, (int, torch.SymInt)) for item in values):
+    values = (value, value) if isinstance(value, int) else value
+    # Tuples of types: the compiler of torch 2.6 does not know unions here.
+    if (
+        not isinstance(values, (tuple, list))
+        or len(values) != 2
+        or not all(isinstance(item, (int, torch.SymInt)) for item in values)
+    ):
         raise ShapeError(f"{name} must be an int or a pair of ints, got {value!r}")
     if any(item < least for item in values):
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+        raise ArgumentError(f"{name} must be at least {least}, got {value!r}")
+
+
+def count(name: str, value: int) -> None:
+    """`value` is an int of at least 1."""
+    if not hasattr(value, "__index__"):
+        raise ArgumentTypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ArgumentError(f"{name} must be at least 1, got {value}")
+
+
+def scale(name: str, value: float) -> None:
+    """`value` is a positive, finite number."""
+    if not 0 < value < float("inf"):
+        raise ArgumentError(f"{name} must be positive and finite, got {value}")
 
 
 def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:

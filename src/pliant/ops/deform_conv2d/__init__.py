@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from pliant.ops import _checks
 from pliant.ops.deform_conv2d import op
@@ -38,7 +39,8 @@ def deform_conv2d(
     | mask channel `(g * kh + i) * kw + j` | factor of the sampled value |
 
     Args:
-        input: `[B, C, H, W]`; float64, float32, float16 or bfloat16 (half types are computed in float32).
+        input: `[B, C, H, W]`; float64, float32, float16 or bfloat16 (half types are computed in float32). As in
+            `torch.nn.functional.conv2d`, the batch axis may be left out: of input, offset, mask and the result alike.
         offset: `[B, 2 * G * kh * kw, Ho, Wo]` in cells of the input map, unbounded. The number of offset groups
             G is read from this shape; each group serves C / G consecutive input channels.
         weight: `[O, C / groups, kh, kw]`; the number of groups is read from this shape.
@@ -62,10 +64,20 @@ def deform_conv2d(
     Raises:
         ValueError: for a wrong shape, device or value; the message names the argument, what came and what was
             expected.
-        TypeError: for a wrong type or dtype.
+        TypeError: for a wrong type or dtype. Shapes and values are checked first. Each of these errors is also a
+            RuntimeError, as torchvision's are.
     """
     if not torch.jit.is_scripting():
+        tensors = (input, offset, weight, bias, mask)
+        if has_torch_function(tensors):  # also torch.fx, which records the call by its name
+            return handle_torch_function(
+                deform_conv2d, tensors, input, offset, weight, bias, stride, padding, dilation, mask, border
+            )
         _check(input, offset, weight, bias, mask, stride, padding, dilation, border)
+    unbatched = input.dim() == 3
+    if unbatched:
+        input, offset = input.unsqueeze(0), offset.unsqueeze(0)
+        mask = None if mask is None else mask.unsqueeze(0)
     if isinstance(stride, int):
         stride = (stride, stride)
     if isinstance(padding, int):
@@ -73,8 +85,10 @@ def deform_conv2d(
     if isinstance(dilation, int):
         dilation = (dilation, dilation)
     if torch.jit.is_scripting():
-        return torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation, border)
-    return op.call(input, offset, weight, bias, mask, stride, padding, dilation, border)
+        out = torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation, border)
+    else:
+        out = op.call(input, offset, weight, bias, mask, stride, padding, dilation, border)
+    return out.squeeze(0) if unbatched else out
 
 
 def _check(
@@ -88,25 +102,28 @@ def _check(
     dilation: int | tuple[int, int],
     border: str,
 ) -> None:
-    for name, value in (("input", input), ("offset", offset), ("weight", weight)):
-        _checks.tensor(name, value, 4)
+    _checks.tensor("input", input, 3, 4)
+    _checks.tensor("offset", offset, input.dim())
+    _checks.tensor("weight", weight, 4)
     if bias is not None:
         _checks.tensor("bias", bias, 1)
     if mask is not None:
-        _checks.tensor("mask", mask, 4)
+        _checks.tensor("mask", mask, input.dim())
     _checks.pair("stride", stride, least=1)
     _checks.pair("padding", padding, least=0)
     _checks.pair("dilation", dilation, least=1)
     _checks.choice("border", border, BORDERS)
-    _checks.same_kind(input=input, weight=weight, bias=bias)
-    _checks.same_kind(input=input, offset=offset, mask=mask, or_float32=True)
     _check_channels(input, weight, bias)
     _check_maps(input, offset, weight, mask, stride, padding, dilation)
+    _checks.same_device(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
+    _checks.same_dtype(input=input, weight=weight, bias=bias)
+    _checks.same_dtype(input=input, offset=offset, positions=True)
+    _checks.same_dtype(input=input, mask=mask, positions=True)
 
 
 def _check_channels(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    channels, out_channels, per_group = input.shape[1], weight.shape[0], weight.shape[1]
-    if weight.shape[2] < 1 or weight.shape[3] < 1 or input.shape[2] < 1 or input.shape[3] < 1:
+    (channels, height, width), (out_channels, per_group) = input.shape[-3:], weight.shape[:2]
+    if min(*weight.shape[2:], height, width) < 1:
         raise _checks.ShapeError(
             f"kernel and map must not be empty, got weight {list(weight.shape)}, input {list(input.shape)}"
         )
@@ -131,21 +148,23 @@ def _check_maps(
     dilation: int | tuple[int, int],
 ) -> None:
     taps = weight.shape[2] * weight.shape[3]
-    groups = offset.shape[1] // (2 * taps)
-    if groups == 0 or offset.shape[1] % (2 * taps):
+    batch, channels, offset_channels = list(input.shape[:-3]), input.shape[-3], offset.shape[-3]
+    channel_axis = input.dim() - 3
+    groups = offset_channels // (2 * taps)
+    if groups == 0 or offset_channels % (2 * taps):
         raise _checks.ShapeError(
-            "the shape of the offset is not valid: offset.shape[1] must be a multiple of 2 * kh * kw = "
-            f"{2 * taps}, got offset {list(offset.shape)}"
+            f"the shape of the offset is not valid: offset.shape[{channel_axis}] must be a multiple of "
+            f"2 * kh * kw = {2 * taps}, got offset {list(offset.shape)}"
         )
-    if input.shape[1] % groups:
+    if channels % groups:
         raise _checks.ShapeError(
-            f"the shape of the offset gives {groups} offset groups, which must divide the {input.shape[1]} "
+            f"the shape of the offset gives {groups} offset groups, which must divide the {channels} "
             f"channels of the input; got offset {list(offset.shape)}"
         )
     size = [
         (length + 2 * pad - dilate * (kernel - 1) - 1) // step + 1
         for length, pad, dilate, kernel, step in zip(
-            input.shape[2:],
+            input.shape[-2:],
             _checks.as_pair(padding),
             _checks.as_pair(dilation),
             weight.shape[2:],
@@ -158,17 +177,15 @@ def _check_maps(
             f"the kernel does not fit: input {list(input.shape)}, weight {list(weight.shape)}, padding {padding}, "
             f"dilation {dilation} and stride {stride} give an output of {size}"
         )
-    if [offset.shape[0], *offset.shape[2:]] != [input.shape[0], *size]:
+    if list(offset.shape) != [*batch, offset_channels, *size]:
         raise _checks.ShapeError(
-            f"the shape of the offset must be {[input.shape[0], offset.shape[1], *size]} (the batch of the input "
+            f"the shape of the offset must be {[*batch, offset_channels, *size]} (the batch of the input "
             f"and the size of the output), got {list(offset.shape)}"
         )
-    if mask is not None and mask.shape[1] != groups * taps:
+    if mask is not None and mask.shape[-3] != groups * taps:
         raise _checks.ShapeError(
-            f"mask.shape[1] is not valid: {groups} offset groups of {taps} taps need {groups * taps} channels, "
-            f"got mask {list(mask.shape)}"
+            f"mask.shape[{channel_axis}] is not valid: {groups} offset groups of {taps} taps need {groups * taps} "
+            f"channels, got mask {list(mask.shape)}"
         )
-    if mask is not None and [mask.shape[0], *mask.shape[2:]] != [input.shape[0], *size]:
-        raise _checks.ShapeError(
-            f"mask must have shape {[input.shape[0], groups * taps, *size]}, got {list(mask.shape)}"
-        )
+    if mask is not None and list(mask.shape) != [*batch, groups * taps, *size]:
+        raise _checks.ShapeError(f"mask must have shape {[*batch, groups * taps, *size]}, got {list(mask.shape)}")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from pliant.ops import _checks
 from pliant.ops.roi_pool import op
 
-_SAMPLINGS = ("paper", "authors")
+SAMPLINGS = ("paper", "authors")
 
 
 def roi_pool(
     input: Tensor,
-    rois: Tensor | Sequence[Tensor],
+    rois: Tensor | list[Tensor],
     output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
-    *,
     sampling: str = "paper",
     sample_per_part: int = 4,
 ) -> Tensor:
@@ -44,19 +45,25 @@ def roi_pool(
     Gradients go to the input; RoIs have none. Second-order gradients raise a RuntimeError.
 
     Raises:
-        ValueError, TypeError: naming the argument, what came and what was expected.
+        ValueError, TypeError: naming the argument, what came and what was expected. Shapes and values are checked
+            before dtypes. Each of these errors is also a RuntimeError, as torchvision's are.
     """
+    if not torch.jit.is_scripting():
+        tensors = _tensors(input, rois, None)
+        if has_torch_function(tensors):
+            return handle_torch_function(
+                roi_pool, tensors, input, rois, output_size, spatial_scale, sampling, sample_per_part
+            )
     return _pool(input, rois, None, output_size, (1, 1), spatial_scale, 0.0, sampling, sample_per_part)
 
 
 def deform_roi_pool(
     input: Tensor,
-    rois: Tensor | Sequence[Tensor],
+    rois: Tensor | list[Tensor],
     offset: Tensor | None,
     output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
     gamma: float = 0.1,
-    *,
     sampling: str = "paper",
     sample_per_part: int = 4,
 ) -> Tensor:
@@ -86,15 +93,29 @@ def deform_roi_pool(
     right (and, for `"authors"`, zero there, as in the released operator). An offset of any size or infinity reads
     zero outside the map; a NaN offset makes its bin NaN, unless that reads no cell whatever the offset.
     """
+    if not torch.jit.is_scripting():
+        tensors = _tensors(input, rois, offset)
+        if has_torch_function(tensors):
+            return handle_torch_function(
+                deform_roi_pool,
+                tensors,
+                input,
+                rois,
+                offset,
+                output_size,
+                spatial_scale,
+                gamma,
+                sampling,
+                sample_per_part,
+            )
     return _pool(input, rois, offset, output_size, (1, 1), spatial_scale, gamma, sampling, sample_per_part)
 
 
 def ps_roi_pool(
     input: Tensor,
-    rois: Tensor | Sequence[Tensor],
+    rois: Tensor | list[Tensor],
     output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
-    *,
     sampling: str = "paper",
     group_size: int | tuple[int, int] | None = None,
 ) -> Tensor:
@@ -113,18 +134,23 @@ def ps_roi_pool(
     Returns:
         `[R, C, Ph, Pw]`.
     """
+    if not torch.jit.is_scripting():
+        tensors = _tensors(input, rois, None)
+        if has_torch_function(tensors):
+            return handle_torch_function(
+                ps_roi_pool, tensors, input, rois, output_size, spatial_scale, sampling, group_size
+            )
     groups = output_size if group_size is None else group_size
-    return _pool(input, rois, None, output_size, groups, spatial_scale, 0.0, sampling, 1, authors="authors_whole_cells")
+    return _pool(input, rois, None, output_size, groups, spatial_scale, 0.0, sampling, 1, "authors_whole_cells")
 
 
 def deform_ps_roi_pool(
     input: Tensor,
-    rois: Tensor | Sequence[Tensor],
+    rois: Tensor | list[Tensor],
     offset: Tensor | None,
     output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
     gamma: float = 0.1,
-    *,
     sampling: str = "paper",
     group_size: int | tuple[int, int] | None = None,
     sample_per_part: int = 4,
@@ -142,13 +168,34 @@ def deform_ps_roi_pool(
     Returns:
         `[R, C, Ph, Pw]`.
     """
+    if not torch.jit.is_scripting():
+        tensors = _tensors(input, rois, offset)
+        if has_torch_function(tensors):
+            return handle_torch_function(
+                deform_ps_roi_pool,
+                tensors,
+                input,
+                rois,
+                offset,
+                output_size,
+                spatial_scale,
+                gamma,
+                sampling,
+                group_size,
+                sample_per_part,
+            )
     groups = output_size if group_size is None else group_size
     return _pool(input, rois, offset, output_size, groups, spatial_scale, gamma, sampling, sample_per_part)
 
 
+def _tensors(input: Tensor, rois: Tensor | list[Tensor], offset: Tensor | None) -> tuple[Any, ...]:
+    """The arguments that torch.overrides looks at: tensors, and what stands in for them, as in tracing by torch.fx."""
+    return input, *(rois if isinstance(rois, Sequence) else (rois,)), offset
+
+
 def _pool(
     input: Tensor,
-    rois: Tensor | Sequence[Tensor],
+    rois: Tensor | list[Tensor],
     offset: Tensor | None,
     output_size: int | tuple[int, int],
     group_size: int | tuple[int, int],
@@ -156,18 +203,47 @@ def _pool(
     gamma: float,
     sampling: str,
     sample_per_part: int,
-    authors: str = "authors_samples",
+    authors_rule: str = "authors_samples",
 ) -> Tensor:
+    if not torch.jit.is_scripting():
+        _check(input, rois, offset, output_size, group_size, spatial_scale, sampling, sample_per_part)
+    lines = rois if isinstance(rois, Tensor) else _lines(input, rois)
+    bins = (output_size, output_size) if isinstance(output_size, int) else output_size
+    groups = (group_size, group_size) if isinstance(group_size, int) else group_size
+    rule = "whole_cells" if sampling == "paper" else authors_rule
+    if torch.jit.is_scripting():
+        return torch.ops.pliant.roi_pool(
+            input, lines, offset, bins, groups, spatial_scale, gamma, rule, sample_per_part
+        )
+    return op.call(input, lines, offset, bins, groups, spatial_scale, gamma, rule, sample_per_part)
+
+
+def _lines(input: Tensor, rois: list[Tensor]) -> Tensor:
+    """One list of boxes an image as lines (image, x0, y0, x1, y1)."""
+    lines = [torch.cat((torch.full_like(boxes[:, :1], i), boxes), dim=1) for i, boxes in enumerate(rois)]
+    return torch.cat(lines) if len(lines) > 0 else input.new_zeros([0, 5])
+
+
+def _check(
+    input: Tensor,
+    rois: Tensor | list[Tensor],
+    offset: Tensor | None,
+    output_size: int | tuple[int, int],
+    group_size: int | tuple[int, int],
+    spatial_scale: float,
+    sampling: str,
+    sample_per_part: int,
+) -> None:
     _checks.tensor("input", input, 4)
     _checks.pair("output_size", output_size, least=1)
     _checks.pair("group_size", group_size, least=1)
-    _checks.choice("sampling", sampling, _SAMPLINGS)
-    if sample_per_part < 1:
-        raise ValueError(f"sample_per_part must be at least 1, got {sample_per_part}")
-    if not 0 < spatial_scale < float("inf"):
-        raise ValueError(f"spatial_scale must be positive and finite, got {spatial_scale}")
-    lines = _roi_lines(input, rois)
-    output_pair, group_pair = _checks.as_pair(output_size), _checks.as_pair(group_size)
+    _checks.choice("sampling", sampling, SAMPLINGS)
+    _checks.count("sample_per_part", sample_per_part)
+    _checks.scale("spatial_scale", spatial_scale)
+    lists = {"rois": rois} if isinstance(rois, Tensor) else _check_lists(input, rois)
+    if isinstance(rois, Tensor) and (rois.dim() != 2 or rois.shape[1] != 5):
+        raise _checks.ShapeError(f"rois must have shape [R, 5] (image, x0, y0, x1, y1), got {list(rois.shape)}")
+    group_pair = _checks.as_pair(group_size)
     groups = group_pair[0] * group_pair[1]
     if input.shape[1] == 0 or input.shape[1] % groups or input.shape[2] < 1 or input.shape[3] < 1:
         raise _checks.ShapeError(
@@ -175,37 +251,32 @@ def _pool(
             f"got shape {list(input.shape)}"
         )
     if offset is not None:
-        _check_offset(input, lines, offset, input.shape[1] // groups)
-    rule = "whole_cells" if sampling == "paper" else authors
-    return op.call(input, lines, offset, output_pair, group_pair, spatial_scale, gamma, rule, sample_per_part)
+        _check_offset(sum(boxes.shape[0] for boxes in lists.values()), offset, input.shape[1] // groups)
+    _checks.same_device(input=input, **lists, offset=offset)
+    _checks.same_dtype(input=input, **lists, offset=offset, positions=True)
 
 
-def _roi_lines(input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
-    """RoIs as lines (image, x0, y0, x1, y1)."""
-    if not isinstance(rois, Tensor):
-        if len(rois) != input.shape[0]:
-            raise _checks.ShapeError(f"rois must hold one Tensor an image ({input.shape[0]}), got {len(rois)}")
-        for i, boxes in enumerate(rois):
-            if not isinstance(boxes, Tensor):
-                raise TypeError(f"rois[{i}] must be a Tensor, got {type(boxes).__name__}")
-            if boxes.dim() != 2 or boxes.shape[1] != 4:
-                raise _checks.ShapeError(f"rois[{i}] must have shape [L, 4], got {list(boxes.shape)}")
-        image = [boxes.new_full((boxes.shape[0], 1), i) for i, boxes in enumerate(rois)]
-        both = [torch.cat(pair, dim=1) for pair in zip(image, rois, strict=True)]
-        rois = torch.cat(both) if both else input.new_zeros(0, 5)
-    elif rois.dim() != 2 or rois.shape[1] != 5:
-        raise _checks.ShapeError(f"rois must have shape [R, 5] (image, x0, y0, x1, y1), got {list(rois.shape)}")
-    _checks.same_kind(input=input, rois=rois, or_float32=True)
-    return rois
+def _check_lists(input: Tensor, rois: list[Tensor]) -> dict[str, Tensor]:
+    """The lists of boxes by their names in messages."""
+    if not isinstance(rois, Sequence):
+        raise _checks.ArgumentTypeError(f"rois must be a Tensor or a list of them, got {type(rois).__name__}")
+    if len(rois) != input.shape[0]:
+        raise _checks.ShapeError(f"rois must hold one Tensor an image ({input.shape[0]}), got {len(rois)}")
+    lists = {f"rois[{i}]": boxes for i, boxes in enumerate(rois)}
+    for name, boxes in lists.items():
+        if not isinstance(boxes, Tensor):
+            raise _checks.ArgumentTypeError(f"{name} must be a Tensor, got {type(boxes).__name__}")
+        if boxes.dim() != 2 or boxes.shape[1] != 4:
+            raise _checks.ShapeError(f"{name} must have shape [L, 4], got {list(boxes.shape)}")
+    return lists
 
 
-def _check_offset(input: Tensor, rois: Tensor, offset: Tensor, channels: int) -> None:
+def _check_offset(lines: int, offset: Tensor, channels: int) -> None:
     _checks.tensor("offset", offset, 4)
-    _checks.same_kind(input=input, offset=offset, or_float32=True)
     pairs = offset.shape[1] // 2
-    if offset.shape[0] != rois.shape[0] or offset.shape[1] % 2 or pairs == 0 or channels % pairs:
+    if offset.shape[0] != lines or offset.shape[1] % 2 or pairs == 0 or channels % pairs:
         raise _checks.ShapeError(
-            f"offset must have shape [{rois.shape[0]}, 2 * T, Qh, Qw] with T dividing the {channels} output "
+            f"offset must have shape [{lines}, 2 * T, Qh, Qw] with T dividing the {channels} output "
             f"channels, got {list(offset.shape)}"
         )
     if offset.shape[2] < 1 or offset.shape[3] < 1:
