@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pliant.data.boxes import clip, degenerate
+from pliant.data.boxes import clip, degenerate, normalised
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,14 @@ from pliant.data.boxes import clip, degenerate
 )
 def test_degenerate(corners, kind):
     assert degenerate(corners) == kind
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_one"),
+    [((0.1, 0.2, 0.5, 1), True), ((0, 0, 1, 1), True), ((0, 0, 1, 1.5), False), ((-0.1, 0, 1, 1), False)],
+)
+def test_normalised(numbers, is_one):
+    assert (normalised(numbers) is not None) == is_one
 
 
 @pytest.mark.parametrize(

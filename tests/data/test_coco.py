@@ -76,11 +76,11 @@ def test_boxes_with_a_problem(tmp_path, bbox, kind, kept):
 @pytest.mark.parametrize(
     ("item", "kind"),
     [
-        ({**GOOD, "id": 1}, "duplicate id"),
+        ({**GOOD, "id": 1}, "duplicate box"),
         ({**GOOD, "id": 2, "image_id": 11}, "missing image"),
         ({**GOOD, "id": 2, "category_id": 4}, "unknown class"),
         ({"id": 2, "bbox": [1, 1, 5, 5], "image_id": 10}, "unreadable annotation"),
-        ({**GOOD, "id": 2, "image_id": "10"}, "unreadable annotation"),
+        ({**GOOD, "id": 2, "image_id": "ten"}, "unreadable annotation"),
         ("text", "unreadable annotation"),
     ],
 )
@@ -94,7 +94,7 @@ def test_annotations_with_a_problem(tmp_path, item, kind):
 def test_images_with_a_problem(tmp_path):
     images = [
         {"id": 10, "file_name": "a.jpg"},
-        {"id": 10, "file_name": "sub/b.jpg"},
+        {"id": 10, "file_name": "a.jpg"},
         {"id": 11, "file_name": "missing.jpg"},
         {"id": 12, "file_name": "../val/a.jpg"},
         {"id": 13, "file_name": "sub/b.jpg", "width": 30, "height": 40},
@@ -138,7 +138,10 @@ def test_categories(tmp_path):
     write(tmp_path, [GOOD], categories=[*CATEGORIES, {"id": 9, "name": "cat"}])
     with pytest.raises(DataError, match="two categories are called 'cat'"):
         COCODetection.from_folder(tmp_path, "val")
-    write(tmp_path, [GOOD], categories=[*CATEGORIES, {"id": 3, "name": "eel"}, {"id": 4}])
+    write(tmp_path, [GOOD], categories=[*CATEGORIES, {"id": 3, "name": "eel"}])
+    with pytest.raises(DataError, match="category 3 is called 'cat' and 'eel'"):
+        COCODetection.from_folder(tmp_path, "val")
+    write(tmp_path, [GOOD], categories=[*CATEGORIES, {"id": 3, "name": "cat"}, {"id": 4}])
     counts = COCODetection.from_folder(tmp_path, "val").problems.counts()
     assert counts == {"duplicate id": 1, "unreadable annotation": 1}
     write(tmp_path, [GOOD], categories=[])
@@ -165,3 +168,115 @@ def test_images_below_a_common_folder(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "val").rename(tmp_path / "images/val")
     assert len(COCODetection.from_folder(tmp_path, "val")) == 1
+
+
+def boxes_of(number):
+    """So many different boxes of the class cat, of which all have the id 1."""
+    return [{**GOOD, "bbox": [3 * place, 5, 2, 9]} for place in range(number)]
+
+
+def test_ids_of_annotations_are_not_needed(tmp_path):
+    images = [{"id": 10, "file_name": "a.jpg"}, {"id": 11, "file_name": "sub/b.jpg"}]
+    annotations = [{**item, "image_id": key} for key in (10, 11) for item in boxes_of(5)]
+    write(tmp_path, annotations, images)
+    data = COCODetection.from_folder(tmp_path, "val", strict=True)
+    assert [len(data.target(index)["boxes"]) for index in range(2)] == [5, 5]
+    for item in annotations:
+        del item["id"]
+    write(tmp_path, annotations, images)
+    assert sum(data.class_counts()) == sum(COCODetection.from_folder(tmp_path, "val").class_counts()) == 10
+
+
+def test_each_box_that_is_lost_counts_with_its_image(tmp_path):
+    images = [{"id": 10, "file_name": "a.jpg"}, {"id": 11, "file_name": "sub/b.jpg"}]
+    flat = {**GOOD, "bbox": [5, 5, 0, 9]}
+    write(tmp_path, [GOOD, GOOD, GOOD, {**GOOD, "id": 2}, flat, flat, {**GOOD, "image_id": 11}], images)
+    data = COCODetection.from_folder(tmp_path, "val")
+    assert data.class_counts() == [2, 0]
+    assert data.problems.counts() == {"duplicate box": 3, "zero-area box": 2}
+    assert all("of a.jpg" in problem.detail for problem in data.problems)
+    # Of another class, another outline, or a crowd: not the same.
+    others = [{**GOOD, "category_id": 7}, {**GOOD, "area": 50}, {**GOOD, "iscrowd": 1}]
+    write(tmp_path, [GOOD, *others])
+    assert len(COCODetection.from_folder(tmp_path, "val", strict=True).target(0)["boxes"]) == 4
+
+
+def test_images_that_share_an_id_are_left_out(tmp_path):
+    images = [
+        {"id": 10, "file_name": "a.jpg"},
+        {"id": 10, "file_name": "sub/b.jpg"},
+        {"id": 10, "file_name": "c.png"},
+        {"id": 11, "file_name": "d.png"},
+    ]
+    write(tmp_path, [GOOD, {**GOOD, "image_id": 11}], images)
+    for name in ("c.png", "d.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "val" / name)
+    data = COCODetection.from_folder(tmp_path, "val")
+    assert data.image_ids == [11]
+    assert data.problems.counts() == {"duplicate id": 3}
+    for problem, name in zip(data.problems, ("a.jpg", "sub/b.jpg", "c.png"), strict=True):
+        assert str(tmp_path / "val" / name) in problem.detail
+
+
+def test_a_file_that_is_listed_twice_is_one_image(tmp_path):
+    images = [{"id": 10, "file_name": "a.jpg"}, {"id": 11, "file_name": ".\\a.jpg"}, {"id": 12, "file_name": "A.JPG"}]
+    boxes = boxes_of(4)
+    write(
+        tmp_path,
+        [boxes[0], *({**item, "image_id": key} for key, item in zip((10, 11, 12), boxes[1:], strict=True))],
+        images,
+    )
+    data = COCODetection.from_folder(tmp_path, "val")
+    assert data.image_ids == [10]
+    assert data.class_counts() == [4, 0]
+    assert [(problem.kind, problem.action) for problem in data.problems] == [("duplicate image", "merged")] * 2
+
+
+def test_ids_and_names_in_other_types(tmp_path):
+    categories = [{"id": "3", "name": 7}, {"id": 7.0, "name": "dog"}]
+    write(tmp_path, [{**GOOD, "image_id": "10", "category_id": 3.0}], [{"id": 10.0, "file_name": "a.jpg"}], categories)
+    data = COCODetection.from_folder(tmp_path, "val", strict=True)
+    assert data.classes == ("7", "dog")
+    assert (data.image_ids, data.class_counts()) == ([10], [1, 0])
+
+
+@pytest.mark.parametrize("name", ["a.JPG", "a.jpg", "sub%2Fb.jpg", "sub\\b.jpg", "./sub//b.JPG", "caf\u00e9.png", "1"])
+def test_names_of_files_as_others_write_them(tmp_path, name):
+    write(tmp_path, [GOOD], [{"id": 10, "file_name": 1 if name == "1" else name}])
+    for other in ("cafe\u0301.png", "1"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "val" / other, format="PNG")
+    assert len(COCODetection.from_folder(tmp_path, "val", strict=True)) == 1
+
+
+def test_a_missing_image_says_what_is_there_instead(tmp_path):
+    write(tmp_path, [GOOD], [{"id": 10, "file_name": "a.jpg"}, {"id": 11, "file_name": "sub/b.png"}])
+    (tmp_path / "val" / "c.png").symlink_to(tmp_path / "nowhere.png")
+    data = COCODetection.from_folder(tmp_path, "val")
+    (problem,) = data.problems
+    assert problem.path == tmp_path / "val" / "sub" / "b.png"
+    assert "there is b.jpg" in problem.detail
+    write(tmp_path, [GOOD], [{"id": 10, "file_name": "a.jpg"}, {"id": 11, "file_name": "c.png"}])
+    (problem,) = COCODetection.from_folder(tmp_path, "val").problems
+    assert f"c.png is a link to {tmp_path / 'nowhere.png'}, which is not there" in problem.detail
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_in_other_encodings(tmp_path, encoding):
+    path = write(tmp_path, [GOOD], categories=[{"id": 3, "name": "caf\u00e9"}])
+    content = json.dumps(json.loads(path.read_text()), ensure_ascii=False)
+    path.write_bytes(content.encode(encoding))
+    assert COCODetection.from_folder(tmp_path, "val").classes == ("caf\u00e9",)
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=r"instances_val\.json: not a JSON file: 'utf-8' codec"):
+        COCODetection.from_folder(tmp_path, "val")
+
+
+@pytest.mark.parametrize("bbox", [[0.1, 0.2, 0.5, 0.6], [0.9, 0.5, 0.4, 0.2], [0, 0, 1, 1]])
+def test_normalised_boxes_are_a_problem(tmp_path, bbox):
+    write(tmp_path, [GOOD, {**GOOD, "bbox": bbox}])
+    data = COCODetection.from_folder(tmp_path, "val")
+    assert data.class_counts() == [1, 0]
+    assert data.problems.counts() == {"normalised box": 1}
+    write(tmp_path, [{**GOOD, "bbox": bbox}])
+    with pytest.raises(DataError, match=r"(?s)no box to train on \(a\.jpg\); 1 problem.*normalised box"):
+        COCODetection.from_folder(tmp_path, "val", require_boxes=True)

@@ -186,7 +186,8 @@ def test_json_that_is_none_or_a_bomb_is_a_data_error(tmp_path: Path, content: st
     [
         ({"file_name": "a.png"}, "unreadable annotation"),
         ({"id": None, "file_name": "a.png"}, "unreadable annotation"),
-        ({"id": "10", "file_name": "a.png"}, "unreadable annotation"),
+        ({"id": "x10", "file_name": "a.png"}, "unreadable annotation"),
+        ({"id": 10.5, "file_name": "a.png"}, "unreadable annotation"),
         ({"id": True, "file_name": "a.png"}, "unreadable annotation"),
         ({"id": 2**53, "file_name": "a.png"}, "unreadable annotation"),
         ({"id": 10**400, "file_name": "a.png"}, "unreadable annotation"),
@@ -220,7 +221,7 @@ def test_images_of_coco_with_a_problem(tmp_path: Path, item: Any, kind: str) -> 
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"id": 1}, "duplicate id"),
+        ({"id": 1}, "duplicate box"),
         ({"image_id": None}, "unreadable annotation"),
         ({"image_id": 10**30}, "unreadable annotation"),
         ({"image_id": -10}, "missing image"),
@@ -264,7 +265,7 @@ def test_an_area_that_cannot_be_is_the_boxs_own(tmp_path: Path, area: Any) -> No
     assert COCODetection.from_folder(tmp_path, "val").target(0)["area"].tolist() == [200]
 
 
-@pytest.mark.parametrize("name", [None, 3, "", "\udfff", ["cat"]])
+@pytest.mark.parametrize("name", [None, True, 3.5, "", "\udfff", ["cat"]])
 def test_categories_without_a_usable_name(tmp_path: Path, name: Any) -> None:
     coco(tmp_path, sections(categories=[CAT, {"id": 4, "name": name}, {"name": "dog"}, 7]))
     data = COCODetection.from_folder(tmp_path, "val")

@@ -65,7 +65,7 @@ def test_a_file_cut_anywhere_is_found_by_the_scan(tmp_path: Path, image_format: 
 def test_a_wrong_extension_does_no_harm(tmp_path: Path, image_format: str, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(encoded(NOISE, image_format))
-    assert scan_image(path) == (24, 32)
+    assert scan_image(path).size == (24, 32)
     assert read_image(path).shape == (3, 24, 32)
 
 
@@ -131,7 +131,7 @@ def test_boxes_and_pixels_agree_whatever_exif_says(voc_folder: Any, orientation:
 def test_one_pixel_is_an_image(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (1, 1), (9, 8, 7)).save(path)
-    assert scan_image(path) == (1, 1)
+    assert scan_image(path).size == (1, 1)
     image = read_image(path)
     assert image.tolist() == [[[9]], [[8]], [[7]]]
     assert transforms.segmentation_eval(6, 10)(image).shape == (3, 6, 6)

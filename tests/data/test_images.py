@@ -4,14 +4,13 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+from pliant.data.files import relative_path
 from pliant.data.images import (
     IMAGE_SUFFIXES,
     UnreadableFileError,
-    find_image,
     find_images,
     read_image,
     read_mask,
-    relative_path,
     scan_image,
 )
 
@@ -52,7 +51,7 @@ def test_exif_orientation_is_not_applied(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (8, 4), COLOUR).save(path, exif=exif)
     assert read_image(path).shape == (3, 4, 8)
-    assert scan_image(path) == (4, 8)
+    assert scan_image(path) == ((4, 8), 6)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -60,7 +59,7 @@ def test_a_cut_file_is_found_by_the_scan(tmp_path, suffix):
     path = tmp_path / f"image{suffix}"
     noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
-    assert scan_image(path) == (60, 80)
+    assert scan_image(path).size == (60, 80)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UnreadableFileError):
@@ -73,7 +72,7 @@ def test_bytes_after_the_end_do_no_harm(tmp_path):
     path = tmp_path / "image.jpg"
     Image.new("RGB", (8, 4), COLOUR).save(path)
     path.write_bytes(path.read_bytes() + b"\0" * 1000)
-    assert scan_image(path) == (4, 8)
+    assert scan_image(path).size == (4, 8)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image"])
@@ -115,12 +114,6 @@ def test_paths_that_leave_the_folder(name):
 
 def test_paths_that_stay():
     assert str(relative_path("a/b..c.jpg")) == "a/b..c.jpg"
-
-
-def test_find_image(tmp_path):
-    assert find_image(tmp_path, "a.b") is None
-    (tmp_path / "a.b.jpeg").touch()
-    assert find_image(tmp_path, "a.b") == tmp_path / "a.b.jpeg"
 
 
 def test_the_endings_are_those_of_the_formats_that_are_read(tmp_path):

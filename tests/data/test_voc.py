@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
@@ -224,6 +225,14 @@ def test_no_usable_image_says_why(voc_folder):
     (root / "JPEGImages/a.jpg").unlink()
     with pytest.raises(DataError, match=r"no usable image.*\n.*missing image: 1"):
         VOCDetection(root)
+    folder.split("train", [])
+    with pytest.raises(DataError, match=r"no usable image: none is listed$"):
+        VOCDetection(root)
+    folder.image("a")
+    folder.annotation("a", [])
+    folder.split("train", ["a"])
+    with pytest.raises(DataError, match=r"no usable image: the one readable image has no box to train on \(a\.jpg\)$"):
+        VOCDetection(root, classes=["cat"], require_boxes=True)
 
 
 def test_classes_agree_between_splits(voc_folder):
@@ -280,6 +289,50 @@ def test_image_found_by_other_suffix_and_by_file_name(voc_folder):
     path.write_text(path.read_text().replace("b.jpg", "C:\\somewhere\\real.jpeg"))
     folder.split("train", "ab")
     assert [path.name for path in VOCDetection(folder.root).paths] == ["a.png", "real.jpeg"]
+
+
+def test_normalised_boxes_are_a_problem(voc_folder):
+    root = one_image(voc_folder(), [GOOD, ("cat", ("0.1", "0.2", "0.5", "1.0"))])
+    data = VOCDetection(root)
+    assert data.class_counts() == [1]
+    assert data.problems.counts() == {"normalised box": 1}
+
+
+def turn(path, orientation=6):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+
+
+def test_exif_explains_a_size(voc_folder):
+    folder = voc_folder()
+    for name, orientation in (("turned", 6), ("mirrored", 2), ("told", 6)):
+        turn(folder.image(name), orientation)
+        folder.annotation(name, [GOOD], size=(30, 40) if name == "turned" else (40, 30))
+    turn(folder.image("square", size=(30, 30)))
+    folder.annotation("square", [GOOD], size=(30, 30))
+    turn(folder.image("nosize"), 8)
+    folder.annotation("nosize", [GOOD], size=None)
+    folder.split("train", ["turned", "mirrored", "told", "square", "nosize"])
+    data = VOCDetection(folder.root)
+    (problem,) = data.problems
+    assert problem.path.name == "turned.xml"
+    assert "40x30 as it is stored: its EXIF orientation 6 turns it" in problem.detail
+    assert {path.stem: number for path, number in data.turned.items()} == {"mirrored": 2, "square": 6, "nosize": 8}
+
+
+def test_classes_without_a_box_are_named(voc_folder):
+    folder = voc_folder()
+    folder.image("a")
+    folder.annotation("a", [GOOD])
+    folder.image("b")
+    folder.annotation("b", [("dog", (1, 1, 9, 9))], extra="<difficult>1</difficult>")
+    folder.split("train", "ab")
+    data = VOCDetection(folder.root, classes=["cat", "dog", "eel"])
+    assert data.class_counts() == [1, 0, 0]
+    assert data.absent() == "dog, eel: there is no box to learn from (boxes that are difficult or crowds: 1)"
+    assert VOCDetection(folder.root, classes=["cat"]).absent() is None
 
 
 def kit(voc_folder):

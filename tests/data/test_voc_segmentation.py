@@ -78,6 +78,28 @@ def test_segmentation_files_with_a_problem(voc_folder):
     }
 
 
+def test_classes_without_a_pixel_are_named(voc_folder):
+    folder = segmentation_folder(voc_folder)
+    names = ["background", "leaf", "symptom", "stem"]
+    data = VOCSegmentation(folder.root, classes=names)
+    assert data.class_counts() == [30 * 40 - 15 * 27 - 40, 0, 15 * 27, 0]
+    said = data.absent()
+    assert said.startswith("leaf, stem: there is no pixel to learn from; 40 of 1,200 pixels are 255")
+    assert "(0 to 3)" in said
+    assert "ids beyond" in VOCSegmentation(folder.root, classes=names[:2]).absent()
+    folder.mask("a", np.where(IDS == 2, 1, 0))
+    assert VOCSegmentation(folder.root, classes=names[:2]).absent() is None
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".TIF", ".pgm"])
+def test_masks_of_other_lossless_formats(voc_folder, suffix):
+    folder = segmentation_folder(voc_folder)
+    path = folder.root / "SegmentationClass" / "a.png"
+    Image.fromarray(IDS).save(path.with_suffix(suffix))
+    path.unlink()
+    assert np.array_equal(VOCSegmentation(folder.root, strict=True)[0][1], IDS)
+
+
 def test_a_mask_damaged_later_is_named(voc_folder):
     folder = segmentation_folder(voc_folder, "ab")
     data = VOCSegmentation(folder.root)

@@ -88,6 +88,7 @@ def test_what_is_missing_is_said(roots: dict[str, Path], tmp_path: Path, miniatu
     assert result.exit_code == 0
     assert "the recipe asks for 2012_train+sbd; 2012_train is taken" in result.output
     assert "benchmark_RELEASE/dataset/" in result.output
+    assert "layout that is expected" not in result.output
     result = run("check", "cityscapes.deeplab", "--data", alone)
     assert result.exit_code == 2
     assert "leftImg8bit/SPLIT/CITY/" in result.output
@@ -221,3 +222,15 @@ def test_a_deep_check_finds_damaged_pixels(tmp_path: Path, miniature: ModuleType
         assert f"unreadable image: {number}" in result.output
         assert image.name in result.output
         assert result.exit_code == (2 if number == len(damaged) else 0)
+
+
+def test_endings_in_any_case(tmp_path: Path, miniature: ModuleType) -> None:
+    city = miniature.make_cityscapes(tmp_path / "city", {"train": 2, "val": 2})
+    voc = miniature.make_devkit(tmp_path / "voc")
+    sbd = miniature.make_sbd(voc / "sbd")
+    for path in [*city.rglob("*.png"), *sbd.rglob("*.jpg"), *sbd.rglob("*.mat")]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    assert CityscapesSegmentation(city, strict=True).ids == ["aachen_000000_000019", "bochum_000001_000019"]
+    assert len(VOCSegmentation(voc, "sbd", strict=True)) == 3
+    (sbd / "train.txt").write_bytes((sbd / "train.txt").read_text().encode("utf-16"))
+    assert len(VOCSegmentation(voc, "sbd", strict=True)) == 3

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from pliant.data.boxes import Corners
-from pliant.data.images import UnreadableFileError, read_image
+from pliant.data.images import ImageHeader, UnreadableFileError, read_image, scan_image
 from pliant.data.problems import DataError, ProblemLog
 
 _log = logging.getLogger("pliant.data")
@@ -35,9 +36,12 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         problems: What was found wrong.
         paths: The image file of each sample.
         sizes: (height, width) in pixels of each sample.
+        turned: The samples' images that EXIF says to turn or mirror, which is not done, with its number for how; only
+            those where nothing tells whether their annotations are of the stored pixels.
     """
 
     classes: tuple[str, ...]
+    unit = "image"  # what `class_counts` counts
 
     def __init__(self, root: Path, transforms: Transforms | None, strict: bool) -> None:
         self.root = root
@@ -45,15 +49,47 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         self.problems = ProblemLog(strict=strict)
         self.paths: list[Path] = []
         self.sizes: list[tuple[int, int]] = []
+        self.turned: dict[Path, int] = {}
         self._damaged: set[int] = set()
         self._skipped: torch.Tensor | None = None
 
     def _load(self, index: int) -> tuple[Any, Any]:
         raise NotImplementedError
 
+    def _scan_image(self, path: Path) -> ImageHeader | None:
+        """The header of an image; None if it cannot be used, which is reported."""
+        try:
+            return scan_image(path)
+        except UnreadableFileError as error:
+            self.problems.report(path, "unreadable image", str(error))
+            return None
+
+    def _append(self, path: Path, header: ImageHeader) -> None:
+        self.paths.append(path)
+        self.sizes.append(header.size)
+        if header.orientation != 1:
+            self.turned[path] = header.orientation
+
     def _require_samples(self) -> None:
         if not self.paths:
-            raise DataError(self.root, f"no usable image. {self.problems.summary()}")
+            raise DataError(self.root, f"no usable image: {self._why_empty()}")
+
+    def _why_empty(self) -> str:
+        return self.problems.summary() if len(self.problems) else "none is listed"
+
+    def class_counts(self) -> list[int]:
+        """How much there is to learn of each class, in the order of `classes`: images, boxes or pixels, see `unit`."""
+        raise NotImplementedError
+
+    def absent(self, most: int = 10) -> str | None:
+        """One line that names the classes of which there is nothing to learn, and says why; None if there are none."""
+        names = [name for name, count in zip(self.classes, self.class_counts(), strict=True) if not count]
+        if not names:
+            return None
+        return f"{some(names, most)}: there is no {self.unit} to learn from{self._why_absent()}"
+
+    def _why_absent(self) -> str:
+        return ""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -77,7 +113,7 @@ class ImageSet(Dataset[tuple[Any, Any]]):
             if self._skipped is not None:
                 self._skipped[index] = True
                 return None
-        raise DataError(self.root, f"no image can be read. {self.problems.summary()}")
+        raise DataError(self.root, f"no image can be read: {self.problems.summary()}")
 
     def _read(self, index: int) -> tv_tensors.Image:
         """The image of a sample, at the size it had when the data set was made."""
@@ -110,6 +146,12 @@ class ImageSet(Dataset[tuple[Any, Any]]):
             f"{type(self).__name__}({str(self.root)!r}: {len(self)} images, {len(self.classes)} classes, "
             f"{len(self.problems)} problems)"
         )
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """Up to `most` names as text, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _has_files(folder: Path) -> bool:
@@ -153,9 +195,14 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def usable(self) -> Iterator[tuple[int, bool]]:
+        """The label of each box, and whether it is trained on: neither difficult nor a crowd."""
+        for label, hard, crowd in zip(self.labels, self.difficult, self.crowd, strict=True):
+            yield label, not (hard or crowd)
+
     def trainable(self) -> bool:
         """Whether any box is neither difficult nor a crowd."""
-        return any(not (hard or crowd) for hard, crowd in zip(self.difficult, self.crowd, strict=True))
+        return any(usable for _, usable in self.usable())
 
 
 def detection_target(boxes: Boxes, size: tuple[int, int], image_id: int) -> dict[str, Any]:
@@ -188,22 +235,44 @@ class DetectionSet(ImageSet):
     Attributes:
         classes: The C foreground names.
         image_ids: The ``image_id`` of each sample.
+        left_out: The images without a box to train on that `require_boxes` leaves out.
     """
+
+    unit = "box"
 
     def __init__(self, root: Path, transforms: Transforms | None, strict: bool, require_boxes: bool) -> None:
         super().__init__(root, transforms, strict)
         self.require_boxes = require_boxes
         self.image_ids: list[int] = []
+        self.left_out: list[Path] = []
         self._boxes: list[Boxes] = []
 
-    def _add(self, path: Path, size: tuple[int, int], boxes: Boxes, image_id: int) -> bool:
+    def _add(self, path: Path, header: ImageHeader, boxes: Boxes, image_id: int) -> bool:
         if self.require_boxes and not boxes.trainable():
+            self.left_out.append(path)
             return False
-        self.paths.append(path)
-        self.sizes.append(size)
+        self._append(path, header)
         self.image_ids.append(image_id)
         self._boxes.append(boxes)
         return True
+
+    def _why_empty(self) -> str:
+        if not self.left_out:
+            return super()._why_empty()
+        names = some([path.name for path in self.left_out], 10)
+        images = "the one readable image has no" if len(self.left_out) == 1 else "the readable images have no"
+        problems = f"; {self.problems.summary()}" if len(self.problems) else ""
+        return f"{images} box to train on ({names}){problems}"
+
+    def class_counts(self) -> list[int]:
+        """The boxes of each class that are neither difficult nor crowds."""
+        counts = Counter(label for boxes in self._boxes for label, usable in boxes.usable() if usable)
+        return [counts[label] for label in range(1, len(self.classes) + 1)]
+
+    def _why_absent(self) -> str:
+        absent = {label for label, count in enumerate(self.class_counts(), start=1) if not count}
+        unused = sum(label in absent for boxes in self._boxes for label in boxes.labels)
+        return f" (boxes that are difficult or crowds: {unused})" if unused else ""
 
     def target(self, index: int) -> dict[str, Any]:
         """The target of a sample, without reading or transforming the image."""

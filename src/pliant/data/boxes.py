@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,6 +27,14 @@ def degenerate(corners: Corners) -> str | None:
     if x1 == x0 or y1 == y0:
         return "zero-area box"
     return None
+
+
+def normalised(numbers: Sequence[float]) -> str | None:
+    """The kind of the problem if a box was written in parts of the image's size instead of pixels, else None.
+
+    All four numbers as they are written then lie in 0 to 1; in pixels, this would be a box within the first one.
+    """
+    return "normalised box" if all(0 <= number <= 1 for number in numbers) else None
 
 
 def clip(corners: Corners, height: int, width: int) -> tuple[Corners | None, str | None]:

@@ -9,18 +9,20 @@ import numpy as np
 from torchvision.datasets import Cityscapes
 
 from pliant.data.base import Transforms, check_classes
-from pliant.data.images import read_mask
+from pliant.data.files import FileFinder
+from pliant.data.images import MASK_SUFFIXES, images_below, read_mask
 from pliant.data.masks import IGNORE, SegmentationSet
 from pliant.data.problems import DataError
 
 SPLITS = ("train", "val", "test")
+_IMAGE, _MASK = "_leftImg8bit", "_gtFine_labelIds"
 
 
 class CityscapesSegmentation(SegmentationSet):
     """The nineteen classes that are judged, of ``gtFine/SPLIT/CITY/..._gtFine_labelIds.png``.
 
-    Files are found by torchvision's `Cityscapes`, which also knows which of the 34 label ids are trained on. All
-    others are 255. There is no background.
+    torchvision's `Cityscapes` knows which of the 34 label ids are trained on. All others are 255; there is no
+    background.
 
     Args:
         root: The folder that holds ``leftImg8bit`` and ``gtFine``.
@@ -58,15 +60,24 @@ class CityscapesSegmentation(SegmentationSet):
         for known in Cityscapes.classes:
             if 0 <= known.train_id < IGNORE and known.id >= 0:
                 self._train_ids[known.id] = known.train_id
-        self._scan_split(Cityscapes(self.root, split, target_type="semantic"))
+        self._scan_split()
         self._require_samples()
 
-    def _scan_split(self, found: Cityscapes) -> None:
-        for image, (mask,) in sorted(zip(map(Path, found.images), found.targets, strict=True)):
-            if not Path(mask).is_file():
-                self.problems.report(mask, "missing annotation", f"{image.name} has none")
+    def _scan_split(self) -> None:
+        images, labels = (self.root / folder / self.split for folder in ("leftImg8bit", "gtFine"))
+        finder = FileFinder()
+        for image in images_below(images).images:
+            name = image.stem.removesuffix(_IMAGE)
+            if name == image.stem:
+                self.problems.report(image, "missing annotation", f"only names that end in {_IMAGE} have one")
                 continue
-            self._add(image.name.removesuffix("_leftImg8bit.png"), image, Path(mask))
+            folder = labels / image.parent.relative_to(images)
+            mask = finder.find(folder, f"{name}{_MASK}", MASK_SUFFIXES)
+            if mask is None:
+                missing = folder / f"{name}{_MASK}.png"
+                self.problems.report(missing, "missing annotation", f"{image.name} has none")
+            else:
+                self._add(name, image, mask)
 
     def _read_mask(self, path: Path) -> np.ndarray:
         return self._train_ids[read_mask(path)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pliant.data.base import ImageSet, Transforms, check_classes
-from pliant.data.images import IMAGE_SUFFIXES, UnreadableFileError, images_below, is_text, scan_image
+from pliant.data.files import is_text
+from pliant.data.images import IMAGE_SUFFIXES, images_below
 from pliant.data.problems import DataError
 
 
@@ -69,14 +71,15 @@ class ImageFolder(ImageSet):
         if not found.images:
             self.problems.report(folder, "empty class", "there is no image in this folder or below it")
         for path in found.images:
-            try:
-                size = scan_image(path)
-            except UnreadableFileError as error:
-                self.problems.report(path, "unreadable image", str(error))
-                continue
-            self.paths.append(path)
-            self.sizes.append(size)
-            self.labels.append(label)
+            header = self._scan_image(path)
+            if header is not None:
+                self._append(path, header)
+                self.labels.append(label)
+
+    def class_counts(self) -> list[int]:
+        """The images of each class."""
+        counts = Counter(self.labels)
+        return [counts[label] for label in range(len(self.classes))]
 
     def _load(self, index: int) -> tuple[Any, int]:
         return self._read(index), self.labels[index]

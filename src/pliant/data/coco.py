@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeGuard
+from urllib.parse import unquote
 
 from pliant.data.base import Boxes, DetectionSet, Transforms, check_classes
-from pliant.data.boxes import Corners, clip, degenerate
-from pliant.data.images import UnreadableFileError, is_text, relative_path, scan_image
+from pliant.data.boxes import Corners, clip, degenerate, normalised
+from pliant.data.files import FileFinder, is_text, relative_path
+from pliant.data.images import ImageHeader
 from pliant.data.problems import DataError
 
 _LARGEST_ID = 2**53 - 1  # what JSON carries between programs without loss (RFC 8259, section 6)
+
+
+@dataclass
+class _Entry:
+    """An image of the file: no `header` where it cannot be used, `seen` to find boxes that come again."""
+
+    image_id: int
+    name: str
+    path: Path | None
+    header: ImageHeader | None
+    boxes: Boxes = field(default_factory=Boxes)
+    seen: set[tuple[int, Corners, float | None, bool]] = field(default_factory=set)
+    shared: bool = False
 
 
 class COCODetection(DetectionSet):
@@ -23,6 +40,10 @@ class COCODetection(DetectionSet):
     Labels are 1 to C in the order of the category ids, or of `classes` where given; `category_ids` leads
     back. Crowds keep their flag, ``area`` is the annotated one (that of the outline) where there is one, and
     ``image_id`` is the file's.
+
+    Ids of annotations are not needed, since some writers begin anew in every image. A box that comes again in an image,
+    of the same category, area and crowd flag, counts once. Images that share an id cannot be used, since their boxes
+    cannot be told apart; a file that is listed under several ids is one image, with the boxes of all.
 
     Args:
         images: The folder with the images.
@@ -34,7 +55,7 @@ class COCODetection(DetectionSet):
 
     Raises:
         DataError: If the folder or file is missing, the file is not of this format, two categories share a
-            name, or no image is usable; in strict mode at any problem.
+            name or an id, or no image is usable; in strict mode at any problem.
 
     Attributes:
         category_ids: The category id of each label that the file knows, to write results with.
@@ -67,12 +88,13 @@ class COCODetection(DetectionSet):
         self._labels = {key: labels[name] for key, name in categories.items() if name in labels}
         self._category_names = categories
         self.category_ids = {label: key for key, label in self._labels.items()}
+        self._finder = FileFinder()
         entries = self._read_images(content["images"])
-        boxes: dict[int, Boxes] = {image_id: Boxes() for image_id in entries}
-        self._read_annotations(content.get("annotations", []), entries, boxes)
-        for image_id, (path, size) in entries.items():
-            if size is not None:
-                self._add(path, size, boxes[image_id], image_id)
+        self._read_annotations(content.get("annotations", []), entries)
+        for image_id, entry in entries.items():
+            if entry.path is not None and entry.header is not None and entry.image_id == image_id:
+                self._add(entry.path, entry.header, entry.boxes, image_id)
+        del self._finder
         self._require_samples()
 
     @classmethod
@@ -101,98 +123,130 @@ class COCODetection(DetectionSet):
         for problem in other.problems:
             self.problems.append(problem)
         self.annotated = self.annotated and other.annotated
+        self.left_out += other.left_out
         known = set(self.image_ids)
-        for path, size, boxes, image_id in zip(other.paths, other.sizes, other._boxes, other.image_ids, strict=True):
+        for index, (path, size, image_id) in enumerate(zip(other.paths, other.sizes, other.image_ids, strict=True)):
             if image_id in known:
                 detail = f"image {image_id} ({path.name}) is also in {self.annotation_path.name}"
                 self.problems.report(other.annotation_path, "duplicate id", detail)
             else:
-                self._add(path, size, boxes, image_id)
+                header = ImageHeader(size, other.turned.get(path, 1))
+                self._add(path, header, other._boxes[index], image_id)
 
     def _read_categories(self, items: list[Any]) -> dict[int, str]:
         categories: dict[int, str] = {}
         for position, item in enumerate(items):
-            key, name = _get_id(item, "id"), item.get("name") if isinstance(item, dict) else None
-            if key is None or not isinstance(name, str) or not name or not is_text(name):
-                self._unreadable("categories", position, "an integer id and a name are needed", item)
+            key, name = _get_id(item, "id"), _get_name(item)
+            where = f"categories[{position}]"
+            if key is None or not name or not is_text(name):
+                self._unreadable(where, "an integer id and a name are needed", item)
+            elif categories.get(key, name) != name:
+                detail = (
+                    f"{where}: category {key} is called {categories[key]!r} and {name!r}; give each an id of its own"
+                )
+                raise DataError(self.annotation_path, detail)
             elif key in categories:
-                self.problems.report(self.annotation_path, "duplicate id", f"category {key} comes again")
+                self.problems.report(self.annotation_path, "duplicate id", f"{where}: category {key} comes again")
             elif name in categories.values():
                 raise DataError(self.annotation_path, f"two categories are called {name!r}; rename one")
             else:
                 categories[key] = name
         return categories
 
-    def _read_images(self, items: list[Any]) -> dict[int, tuple[Path, tuple[int, int] | None]]:
-        """The path and size of each image by its id; no size where the image cannot be used."""
-        entries: dict[int, tuple[Path, tuple[int, int] | None]] = {}
+    def _read_images(self, items: list[Any]) -> dict[int, _Entry]:
+        """Each image by its ids; an id that several images share is that of none."""
+        entries: dict[int, _Entry] = {}
+        by_path: dict[Path, _Entry] = {}
         for position, item in enumerate(items):
-            image_id, name = _get_id(item, "id"), item.get("file_name") if isinstance(item, dict) else None
-            if image_id is None or not isinstance(name, str):
-                self._unreadable("images", position, "an integer id and a file_name are needed", item)
-            elif image_id in entries:
-                detail = f"image {image_id} ({name}) comes again"
-                self.problems.report(self.annotation_path, "duplicate id", detail)
-            else:
-                entries[image_id] = self._scan(position, item, name)
+            image_id, name = _get_id(item, "id"), _get_name(item, "file_name")
+            where = f"images[{position}]"
+            if image_id is None or name is None:
+                self._unreadable(where, "an integer id and a file_name are needed", item)
+                continue
+            path = self._find(where, item, name)
+            if image_id in entries:
+                self._share(where, image_id, path, entries)
+                continue
+            entry = _Entry(image_id, name, path, None if path is None else self._scan(path, item))
+            if path is not None and entry.header is not None:
+                known = by_path.setdefault(path, entry)
+                if known is not entry:
+                    detail = f"{where}: {name} is image {known.image_id} already; the boxes of image {image_id} join it"
+                    self.problems.report(self.annotation_path, "duplicate image", detail, "merged")
+                    entry = known
+            entries[image_id] = entry
         return entries
 
-    def _scan(self, position: int, item: dict[str, Any], name: str) -> tuple[Path, tuple[int, int] | None]:
-        try:
-            path = self.root / relative_path(name)
-        except ValueError as error:
-            self._unreadable("images", position, str(error), item)
-            return self.root, None
-        if not os.path.isfile(path):
-            self.problems.report(path, "missing image", f"{self.annotation_path.name} lists it")
-            return path, None
-        try:
-            height, width = scan_image(path)
-        except UnreadableFileError as error:
-            self.problems.report(path, "unreadable image", str(error))
-            return path, None
-        claimed = (item.get("height"), item.get("width"))
-        if all(isinstance(value, int) and value > 0 for value in claimed) and claimed != (height, width):
-            detail = f"{self.annotation_path.name} says {claimed[1]}x{claimed[0]}, the image is {width}x{height}"
-            self.problems.report(path, "size mismatch", detail)
-            return path, None
-        return path, (height, width)
+    def _share(self, where: str, image_id: int, path: Path | None, entries: dict[int, _Entry]) -> None:
+        """Report that an id comes again; where it names another file, nobody knows whose the boxes are."""
+        first = entries[image_id]
+        if path is not None and path == first.path:
+            self.problems.report(self.annotation_path, "duplicate id", f"{where}: image {image_id} comes again")
+            return
+        for place, file in (("", first.path), (f"{where}: ", path)):
+            if file is not None and (file != first.path or not first.shared):
+                detail = f"{place}{file} shares the id {image_id} with another image, so its boxes are not known"
+                self.problems.report(self.annotation_path, "duplicate id", detail)
+        first.header, first.shared = None, True
 
-    def _read_annotations(
-        self,
-        items: list[Any],
-        entries: dict[int, tuple[Path, tuple[int, int] | None]],
-        boxes: dict[int, Boxes],
-    ) -> None:
-        seen: set[int] = set()
+    def _find(self, where: str, item: dict[str, Any], name: str) -> Path | None:
+        """The path of an image, or None if there is none, which is reported."""
+        try:
+            relative = relative_path(name)
+        except ValueError as error:
+            self._unreadable(where, str(error), item)
+            return None
+        path = self._finder.find_named(self.root, str(relative))
+        if path is None and "%" in name:  # written as in an address: "photo%201.jpg"
+            with contextlib.suppress(ValueError):
+                path = self._finder.find_named(self.root, str(relative_path(unquote(name))))
+        if path is None:
+            beside = self._finder.beside(self.root, str(relative.with_suffix("")))
+            detail = f"{self.annotation_path.name} lists it in {where}{beside}"
+            self.problems.report(self.root / relative, "missing image", detail)
+        return path
+
+    def _scan(self, path: Path, item: dict[str, Any]) -> ImageHeader | None:
+        """The header of an image, or None if it cannot be used, which is reported."""
+        header = self._scan_image(path)
+        if header is None:
+            return None
+        height, width = item.get("height"), item.get("width")
+        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+            return header
+        if (height, width) != header.size:
+            size = header.describe((height, width))
+            detail = f"{self.annotation_path.name} says {width}x{height}, the image is {size}"
+            self.problems.report(path, "size mismatch", detail)
+            return None
+        return header.settled()
+
+    def _read_annotations(self, items: list[Any], entries: dict[int, _Entry]) -> None:
+        """Give each image its boxes. The id of an annotation is not needed, and may come again."""
         for position, item in enumerate(items):
             image_id, category = _get_id(item, "image_id"), _get_id(item, "category_id")
+            where = f"annotations[{position}]"
             if image_id is None or category is None:
-                self._unreadable("annotations", position, "integer image_id and category_id are needed", item)
-                continue
-            key = _get_id(item, "id")
-            where = f"annotation {key}" if key is not None else f"annotations[{position}]"
-            if key is not None and key in seen:
-                self.problems.report(self.annotation_path, "duplicate id", f"{where} comes again")
-                continue
-            seen |= {key} if key is not None else set()
-            if image_id not in entries:
+                self._unreadable(where, "integer image_id and category_id are needed", item)
+            elif image_id not in entries:
                 detail = f"{where} belongs to image {image_id}, which is not listed"
                 self.problems.report(self.annotation_path, "missing image", detail)
-                continue
-            path, size = entries[image_id]
-            if size is not None:
-                self._read_box(item, f"{where} of {path.name}", category, size, boxes[image_id])
+            elif (entry := entries[image_id]).header is not None:
+                key = _get_id(item, "id")
+                named = f"{where} of {entry.name}" if key is None else f"annotation {key} of {entry.name} ({where})"
+                self._read_box(item, named, category, entry)
 
-    def _read_box(self, item: dict[str, Any], where: str, category: int, size: tuple[int, int], boxes: Boxes) -> None:
+    def _read_box(self, item: dict[str, Any], where: str, category: int, entry: _Entry) -> None:
+        assert entry.header is not None
         if category not in self._labels:
             name = self._category_names.get(category, "not listed")
             detail = f"{where}: category {category} ({name})"
             self.problems.report(self.annotation_path, "unknown class", detail)
             return
-        corners = _corners(item.get("bbox"))
-        detail = f"{where}: bbox = {item.get('bbox')!r:.200}"
-        kind = degenerate(corners)
+        size, bbox = entry.header.size, item.get("bbox")
+        corners = _corners(bbox)
+        detail = f"{where}: bbox = {bbox!r:.200}"
+        kind = degenerate(corners) or normalised(bbox or ())
         if kind is not None:
             self.problems.report(self.annotation_path, kind, detail)
             return
@@ -200,15 +254,20 @@ class COCODetection(DetectionSet):
         if kind is not None:
             detail += f" in an image of {size[1]}x{size[0]}"
             self.problems.report(self.annotation_path, kind, detail, "skipped" if box is None else "clipped")
-        if box is not None:
-            area = item.get("area")
-            if not _is_number(area) or not 0 < area <= size[0] * size[1]:
-                area = None
-            boxes.add(box, self._labels[category], area, crowd=bool(item.get("iscrowd", 0)))
+        if box is None:
+            return
+        area, crowd = item.get("area"), bool(item.get("iscrowd", 0))
+        if not _is_number(area) or not 0 < area <= size[0] * size[1]:
+            area = None
+        same = (category, corners, area, crowd)
+        if same in entry.seen:
+            self.problems.report(self.annotation_path, "duplicate box", f"{detail}: the same box comes before")
+            return
+        entry.seen.add(same)
+        entry.boxes.add(box, self._labels[category], area, crowd=crowd)
 
-    def _unreadable(self, section: str, position: int, need: str, item: Any) -> None:
-        detail = f"{section}[{position}]: {need}, got {item!r:.200}"
-        self.problems.report(self.annotation_path, "unreadable annotation", detail)
+    def _unreadable(self, where: str, need: str, item: Any) -> None:
+        self.problems.report(self.annotation_path, "unreadable annotation", f"{where}: {need}, got {item!r:.200}")
 
 
 def available_splits(root: Path) -> list[str]:
@@ -256,8 +315,19 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 def _get_id(item: Any, key: str) -> int | None:
-    value = item.get(key) if isinstance(item, dict) else None
+    """An id: an integer, which some write as 3.0 or "3"."""
+    value: Any = item.get(key) if isinstance(item, dict) else None
+    is_whole = isinstance(value, float) and value.is_integer()
+    if is_whole or (isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,16}\s*", value)):
+        value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_ID else None
+
+
+def _get_name(item: Any, key: str = "name") -> str | None:
+    """A name: text, or an integer, which is read as its digits."""
+    value = item.get(key) if isinstance(item, dict) else None
+    is_integer = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_ID
+    return str(value) if is_integer or isinstance(value, str) else None
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

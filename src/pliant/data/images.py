@@ -1,19 +1,20 @@
-"""Images and masks from files, and the paths to them."""
+"""Images and masks from files, and which files are images."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision import tv_tensors
+
+from pliant.data.files import files_below
 
 # The formats that are read, each with its endings. Pillow knows others, too, among them EPS, which it has Ghostscript
 # run. Where two files of one name differ in their endings alone, the ending that comes first here is taken.
@@ -27,6 +28,8 @@ _FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)  # in lower case
+# JPEG changes ids, WebP may, and writers of GIF number the palette anew.
+MASK_SUFFIXES = tuple(s for name, suffixes in _FORMATS.items() if name not in ("JPEG", "WEBP", "GIF") for s in suffixes)
 # Of long to short side; scaled to the usual 1000 pixels, nothing would be left of the short one soon after.
 _LONGEST = 100
 _FLOATS = "floating-point pixels have no agreed range; store the image with 8 or 16 bits"
@@ -38,28 +41,6 @@ class UnreadableFileError(Exception):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(reason)
         self.path = path
-
-
-def relative_path(name: str) -> PurePosixPath:
-    """`name`, a path written in a data set, as a relative path that stays below the folder it is joined to.
-
-    Raises:
-        ValueError: If it is empty, absolute, holds ``..`` or a null byte, or is no text that a file can hold.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    leaves = path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name) is not None
-    if leaves or not path.parts or "\0" in name or not is_text(name):
-        raise ValueError(f"{name!r} is not a path inside the data set")
-    return path
-
-
-def is_text(name: str) -> bool:
-    """Whether `name` can be written in UTF-8; half a surrogate pair, which JSON can hold, cannot."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @dataclass
@@ -103,7 +84,7 @@ def find_images(paths: Iterable[Path], *, leave_out: Path | None = None) -> Foun
     found = FoundImages()
     for path in paths:
         if path.is_dir():
-            inside = _walk(path, leave_out)
+            inside = FoundImages(*files_below(path, IMAGE_SUFFIXES, leave_out))
             if not inside.images:
                 reason = inside.passed_over() or "it is empty"
                 raise FileNotFoundError(f"{path}: there is no image in this folder or below it: {reason}")
@@ -119,38 +100,40 @@ def find_images(paths: Iterable[Path], *, leave_out: Path | None = None) -> Foun
 
 def images_below(folder: Path) -> FoundImages:
     """The files in a folder and in all folders below it, as `find_images` finds them; there may be none."""
-    return _walk(folder, None)
+    return FoundImages(*files_below(folder, IMAGE_SUFFIXES))
 
 
-def _walk(root: Path, leave_out: Path | None) -> FoundImages:
-    found = FoundImages()
-    visited = set() if leave_out is None else {os.path.realpath(leave_out)} - {os.path.realpath(root)}
-    for place, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-            (found.images if is_image else found.others).append(Path(place, name))
-    return found
+class ImageHeader(NamedTuple):
+    """What an image file says of itself.
+
+    Attributes:
+        size: Height and width in pixels, as stored.
+        orientation: EXIF's number for how it is to be turned or mirrored when it is shown, 1 for not at all.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+
+    def settled(self) -> ImageHeader:
+        """The header once an annotation has named this size: where turning changes the size, it is not meant."""
+        is_told = self.orientation >= 5 and self.size[0] != self.size[1]
+        return ImageHeader(self.size, 1 if is_told else self.orientation)
+
+    def describe(self, other: tuple[float, float]) -> str:
+        """The size as text, and that EXIF turns the image where this explains the size `other` (height, width)."""
+        text = f"{self.size[1]}x{self.size[0]}"
+        if self.orientation < 5 or other != self.size[::-1]:
+            return text
+        return (
+            f"{text} as it is stored: its EXIF orientation {self.orientation} turns it when it is shown, which is not "
+            "applied here; write its pixels as they are shown, for instance by PIL.ImageOps.exif_transpose"
+        )
 
 
-def find_image(folder: Path, stem: str) -> Path | None:
-    """The image `stem` in `folder` with any of `IMAGE_SUFFIXES`; None if there is none."""
-    candidates = (folder / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)
-    return next((path for path in candidates if os.path.isfile(path)), None)
-
-
-def scan_image(path: Path) -> tuple[int, int]:
+def scan_image(path: Path) -> ImageHeader:
     """Check an image file without decoding it: its header, and that its end is there.
 
     A file whose end looks cut off is decoded in full to be certain.
-
-    Returns:
-        Its height and width in pixels, as stored.
 
     Raises:
         UnreadableFileError: If it cannot be used.
@@ -160,14 +143,25 @@ def scan_image(path: Path) -> tuple[int, int]:
             raise ValueError(_FLOATS)
         if not _has_end(path, image.format):
             image.load()
-        return image.height, image.width
+        return ImageHeader((image.height, image.width), _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    # A PNG whose EXIF comes after the pixels would be decoded for it.
+    if "exif" not in image.info and image.format != "TIFF":
+        return 1
+    with contextlib.suppress(Exception):  # a damaged EXIF block does no harm to the pixels
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        if isinstance(orientation, int) and 2 <= orientation <= 8:
+            return orientation
+    return 1
 
 
 def read_image(path: Path) -> tv_tensors.Image:
     """Read an image as RGB.
 
     Grey, palette and CMYK images are converted, 16 bits a channel are scaled to 8, transparency is dropped.
-    The EXIF orientation is **not** applied: annotations give the pixels as they are stored.
+    The EXIF orientation is **not** applied: annotations give the pixels as they are stored. `scan_image` tells it.
 
     Returns:
         uint8 of shape [3, H, W].

@@ -9,7 +9,7 @@ import torch
 from torchvision import tv_tensors
 
 from pliant.data.base import ImageSet, Transforms
-from pliant.data.images import UnreadableFileError, read_mask, scan_image
+from pliant.data.images import UnreadableFileError, read_mask
 
 IGNORE = 255
 
@@ -26,51 +26,69 @@ class SegmentationSet(ImageSet):
         mask_paths: The file of each mask.
     """
 
+    unit = "pixel"
+
     def __init__(self, root: Path, transforms: Transforms | None, strict: bool) -> None:
         super().__init__(root, transforms, strict)
         self.ids: list[str] = []
         self.mask_paths: list[Path] = []
-        self._scanned: dict[Path, tuple[tuple[int, int], list[int]] | str] = {}
+        self._scanned: dict[Path, tuple[tuple[int, int], np.ndarray] | str] = {}
+        self._pixels = np.zeros(256, dtype=np.int64)  # of each id, in the files of all samples
 
     def _read_mask(self, path: Path) -> np.ndarray:
         """The ids of a file, uint8 [H, W]; `UnreadableFileError` if it has none."""
         return read_mask(path)
 
-    def _scan_mask(self, path: Path) -> tuple[tuple[int, int], list[int]] | str:
-        """The height, width and ids of a mask, or what is wrong with it."""
+    def _scan_mask(self, path: Path) -> tuple[tuple[int, int], np.ndarray] | str:
+        """The size of a mask and its pixels of each id, int64 [256]; or what is wrong with it."""
         if path not in self._scanned:
             try:
                 mask = self._read_mask(path)
-                present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
-                self._scanned[path] = ((mask.shape[0], mask.shape[1]), present)
+                pixels = np.bincount(mask.ravel(), minlength=256)
+                self._scanned[path] = ((mask.shape[0], mask.shape[1]), pixels)
             except UnreadableFileError as error:
                 self._scanned[path] = str(error)
         return self._scanned[path]
 
     def _add(self, name: str, image: Path, mask: Path) -> None:
         """Add a sample, or report what is wrong with it."""
-        try:
-            size = scan_image(image)
-        except UnreadableFileError as error:
-            self.problems.report(image, "unreadable image", str(error))
+        header = self._scan_image(image)
+        if header is None:
             return
         scanned = self._scan_mask(mask)
         if isinstance(scanned, str):
             self.problems.report(mask, "unreadable annotation", scanned)
             return
-        mask_size, present = scanned
-        if mask_size != size:
-            detail = f"the mask is {mask_size[1]}x{mask_size[0]}, but {image.name} is {size[1]}x{size[0]}"
+        mask_size, pixels = scanned
+        if mask_size != header.size:
+            detail = f"the mask is {mask_size[1]}x{mask_size[0]}, but {image.name} is {header.describe(mask_size)}"
             self.problems.report(mask, "size mismatch", detail)
             return
-        unknown = [value for value in present if len(self.classes) <= value != IGNORE]
+        unknown = [value for value in np.flatnonzero(pixels).tolist() if len(self.classes) <= value != IGNORE]
         if unknown:
             detail = f"ids {unknown} with {len(self.classes)} classes are set to {IGNORE}"
             self.problems.report(mask, "unknown class", detail, "clipped")
-        self.paths.append(image)
-        self.sizes.append(size)
+        self._append(image, header.settled())
+        self._pixels += pixels
         self.ids.append(name)
         self.mask_paths.append(mask)
+
+    def class_counts(self) -> list[int]:
+        """The pixels of each class; they were counted when the masks were opened."""
+        return self._pixels[: len(self.classes)].tolist()
+
+    def _why_absent(self) -> str:
+        ignored, others = int(self._pixels[IGNORE]), int(self._pixels[len(self.classes) : IGNORE].sum())
+        total = f"of {int(self._pixels.sum()):,} pixels"
+        reasons = []
+        if others:
+            reasons.append(f"{others:,} {total} have ids beyond the {len(self.classes)} classes")
+        if ignored:
+            reasons.append(
+                f"{ignored:,} {total} are {IGNORE}, which stands for 'not judged'; if it means a class in these files, "
+                f"write them anew with the number of that class (0 to {len(self.classes) - 1}) in its place"
+            )
+        return "".join(f"; {reason}" for reason in reasons)
 
     def mask(self, index: int) -> tv_tensors.Mask:
         """The mask of a sample, uint8 [H, W], without reading or transforming the image."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pliant.console import printable
 
-Action = Literal["skipped", "clipped"]
+Action = Literal["skipped", "clipped", "merged"]
 
 
 class DataError(ValueError):
@@ -46,7 +46,8 @@ class Problem:
         path: The file at fault.
         kind: A short name shared by all defects of this sort, such as ``"zero-area box"``.
         detail: What exactly was found, enough to find it again in the file.
-        action: ``"skipped"``: the image or box is not used; ``"clipped"``: it is used, cut to what is valid.
+        action: ``"skipped"``: the image or box is not used; ``"clipped"``: it is used, cut to what is valid;
+            ``"merged"``: it is used, as part of what came before.
     """
 
     path: Path

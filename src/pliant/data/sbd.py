@@ -6,9 +6,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import SBDataset
 
-from pliant.data.images import UnreadableFileError, relative_path
+from pliant.data.files import FileFinder, read_lines, relative_path
+from pliant.data.images import IMAGE_SUFFIXES, UnreadableFileError
 from pliant.data.mat_file import read_bytes_field
 from pliant.data.problems import DataError
 
@@ -28,20 +28,22 @@ def find_sbd(root: Path) -> Path | None:
 
 
 def read_sbd(folder: Path) -> list[tuple[str, Path, Path]]:
-    """The name, image and mask of all of SBD, training and validation.
+    """The name, image and mask of all of SBD, training and validation; a path that is not there is the usual one.
 
     Raises:
         DataError: If a list is missing, or names a file outside the folder.
     """
-    found = []
+    finder, found = FileFinder(), []
     for split in ("train", "val"):
+        source = folder / f"{split}.txt"
         try:
-            listed = SBDataset(folder, split, mode="segmentation")
-            for image in listed.images:
-                relative_path(str(Path(image).relative_to(folder / "img")))
+            names = [str(relative_path(line)) for line in read_lines(source) if line]
         except (OSError, ValueError) as error:
-            raise DataError(folder / f"{split}.txt", f"SBD's list cannot be read: {error}") from error
-        found += [(Path(mask).stem, Path(image), Path(mask)) for image, mask in zip(listed.images, listed.masks)]  # noqa: B905
+            raise DataError(source, f"SBD's list cannot be read: {error}") from error
+        for name in names:
+            image = finder.find(folder / "img", name, IMAGE_SUFFIXES) or folder / "img" / f"{name}.jpg"
+            mask = finder.find(folder / "cls", name, (".mat",)) or folder / "cls" / f"{name}.mat"
+            found.append((name, image, mask))
     return found
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from pliant.data.base import Boxes, DetectionSet, Transforms, check_classes
-from pliant.data.boxes import clip, degenerate
-from pliant.data.images import UnreadableFileError, read_mask, scan_image
+from pliant.data.boxes import clip, degenerate, normalised
+from pliant.data.files import FileFinder, files_below, read_lines
+from pliant.data.images import MASK_SUFFIXES, read_mask
 from pliant.data.masks import IGNORE, SegmentationSet
-from pliant.data.problems import DataError
+from pliant.data.problems import DataError, ProblemLog
 from pliant.data.sbd import PLACES, find_sbd, read_mat, read_sbd
 from pliant.data.voc_layout import (
     VOC_CLASSES,
@@ -29,6 +30,9 @@ from pliant.data.voc_layout import (
 
 class VOCDetection(DetectionSet):
     """Boxes from ``Annotations/ID.xml`` for the ids in ``ImageSets/Main/SPLIT.txt``.
+
+    The endings of images, annotations and lists may be in any case, and images in any format that is read here. How
+    lines of a list are read is said at `pliant.data.voc_layout.read_split`.
 
     VOC counts pixels from 1 and includes both ends, so xmin..xmax becomes the edges (xmin - 1, xmax).
     Image ids are the positions in the split; `ids` holds VOC's own names for them.
@@ -63,31 +67,39 @@ class VOCDetection(DetectionSet):
         super().__init__(Path(root), transforms, strict, require_boxes)
         names = check_classes(classes)
         folders = find_folders(self.root)
-        entries = read_split(folders, "Main", split)
+        self._finder = FileFinder()
+        entries = read_split(folders, "Main", split, self._finder)
         self.split = split
         self.ids: list[str] = []
         self._annotations: dict[Path, Annotation | str] = {}
         if names is None:
             names = self._discover(folders, entries)
         if not names:
-            raise DataError(self.root, "no annotation names a class")
+            places = ", ".join(str(folder / "Annotations") for folder in folders.values())
+            raise DataError(self.root, f"none of the {len(self._annotations)} .xml files in {places} names a class")
         self.classes = names
         self._labels = {name: label for label, name in enumerate(names, start=1)}
         seen: set[Path] = set()
         for position, entry in enumerate(entries):
-            annotation = entry.folder / "Annotations" / f"{entry.name}.xml"
-            if annotation in seen:
-                self.problems.report(entry.source, "duplicate id", f"{entry.name} comes more than once")
+            place = entry.folder / "Annotations"
+            annotation = self._finder.find(place, entry.name, (".xml",))
+            missing = place / f"{entry.name}.xml"
+            if (annotation or missing) in seen:
+                self.problems.report(entry.source, "duplicate id", f"line {entry.line}: {entry.name} comes again")
                 continue
-            seen.add(annotation)
-            self._scan(entry, annotation, position)
-        del self._annotations, self._labels
+            seen.add(annotation or missing)
+            if annotation is None:
+                detail = f"{entry.source.name} lists {entry.name}{self._finder.beside(place, entry.name)}"
+                self.problems.report(missing, "missing annotation", detail)
+            else:
+                self._scan(entry, annotation, position)
+        del self._annotations, self._labels, self._finder
         self._require_samples()
 
     def _discover(self, folders: dict[str, Path], entries: list[SplitEntry]) -> tuple[str, ...]:
         found = set()
         for folder in folders.values():
-            for path in sorted((folder / "Annotations").rglob("*.xml")):
+            for path in files_below(folder / "Annotations", (".xml",))[0]:
                 annotation = self._annotation(path)
                 if not isinstance(annotation, str):
                     found |= {item.name for item in annotation.objects if item.name}
@@ -105,33 +117,26 @@ class VOCDetection(DetectionSet):
         return self._annotations[path]
 
     def _scan(self, entry: SplitEntry, path: Path, position: int) -> None:
-        if not os.path.isfile(path):
-            self.problems.report(path, "missing annotation", f"{entry.source.name} lists {entry.name}")
-            return
         annotation = self._annotation(path)
         if isinstance(annotation, str):
             self.problems.report(path, "unreadable annotation", annotation)
             return
-        image = locate_image(entry.folder, entry.name, annotation.filename)
+        image = locate_image(entry.folder, entry.name, self._finder, annotation.filename)
         if image is None:
-            expected = entry.folder / "JPEGImages" / f"{entry.name}.jpg"
-            self.problems.report(expected, "missing image", "nor is it there as .jpeg or .png")
+            _report_missing_image(self.problems, entry, self._finder)
             return
-        try:
-            size = scan_image(image)
-        except UnreadableFileError as error:
-            self.problems.report(image, "unreadable image", str(error))
+        header = self._scan_image(image)
+        if header is None:
             return
         claimed = annotation.size
         # Some writers leave the size out or at zero; that claims nothing.
-        if all(value > 0 for value in claimed) and claimed != size:
-            self.problems.report(
-                path,
-                "size mismatch",
-                f"annotated {claimed[1]:g}x{claimed[0]:g}, but {image.name} is {size[1]}x{size[0]}",
-            )
-            return
-        if self._add(image, size, self._read_boxes(path, annotation, size), position):
+        if all(value > 0 for value in claimed):
+            if claimed != header.size:
+                detail = f"annotated {claimed[1]:g}x{claimed[0]:g}, but {image.name} is {header.describe(claimed)}"
+                self.problems.report(path, "size mismatch", detail)
+                return
+            header = header.settled()
+        if self._add(image, header, self._read_boxes(path, annotation, header.size), position):
             self.ids.append(entry.name)
 
     def _read_boxes(self, path: Path, annotation: Annotation, size: tuple[int, int]) -> Boxes:
@@ -143,7 +148,8 @@ class VOCDetection(DetectionSet):
                 continue
             x_min, y_min, x_max, y_max = item.corners()
             where = f"object {number} ({name}): xmin, ymin, xmax, ymax = {', '.join(item.coordinates):.200}"
-            kind = degenerate((x_min, y_min, x_max, y_max))
+            corners = x_min, y_min, x_max, y_max
+            kind = degenerate(corners) or normalised(corners)
             if kind is not None:
                 self.problems.report(path, kind, where)
                 continue
@@ -194,24 +200,34 @@ class VOCSegmentation(SegmentationSet):
         super().__init__(Path(root), transforms, strict)
         names = check_classes(classes)
         folders = find_folders(self.root)
+        self._finder = FileFinder()
         parts = split.split("+")
         own = [part for part in parts if part != "sbd"]
-        entries = read_split(folders, "Segmentation", "+".join(own)) if own else []
+        entries = read_split(folders, "Segmentation", "+".join(own), self._finder) if own else []
         self.split = split
         if names is None:
             names = self._read_names() or self._discover(folders, entries)
         self.classes = names
         seen: set[Path] = set()
         for entry in entries:
-            mask = _mask_of(entry)
-            if mask in seen:
-                self.problems.report(entry.source, "duplicate id", f"{entry.name} comes more than once")
+            place = entry.folder / "SegmentationClass"
+            mask = self._find_mask(entry)
+            missing = place / f"{entry.name}.png"
+            if (mask or missing) in seen:
+                self.problems.report(entry.source, "duplicate id", f"line {entry.line}: {entry.name} comes again")
                 continue
-            seen.add(mask)
-            self._scan(entry, mask)
+            seen.add(mask or missing)
+            image = locate_image(entry.folder, entry.name, self._finder)
+            if image is None:
+                _report_missing_image(self.problems, entry, self._finder)
+            elif mask is None:
+                detail = f"{entry.source.name} lists {entry.name}{self._finder.beside(place, entry.name)}"
+                self.problems.report(missing, "missing annotation", detail)
+            else:
+                self._add(entry.name, image, mask)
         if "sbd" in parts:
             self._scan_sbd(folders, {entry.name for entry in entries})
-        del self._scanned
+        del self._scanned, self._finder
         self._require_samples()
 
     def _read_names(self) -> tuple[str, ...] | None:
@@ -219,38 +235,34 @@ class VOCSegmentation(SegmentationSet):
         if not path.is_file():
             return None
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            return check_classes([line.strip() for line in lines if line.strip()])
+            return check_classes([line for line in read_lines(path) if line])
         except (OSError, ValueError) as error:
             raise DataError(path, f"expected one class name a line: {error}") from error
 
     def _discover(self, folders: dict[str, Path], entries: list[SplitEntry]) -> tuple[str, ...]:
         highest = 0
         for folder in folders.values():
-            for path in sorted((folder / "SegmentationClass").rglob("*.png")):
+            for path in files_below(folder / "SegmentationClass", MASK_SUFFIXES)[0]:
                 scanned = self._scan_mask(path)
                 if not isinstance(scanned, str):
-                    highest = max(highest, *(value for value in scanned[1] if value != IGNORE), 0)
+                    highest = max(highest, *np.flatnonzero(scanned[1][:IGNORE]).tolist(), 0)
         if highest <= len(VOC_CLASSES) and is_official(folders, entries):
             return ("background", *VOC_CLASSES)
         return ("background", *(f"class_{value}" for value in range(1, highest + 1)))
 
-    def _scan(self, entry: SplitEntry, mask: Path) -> None:
-        image = locate_image(entry.folder, entry.name)
-        if image is None:
-            expected = entry.folder / "JPEGImages" / f"{entry.name}.jpg"
-            self.problems.report(expected, "missing image", "nor is it there as .jpeg or .png")
-        elif not os.path.isfile(mask):
-            self.problems.report(mask, "missing annotation", f"{entry.source.name} lists {entry.name}")
-        else:
-            self._add(entry.name, image, mask)
+    def _find_mask(self, entry: SplitEntry) -> Path | None:
+        places = (entry.folder / name for name in ("SegmentationClass", "SegmentationClassAug"))
+        found = (self._finder.find(place, entry.name, MASK_SUFFIXES) for place in places)
+        return next((mask for mask in found if mask is not None), None)
 
     def _scan_sbd(self, folders: dict[str, Path], taken: set[str]) -> None:
         folder = find_sbd(self.root)
         if folder is None:
             raise DataError(self.root, f"SBD is not there; looked for {', '.join(PLACES)}, each with cls/ in it")
         judged = (
-            read_split(folders, "Segmentation", "val") if "val" in available_splits(folders, "Segmentation") else []
+            read_split(folders, "Segmentation", "val", self._finder)
+            if "val" in available_splits(folders, "Segmentation")
+            else []
         )
         taken = taken | {entry.name for entry in judged}
         for name, image, mask in read_sbd(folder):
@@ -263,10 +275,11 @@ class VOCSegmentation(SegmentationSet):
                 self.problems.report(path, kind, f"SBD lists {name}")
 
     def _read_mask(self, path: Path) -> np.ndarray:
-        return read_mat(path) if path.suffix == ".mat" else read_mask(path)
+        return read_mat(path) if path.suffix.lower() == ".mat" else read_mask(path)
 
 
-def _mask_of(entry: SplitEntry) -> Path:
-    mask = entry.folder / "SegmentationClass" / f"{entry.name}.png"
-    more = entry.folder / "SegmentationClassAug" / f"{entry.name}.png"
-    return more if os.path.isfile(more) and not os.path.isfile(mask) else mask
+def _report_missing_image(problems: ProblemLog, entry: SplitEntry, finder: FileFinder) -> None:
+    """Report that there is no image of an id, and what there is instead."""
+    images = entry.folder / "JPEGImages"
+    detail = f"nor is it there with another ending of an image{finder.beside(images, entry.name)}"
+    problems.report(images / f"{entry.name}.jpg", "missing image", detail)

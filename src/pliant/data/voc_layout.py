@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-from pliant.data.images import find_image, relative_path
+from pliant.data.files import FileFinder, decode_marked, read_lines, relative_path
+from pliant.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from pliant.data.problems import DataError
 
 VOC_CLASSES = (
@@ -37,16 +37,25 @@ VOC_CLASSES = (
 
 _XML_LIMIT = 4 * 2**20  # bytes; parsed, they can take forty times as many
 _PER_CLASS_SPLIT = re.compile(r".+_(train|val|trainval|test)$")
+_LABEL = re.compile(r"\s+(-1|0|1)$")
+_PLACES = {
+    "JPEGImages": IMAGE_SUFFIXES,
+    "Annotations": (".xml",),
+    "SegmentationClass": MASK_SUFFIXES,
+    "SegmentationClassAug": MASK_SUFFIXES,
+}
+_ENDINGS = {suffix for suffixes in _PLACES.values() for suffix in suffixes}
 _OFFICIAL_ID = re.compile(r"(\d{4}_)?\d{6}$")
 
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One line of a split: the id `name` in `folder`, listed in the file `source`."""
+    """One line of a split: the id `name` in `folder`, listed in the file `source` in this `line`, the first is 1."""
 
     folder: Path
     name: str
     source: Path
+    line: int
 
 
 def find_folders(root: Path) -> dict[str, Path]:
@@ -75,19 +84,25 @@ def find_folders(root: Path) -> dict[str, Path]:
     )
 
 
-def read_split(folders: dict[str, Path], task: str, split: str) -> list[SplitEntry]:
+def read_split(folders: dict[str, Path], task: str, split: str, finder: FileFinder | None = None) -> list[SplitEntry]:
     """The ids of a split, in the order of its files.
+
+    A line is the name of an image without its ending, which may hold spaces. VOC's lists for single classes have -1, 0
+    or 1 after the name, and other lists have the ending: these are taken off where the name with them is that of no
+    file, and the name without them is. Empty lines are passed over, and so are lines that begin with ``#``.
 
     Args:
         folders: As from `find_folders`.
         task: The folder below ``ImageSets``: ``"Main"`` or ``"Segmentation"``.
         split: Names joined by ``+``. Each is the name of a file without ``.txt``, taken from every folder
             that has it, or such a name after a year and ``_``, as in ``"2007_trainval+2012_trainval"``.
+        finder: Looks for the files; a new one if None.
 
     Raises:
         DataError: If a part is found nowhere, or an id would leave the folder.
     """
     entries: list[SplitEntry] = []
+    finder = FileFinder() if finder is None else finder
     for part in split.split("+"):
         sources = _split_files(folders, task, part)
         if not sources:
@@ -98,7 +113,7 @@ def read_split(folders: dict[str, Path], task: str, split: str) -> list[SplitEnt
                 f"no split {part!r}: looked for {part}.txt in {looked}; splits there: {there}",
             )
         for folder, source in sources:
-            entries += [SplitEntry(folder, name, source) for name in _read_ids(source)]
+            entries += [SplitEntry(folder, name, source, line) for line, name in _read_ids(folder, source, finder)]
     return entries
 
 
@@ -111,30 +126,44 @@ def _split_files(folders: dict[str, Path], task: str, part: str) -> list[tuple[P
     year, _, name = part.partition("_")
     if name and year in folders:
         candidates.append((folders[year], name))
-    files = [(folder, folder / "ImageSets" / task / f"{name}.txt") for folder, name in candidates]
-    return [(folder, file) for folder, file in files if file.is_file()]
+    finder = FileFinder()
+    files = [(folder, finder.find(folder / "ImageSets" / task, name, (".txt",))) for folder, name in candidates]
+    return [(folder, file) for folder, file in files if file is not None]
 
 
 def available_splits(folders: dict[str, Path], task: str) -> list[str]:
     """The names of all splits, without VOC's lists for single classes."""
-    names = {path.stem for folder in folders.values() for path in (folder / "ImageSets" / task).glob("*.txt")}
+    lists = [path for folder in folders.values() for path in (folder / "ImageSets" / task).glob("*")]
+    names = {path.stem for path in lists if path.suffix.lower() == ".txt"}
     return sorted(name for name in names if not _PER_CLASS_SPLIT.match(name))
 
 
-def _read_ids(source: Path) -> list[str]:
+def _read_ids(folder: Path, source: Path, finder: FileFinder) -> list[tuple[int, str]]:
+    """The number and the id of each line."""
     try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [(number, line) for number, line in enumerate(read_lines(source), start=1) if line]
+    except (OSError, ValueError) as error:
         raise DataError(source, f"the split cannot be read: {error}") from error
-    names = []
-    for line in filter(None, map(str.strip, lines)):
-        # VOC's lists for single classes add -1, 0 or 1 after the id.
-        name = re.sub(r"\s+(-1|0|1)$", "", line)
+    labelled = all(_LABEL.search(line) for _, line in lines)
+    ids = []
+    for number, line in lines:
         try:
-            names.append(str(relative_path(name)))
+            written = [relative_path(each) for each in dict.fromkeys((line, _LABEL.sub("", line)))]
         except ValueError as error:
-            raise DataError(source, str(error)) from error
-    return names
+            raise DataError(source, f"line {number}: {error}") from error
+        names = [str(path) for path in written]
+        names += [str(path.with_suffix("")) for path in written if path.suffix.lower() in _ENDINGS]
+        name = next((each for each in names if _has_file(folder, each, finder)), None)
+        if name is not None:
+            ids.append((number, name))
+        elif not line.startswith("#"):
+            # There is no such file, whatever the line means; if all lines have a label, this is a list of labels.
+            ids.append((number, str(written[-1 if labelled else 0])))
+    return ids
+
+
+def _has_file(folder: Path, name: str, finder: FileFinder) -> bool:
+    return any(finder.find(folder / place, name, suffixes) is not None for place, suffixes in _PLACES.items())
 
 
 def is_official(folders: dict[str, Path], entries: list[SplitEntry]) -> bool:
@@ -144,13 +173,13 @@ def is_official(folders: dict[str, Path], entries: list[SplitEntry]) -> bool:
     )
 
 
-def locate_image(folder: Path, name: str, filename: str = "") -> Path | None:
+def locate_image(folder: Path, name: str, finder: FileFinder, filename: str = "") -> Path | None:
     """The image of an id: the file of that name, or else the one the annotation names."""
     images = folder / "JPEGImages"
-    path = find_image(images, name)
+    path = finder.find(images, name, IMAGE_SUFFIXES)
     if path is None and filename:
-        named = images / re.split(r"[/\\]", filename)[-1]
-        path = named if os.path.isfile(named) and named.name not in ("", ".", "..") else None
+        named = re.split(r"[/\\]", filename)[-1]
+        path = finder.find_named(images, named) if named not in ("", ".", "..") else None
     return path
 
 
@@ -197,11 +226,12 @@ def read_annotation(path: Path) -> Annotation:
     if size > _XML_LIMIT:
         raise ValueError(f"an annotation of {size} bytes is not accepted (limit {_XML_LIMIT})")
     parser = ElementTree.XMLParser(target=_NoDoctype())
+    content = decode_marked(path.read_bytes())  # the mark tells the encoding, whatever the declaration says
     try:
-        parser.feed(path.read_bytes())
+        parser.feed(content)
         element = parser.close()
     except (ElementTree.ParseError, LookupError) as error:
-        raise ValueError(f"not well-formed XML: {error}") from error
+        raise ValueError(f"not well-formed XML: {error}{_foreign(content)}") from error
     if element is None or element.tag != "annotation":
         raise ValueError(f"expected the element 'annotation', got {getattr(element, 'tag', None)!r}")
     return Annotation(
@@ -209,6 +239,15 @@ def read_annotation(path: Path) -> Annotation:
         size=(_number(_text(element, "size/height")), _number(_text(element, "size/width"))),
         objects=tuple(map(_read_object, element.findall("object"))),
     )
+
+
+def _foreign(content: str | bytes) -> str:
+    """What else to say of XML that cannot be parsed."""
+    try:
+        _ = content if isinstance(content, str) else content.decode("utf-8")
+    except UnicodeDecodeError:
+        return "; it is not in UTF-8, so its declaration must name the encoding"
+    return ""
 
 
 def _read_object(element: ElementTree.Element) -> AnnotatedObject:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 
 from pliant.console import Console, Table, styled
-from pliant.data import DataError, DetectionSet, ImageSet, SegmentationSet
+from pliant.data import DataError, DetectionSet, ImageSet
+from pliant.data.base import some
 from pliant.data.images import UnreadableFileError, read_image
 from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, find_recipe, override
-from pliant.recipes.datasets import Splits, choose_splits, open_split
+from pliant.recipes.datasets import Splits, choose_splits, open_split, require_content
 
+_MOST_NAMES = 10
 _VOC = """\
 VOCdevkit/VOC2007/ and VOC2012/, each with
   JPEGImages/ID.jpg
   ImageSets/Main/SPLIT.txt          Annotations/ID.xml          (detection)
   ImageSets/Segmentation/SPLIT.txt  SegmentationClass/ID.png    (segmentation)
 One such folder of your own will do. From host.robots.ox.ac.uk/pascal/VOC."""
-_SBD = """
-SBD beside or in it: benchmark_RELEASE/dataset/ (or sbd/) with img/ID.jpg, cls/ID.mat, train.txt, val.txt.
-From the Berkeley vision group's page of "Semantic Contours from Inverse Detectors"."""
+_SBD = """\
+SBD lies beside VOCdevkit/ or in the data folder: benchmark_RELEASE/dataset/ (or sbd/) with img/ID.jpg, cls/ID.mat,
+train.txt, val.txt. From the Berkeley vision group's page of "Semantic Contours from Inverse Detectors"."""
 _COCO = """\
 train2014/, val2014/, test2015/ (or of 2017) with images, and
   annotations/instances_SPLIT.json
@@ -56,26 +58,28 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
     try:
         splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
     except DataError as error:
-        console.print(styled("cannot train:", "red"), str(error))
+        console.print(styled("cannot train:", "red"), _one_line(error))
         _say_layout(console, recipe)
         return False
-    missing = _say_splits(console, recipe, splits)
+    _say_splits(console, recipe, splits)
     can_train, classes = True, recipe.classes
     for purpose, split in (("train", splits.train), ("validate", splits.validation), ("judge", splits.test)):
         if split is None:
             continue
         try:
             dataset = open_split(recipe, data, split, training=purpose == "train", classes=classes)
+            if purpose == "train":
+                require_content(dataset)
         except DataError as error:
-            console.print(styled(f"{purpose}: {split} cannot be used:", "red"), str(error))
-            can_train, missing = can_train and purpose != "train", True
+            console.print(styled(f"{purpose}: {split} cannot be used:", "red"), _one_line(error))
+            can_train = can_train and purpose != "train"
             continue
         classes = dataset.classes
         if deep and not _decode(dataset):
             console.print(f"{purpose}: no image of {split} can be decoded", style="red")
             can_train = can_train and purpose != "train"
         _say_content(console, purpose, split, dataset)
-    if missing:
+    if not can_train:
         _say_layout(console, recipe)
     if can_train:
         console.print("Training can start.", style="green")
@@ -84,16 +88,19 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
     return can_train
 
 
-def _say_splits(console: Console, recipe: Recipe, splits: Splits) -> bool:
-    """Print where the data has other splits than the recipe asks for, and return whether it has."""
+def _say_splits(console: Console, recipe: Recipe, splits: Splits) -> None:
+    """Print where the data has other splits than the recipe asks for."""
     wanted = {"train": (recipe.train_split, splits.train), "judge": (recipe.test_split, splits.test)}
-    lacking = False
     for purpose, (asked, found) in wanted.items():
         if asked is not None and asked != found:
-            lacking = True
             instead = f"{found} is taken" if found else "none is taken"
             console.print(f"{purpose}: the recipe asks for {asked}; {instead}", style="yellow")
-    return lacking
+            if "sbd" in asked.split("+") and "sbd" not in (found or "").split("+"):
+                console.print(*_SBD.splitlines(), sep="\n")
+
+
+def _one_line(error: DataError) -> str:
+    return " ".join(str(error).split())
 
 
 def _say_layout(console: Console, recipe: Recipe) -> None:
@@ -102,7 +109,7 @@ def _say_layout(console: Console, recipe: Recipe) -> None:
     else:
         text = {"voc": _VOC, "coco": _COCO, "cityscapes": _CITYSCAPES}[recipe.layout]
         if isinstance(recipe, SegmentationRecipe) and "sbd" in (recipe.train_split or ""):
-            text += _SBD
+            text = f"{text}\n{_SBD}"
     console.print("", "The layout that is expected:", *text.splitlines(), sep="\n")
 
 
@@ -128,22 +135,33 @@ def _say_content(console: Console, purpose: str, split: str, dataset: ImageSet) 
     console.print(table)
     if len(dataset.problems):
         console.print(*dataset.problems.summary().splitlines(), sep="\n", style="yellow")
+    absent = dataset.absent() if purpose == "train" else None
+    for note in [*([absent] if absent else []), *_notes(dataset)]:
+        console.print(f"{purpose}: {note}", style="yellow")
+
+
+def _notes(dataset: ImageSet) -> list[str]:
+    """What is no problem, and yet not as one may think."""
+    notes = []
+    if isinstance(dataset, DetectionSet) and dataset.left_out:
+        names = some([path.name for path in dataset.left_out], _MOST_NAMES)
+        notes.append(f"{_images(dataset.left_out)} no box to train on: {names}. They are left out")
+    if dataset.turned:
+        names = some([f"{path.name} ({number})" for path, number in dataset.turned.items()], _MOST_NAMES)
+        notes.append(
+            f"{_images(dataset.turned)} an EXIF orientation, which is not applied: {names}. Annotations must be of the "
+            "pixels as they are stored, and nothing here tells whether they are"
+        )
+    return notes
+
+
+def _images(images: Sized) -> str:
+    return f"{len(images)} image{'s have' if len(images) > 1 else ' has'}"
 
 
 def _count(dataset: ImageSet) -> tuple[list[int], str]:
-    """How often each class occurs, and what was counted."""
-    counts: Counter[int] = Counter()
-    first = 0
-    if isinstance(dataset, SegmentationSet):
-        for index in range(len(dataset)):
-            counts.update(dict(enumerate(dataset.mask(index).flatten().bincount(minlength=256).tolist())))
-        unit = "pixels"
-    elif isinstance(dataset, DetectionSet):
-        first = 1
-        for index in range(len(dataset)):
-            counts.update(dataset.target(index)["labels"].tolist())
-        unit = "boxes"
-    else:
-        counts.update(getattr(dataset, "labels", ()))
-        unit = "images"
-    return [counts[first + place] for place in range(len(dataset.classes))], unit
+    """How often each class occurs, and what was counted; all boxes, with those that are not trained on."""
+    if not isinstance(dataset, DetectionSet):
+        return dataset.class_counts(), f"{dataset.unit}s"
+    counts = Counter(label for index in range(len(dataset)) for label in dataset.target(index)["labels"].tolist())
+    return [counts[label] for label in range(1, len(dataset.classes) + 1)], "boxes"

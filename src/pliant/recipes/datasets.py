@@ -85,34 +85,77 @@ def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) ->
     Raises:
         DataError: If there is nothing to train on, or the folder is missing.
     """
-    if not root.is_dir():
-        raise DataError(root, "there is no such folder of data")
-    there = _available(recipe, root)
-
-    def choose(field: str, usual: tuple[str, ...], excluded: set[str]) -> str | None:
-        asked: str | None = getattr(recipe, field)
-        if asked is not None and field in explicit:
-            return asked
-        parts = [part for part in (asked or "").split("+") if part and _exists(recipe, root, part)]
-        if parts:
-            return "+".join(parts)
-        return next((name for name in usual if name in there and name not in excluded), None)
-
-    # Without a test split, the validation split is judged on, so it must not be trained on.
-    has_test = choose("test_split", tuple(set(_TEST_NAMES) - set(_VALIDATION_NAMES)), set()) is not None
-    usual = _TRAIN_NAMES if has_test or "train" not in there else _TRAIN_NAMES[1:]
-    train = choose("train_split", usual, set())
+    there = _require_splits(recipe, root)
+    train = _choose_train(recipe, root, there, explicit)
     if train is None:
-        found = ", ".join(there) or "none"
-        raise DataError(
-            root, f"found no split to train on; splits there: {found}. Name one with --set train_split=NAME"
-        )
-    test = choose("test_split", _TEST_NAMES, {train})
+        names = f"under a usual name ({', '.join(_TRAIN_NAMES)}); splits there: {', '.join(there)}"
+        raise DataError(root, f"found no split to train on {names}. Name one with --set train_split=NAME")
+    test = _choose(recipe, root, there, "test_split", _TEST_NAMES, {train}, explicit)
     if recipe.val_split is not None:
         return Splits(train, recipe.val_split, test)
     covered = {train, test} | ({"val"} if train == "trainval" else set())
     validation = next((name for name in _VALIDATION_NAMES if name in there and name not in covered), None)
     return Splits(train, validation if train in there else None, test)
+
+
+def choose_test_split(recipe: Recipe, root: Path) -> str:
+    """The split of a recipe to judge on that the data has, or the usual name; no split to train on is needed.
+
+    Raises:
+        DataError: If there is none, or the folder is missing.
+    """
+    there = _require_splits(recipe, root)
+    train = _choose_train(recipe, root, there, ())
+    test = _choose(recipe, root, there, "test_split", _TEST_NAMES, {train}, ())
+    if test is None:
+        names = f"under a usual name ({', '.join(_TEST_NAMES)}); splits there: {', '.join(there)}"
+        raise DataError(root, f"found no split to judge on {names}. Name one with --split NAME")
+    return test
+
+
+def _require_splits(recipe: Recipe, root: Path) -> list[str]:
+    if not root.is_dir():
+        raise DataError(root, "there is no such folder of data")
+    there = _available(recipe, root)
+    if not there:
+        raise DataError(root, f"there is no split; {_what_a_split_is(recipe)}")
+    return there
+
+
+def _choose_train(recipe: Recipe, root: Path, there: list[str], explicit: Collection[str]) -> str | None:
+    # Without a test split, the validation split is judged on, so it must not be trained on.
+    tests = tuple(set(_TEST_NAMES) - set(_VALIDATION_NAMES))
+    has_test = _choose(recipe, root, there, "test_split", tests, set(), explicit) is not None
+    usual = _TRAIN_NAMES if has_test or "train" not in there else _TRAIN_NAMES[1:]
+    return _choose(recipe, root, there, "train_split", usual, set(), explicit)
+
+
+def _choose(
+    recipe: Recipe,
+    root: Path,
+    there: list[str],
+    field: str,
+    usual: tuple[str, ...],
+    excluded: Collection[str | None],
+    explicit: Collection[str],
+) -> str | None:
+    asked: str | None = getattr(recipe, field)
+    if asked is not None and field in explicit:
+        return asked
+    parts = [part for part in (asked or "").split("+") if part and _exists(recipe, root, part)]
+    if parts:
+        return "+".join(parts)
+    return next((name for name in usual if name in there and name not in excluded), None)
+
+
+def _what_a_split_is(recipe: Recipe) -> str:
+    if isinstance(recipe, ClassificationRecipe):
+        return "a split is a folder, such as train, that holds a folder of images for each class"
+    if recipe.layout == "coco":
+        return "a split is a file such as annotations/instances_train.json, and a folder train with its images"
+    if recipe.layout == "cityscapes":
+        return "a split is a folder leftImg8bit/train, and a folder gtFine/train"
+    return f"a split is a list of the images' names without their endings, such as ImageSets/{_task(recipe)}/train.txt"
 
 
 def open_training_data(
@@ -128,9 +171,10 @@ def open_training_data(
         strict: Whether the first problem of the data is an error.
 
     Raises:
-        DataError: If a split is missing or holds no usable image.
+        DataError: If a split is missing or holds no usable image, or there is nothing to learn of any class.
     """
     train = open_split(recipe, root, splits.train, training=True, classes=classes, strict=strict)
+    require_content(train)
     validation = None
     if splits.validation is not None:
         validation = open_split(recipe, root, splits.validation, classes=train.classes, strict=strict)
@@ -141,6 +185,19 @@ def open_training_data(
         collate_train=collate_training if isinstance(recipe, SegmentationRecipe) else collate_for_evaluation(recipe),
         collate_evaluation=collate_for_evaluation(recipe),
     )
+
+
+def require_content(dataset: ImageSet) -> None:
+    """Refuse a data set that has nothing to learn of any class.
+
+    Nothing is read for this: pixels are counted when masks are opened, which is done anyway to find those that cannot
+    be used.
+
+    Raises:
+        DataError: If there is no box, pixel or image of any class.
+    """
+    if not any(dataset.class_counts()):
+        raise DataError(dataset.root, f"there is nothing to train on: {dataset.absent()}")
 
 
 def collate_for_evaluation(recipe: Recipe) -> Callable[[Any], Any]:

@@ -18,7 +18,7 @@ from pliant.engine.runs import write_json
 from pliant.engine.test_time import Procedure
 from pliant.engine.training import TrainingModule
 from pliant.recipes.base import Recipe, kind_of
-from pliant.recipes.datasets import choose_splits, collate_for_evaluation, open_split
+from pliant.recipes.datasets import choose_test_split, collate_for_evaluation, open_split
 from pliant.recipes.exported import open_trained
 from pliant.recipes.result_files import write_coco_results, write_voc_results
 from pliant.recipes.train import build_module, fit_settings
@@ -88,7 +88,7 @@ def evaluate(
     results = _judge(module, dataset, trained.recipe, show)
     skipped = sorted(set(chain.from_iterable(processes.gather(dataset.skipped))))
     if len(skipped) == len(dataset):
-        raise DataError(dataset.root, f"no image can be read. {dataset.problems.summary()}")
+        raise DataError(dataset.root, f"no image of {name} can be read: {', '.join(map(str, skipped[:5]))}")
     report = _describe(trained, root, name, dataset, skipped, procedure or Procedure())
     if not processes.is_first():
         return {**report, "results": results}
@@ -160,9 +160,7 @@ def data_and_split(trained: Trained, data: Path | None, split: str | None) -> tu
     if split is None:
         # The split the training left for judging, if this data has it, else a usual name.
         recipe = dataclasses.replace(trained.recipe, test_split=trained.test_split or trained.recipe.test_split)
-        split = choose_splits(recipe, root).test
-    if split is None:
-        raise DataError(root, "found no split to judge on; name one with --split NAME")
+        split = choose_test_split(recipe, root)
     return root, split
 
 

@@ -233,6 +233,8 @@ def _say_what(
         said["weights"] = "none: the backbone starts from random numbers (--set weights=FILE)"
     for key, value in said.items():
         _console.print(f"{key:>10}  {value}", style="yellow" if key == "weights" else None)
+    if absent := training.absent():
+        _console.print(f"{splits.train}: {absent}", style="yellow")
 
 
 def _some(names: Sequence[str], most: int = 40) -> str:
