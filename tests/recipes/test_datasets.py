@@ -70,7 +70,7 @@ def test_advice_fits_the_command_and_the_data(tmp_path: Path, miniature: ModuleT
     assert choose_test_split(override(recipe, ["test_split=holdout"]), root) == "holdout"
     shutil.rmtree(root / "ImageSets")
     for choose in (choose_splits, choose_test_split):
-        with pytest.raises(DataError, match=r"there is no split; a split is a list .* ImageSets/Main/train\.txt$"):
+        with pytest.raises(DataError, match=r"splits there: none\. A split is a list .* ImageSets/Main/train\.txt$"):
             choose(recipe, root)
     for name, part in (("coco.rfcn", "instances_train.json"), ("imagenet.resnet101", "folder of images for each")):
         (tmp_path / "empty").mkdir(exist_ok=True)

@@ -85,11 +85,10 @@ def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) ->
     Raises:
         DataError: If there is nothing to train on, or the folder is missing.
     """
-    there = _require_splits(recipe, root)
+    there = _splits_there(recipe, root)
     train = _choose_train(recipe, root, there, explicit)
     if train is None:
-        names = f"under a usual name ({', '.join(_TRAIN_NAMES)}); splits there: {', '.join(there)}"
-        raise DataError(root, f"found no split to train on {names}. Name one with --set train_split=NAME")
+        raise _no_split(recipe, root, there, "train on", "--set train_split=NAME")
     test = _choose(recipe, root, there, "test_split", _TEST_NAMES, {train}, explicit)
     if recipe.val_split is not None:
         return Splits(train, recipe.val_split, test)
@@ -104,22 +103,23 @@ def choose_test_split(recipe: Recipe, root: Path) -> str:
     Raises:
         DataError: If there is none, or the folder is missing.
     """
-    there = _require_splits(recipe, root)
+    there = _splits_there(recipe, root)
     train = _choose_train(recipe, root, there, ())
     test = _choose(recipe, root, there, "test_split", _TEST_NAMES, {train}, ())
     if test is None:
-        names = f"under a usual name ({', '.join(_TEST_NAMES)}); splits there: {', '.join(there)}"
-        raise DataError(root, f"found no split to judge on {names}. Name one with --split NAME")
+        raise _no_split(recipe, root, there, "judge on", "--split NAME")
     return test
 
 
-def _require_splits(recipe: Recipe, root: Path) -> list[str]:
+def _splits_there(recipe: Recipe, root: Path) -> list[str]:
     if not root.is_dir():
         raise DataError(root, "there is no such folder of data")
-    there = _available(recipe, root)
-    if not there:
-        raise DataError(root, f"there is no split; {_what_a_split_is(recipe)}")
-    return there
+    return _available(recipe, root)
+
+
+def _no_split(recipe: Recipe, root: Path, there: list[str], purpose: str, option: str) -> DataError:
+    advice = f"Name one with {option}" if there else _what_a_split_is(recipe)
+    return DataError(root, f"found no split to {purpose}; splits there: {', '.join(there) or 'none'}. {advice}")
 
 
 def _choose_train(recipe: Recipe, root: Path, there: list[str], explicit: Collection[str]) -> str | None:
@@ -150,12 +150,12 @@ def _choose(
 
 def _what_a_split_is(recipe: Recipe) -> str:
     if isinstance(recipe, ClassificationRecipe):
-        return "a split is a folder, such as train, that holds a folder of images for each class"
+        return "A split is a folder, such as train, that holds a folder of images for each class"
     if recipe.layout == "coco":
-        return "a split is a file such as annotations/instances_train.json, and a folder train with its images"
+        return "A split is a file such as annotations/instances_train.json, and a folder train with its images"
     if recipe.layout == "cityscapes":
-        return "a split is a folder leftImg8bit/train, and a folder gtFine/train"
-    return f"a split is a list of the images' names without their endings, such as ImageSets/{_task(recipe)}/train.txt"
+        return "A split is a folder leftImg8bit/train, and a folder gtFine/train"
+    return f"A split is a list of the images' names without their endings, such as ImageSets/{_task(recipe)}/train.txt"
 
 
 def open_training_data(

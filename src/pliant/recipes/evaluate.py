@@ -88,7 +88,7 @@ def evaluate(
     results = _judge(module, dataset, trained.recipe, show)
     skipped = sorted(set(chain.from_iterable(processes.gather(dataset.skipped))))
     if len(skipped) == len(dataset):
-        raise DataError(dataset.root, f"no image of {name} can be read: {', '.join(map(str, skipped[:5]))}")
+        raise DataError(dataset.root, f"no image can be read: {', '.join(map(str, skipped[:5]))}")
     report = _describe(trained, root, name, dataset, skipped, procedure or Procedure())
     if not processes.is_first():
         return {**report, "results": results}
