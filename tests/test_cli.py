@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-import pliant
+import pliant.cli
+import pliant.console
 from pliant.cli import app
 
 TINY = (
@@ -63,7 +65,9 @@ def changes(*more: str) -> list[str]:
 def detector(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, Result]:
     run = tmp_path_factory.mktemp("runs") / "detector"
     arguments = ["train", "voc.faster_rcnn_deform", "--data", data, "--run", run, *changes("score_threshold=0.0")]
-    result = pliant_cli(*arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pliant.console, "_SHORTEST_WAIT", 0.01)
+        result = pliant_cli(*arguments)
     assert result.exit_code == 0, result.output
     return run, result
 
@@ -118,6 +122,15 @@ def test_run_folder_is_complete(detector: tuple[Path, Result], data: Path) -> No
     assert len(problems) == 1
     assert "scene_0.xml" in problems[0]
     assert "1 x zero-area box" in result.output
+
+
+def test_a_training_tells_how_far_it_is(detector: tuple[Path, Result]) -> None:
+    _, result = detector
+    assert re.search(r"^training 4/4, \d:\d\d, loss \d+\.\d{4}$", result.stderr, re.MULTILINE)
+    assert re.search(r"^validating 2/2, \d:\d\d$", result.stderr, re.MULTILINE)
+    assert re.search(r"^step 4  validation AP \d", result.stderr, re.MULTILINE)
+    assert "/-2" not in result.output
+    assert result.stdout == ""
 
 
 def test_second_run_is_refused(detector: tuple[Path, Result], data: Path) -> None:
@@ -177,6 +190,73 @@ def test_detector_is_judged(detector: tuple[Path, Result]) -> None:
     assert "green" in result.output
 
 
+def other_data(data: Path, place: Path, names: dict[str, str]) -> Path:
+    """The same images with other names of classes."""
+    shutil.copytree(data, place)
+    for file in (place / "Annotations").iterdir():
+        text = file.read_text()
+        for old, new in names.items():
+            text = text.replace(f"<name>{old}<", f"<name>{new}<")
+        file.write_text(text)
+    return place
+
+
+def test_other_data_has_a_report_of_its_own(detector: tuple[Path, Result], data: Path, tmp_path: Path) -> None:
+    run, _ = detector
+    pliant_cli("eval", run, "--split", "val", "--voc-results")
+    kept = {path: path.read_bytes() for path in run.iterdir() if path.is_file() and not path.name.startswith(".")}
+    other = other_data(data, tmp_path / "other", {"green": "blue"})
+    result = pliant_cli("eval", run, "--data", other, "--split", "val", "--voc-results")
+    assert result.exit_code == 0, result.output
+    assert json.loads((run / "eval-val-other.json").read_text())["data"] == str(other)
+    assert "unknown class" in result.output
+    assert (run / "eval-val-other" / "comp4_det_test_red.txt").is_file()
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    foreign = other_data(data, tmp_path / "foreign", {"green": "blue", "red": "pink"})
+    result = pliant_cli("eval", run, "--data", foreign, "--split", "val")
+    assert result.exit_code == 2
+    assert "nothing of the classes that the network knows: green, red. The classes there: blue, pink" in result.output
+    assert not list(run.glob("eval-val-foreign*"))
+
+
+def test_a_checkpoint_stands_for_its_weights(segmenter: Path, data: Path, tmp_path: Path) -> None:
+    image = data / "JPEGImages" / "scene_8.jpg"
+    for name in ("last.ckpt", "last.safetensors"):
+        result = pliant_cli("predict", segmenter / "checkpoints" / name, image, "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    ckpt, weights = (tmp_path / name / "scene_8.mask.png" for name in ("last.ckpt", "last.safetensors"))
+    assert ckpt.read_bytes() == weights.read_bytes()
+    lone = tmp_path / "lone.ckpt"
+    lone.write_bytes(b"")
+    assert "lone.safetensors, which is missing" in pliant_cli("predict", lone, image, "--out", tmp_path / "x").output
+
+
+def test_home_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/the/home")
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["train", "voc.deeplab", "--data=~/there"],
+        ["train", "--resume", "~/there"],
+        ["check", "voc.deeplab", "--data", "~/there"],
+        ["eval", "~/there"],
+        ["predict", "run", "~/there", "--out", "x"],
+        ["look", "~/there", "~/there"],
+        ["export", "run", "~/there/a.onnx"],
+        ["import-weights", "a.params", "~/there/a.safetensors"],
+        ["ablate", "--data", "~/there"],
+        ["bench", "--out", "~/there/a.json"],
+    ):
+        assert "/the/home/there" in pliant_cli(*arguments).output, arguments
+    given = {}
+    registered = len(app.registered_commands)
+    try:
+        pliant.cli._command("probe")(lambda assignments: given.update(assignments=assignments))
+        app.registered_commands[-1].callback(assignments=["weights=~/w.pth", "lr=1", "~"])
+    finally:
+        del app.registered_commands[registered:]
+    assert given["assignments"] == ["weights=/the/home/w.pth", "lr=1", "~"]
+
+
 def test_weights_alone_suffice(segmenter: Path, data: Path, tmp_path: Path) -> None:
     weights = tmp_path / "mine.safetensors"
     shutil.copy(segmenter / "checkpoints" / "best.safetensors", weights)
@@ -197,7 +277,7 @@ def test_detections_as_pictures_and_json(detector: tuple[Path, Result], data: Pa
     result = pliant_cli("predict", run, images[0], broken, images[1], "--out", out, "--threshold", 0.0)
     assert result.exit_code == 1  # one image failed
     assert "broken.jpg cannot be read" in result.output
-    assert sorted(path.name for path in out.iterdir()) == ["predictions.json", "scene_7.png", "scene_8.png"]
+    assert {path.name for path in out.glob("[!.]*")} == {"predictions.json", "scene_7.png", "scene_8.png"}
     with Image.open(out / "scene_7.png") as picture:
         assert picture.size == (64, 48)
     detections = json.loads((out / "predictions.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from pliant.recipes import export
 from pliant.recipes.exported import Agreement
 
 CLASSES = ("cell [/x] $_$:smile:", "\x1b[31mred\n[on]\t")
+IDS = (17, 5)
 FOLDER = "runs [/new] [on]:smile: \x1b[31m\n\t$"
 FILE = "a [on]:smile: [bold]\x1b[31m\n\t$"
 TINY = (
@@ -63,8 +65,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     miniature.make_coco(place / "data", {"train": 2, "val": 2})
     for file in (place / "data" / "annotations").iterdir():
         content = json.loads(file.read_text())
-        for category, name in zip(content["categories"], CLASSES, strict=True):
-            category["name"] = name
+        for category, name, key in zip(content["categories"], CLASSES, IDS, strict=True):
+            category.update(id=key, name=name)
+        for annotation in content["annotations"]:
+            annotation["category_id"] = IDS[annotation["category_id"] - 1]
         content["annotations"].append({**content["annotations"][0], "id": 77, "bbox": [9, 9, 0, 5]})
         for image in content["images"]:
             old = place / "data" / file.stem.removeprefix("instances_") / image["file_name"]
@@ -83,7 +87,7 @@ def test_train_and_resume(place: Path, trained: Result) -> None:
     assert f"run folder  {printable(str(place / 'run'))}\n" in trained.output
     assert all(printable(name) in trained.output for name in CLASSES)
     assert f"Weights: {printable(str(place / 'run'))}" in trained.output
-    assert json.loads((place / "run" / "recipe.json").read_text())["classes"] == list(CLASSES)
+    assert json.loads((place / "run" / "recipe.json").read_text())["classes"] == list(reversed(CLASSES))
     assert [line.split(":")[0] for line in (place / "run" / "problems.txt").read_text().splitlines()] == ["train"]
     assert "This run is finished" in run("train", "--resume", place / "run").output
     again = run("train", "coco.faster_rcnn", "--data", place / "data", "--run", place / "run", *changes(), code=2)
@@ -114,7 +118,7 @@ def test_predict_and_look(place: Path, tmp_path: Path) -> None:
     assert f"{printable(broken.name)} cannot be read" in output
     assert f"2 pictures in {printable(str(out))}" in output
     found = json.loads((out / "predictions.json").read_text())
-    assert {item["category"] for item in found} <= set(CLASSES)
+    assert {(item["category_id"], item["category"]) for item in found} == set(zip(IDS, CLASSES, strict=True))
     output = run("look", place / "run", place / "data" / "val", broken, "--no-cost", "--threshold", 0, code=1).output
     assert f"{printable(broken.name)} cannot be read" in output
     assert (place / "run" / "look" / "look.html").is_file()
@@ -187,6 +191,43 @@ def test_text_is_text_wherever_it_is_printed(capsys: pytest.CaptureFixture[str])
         with console.capture() as captured:
             console.print(progress._shown())
     assert captured.get().count(printable(name)) == 2
+
+
+def test_progress_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pliant.console, "_SHORTEST_WAIT", 0.01)
+    with Progress() as progress:
+        for _ in progress.track(range(3), "taking steps"):
+            time.sleep(0.05)
+        with progress.task("thinking"):
+            time.sleep(0.05)
+    with Progress(quiet=True) as progress, progress.task("silence"):
+        time.sleep(0.05)
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert printed.out == ""
+    assert "taking steps 1/3, 0:00, about 0:00 left" in lines
+    assert "taking steps 3/3, 0:00" in lines
+    assert "thinking, 0:00" in lines
+    assert "silence" not in printed.err
+
+
+def test_a_task_that_is_over_soon_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        assert list(progress.track([1, 2], "taking steps")) == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "120")):
+        monkeypatch.setenv(name, value)
+    with Progress(above=lambda: Table("so far [/x]")) as progress, progress.task("training", 4, 1) as task:
+        task.update(3, "loss [0.5]")
+        progress._live.refresh()
+    shown = capsys.readouterr().err
+    for text in ("so far [/x]", "training", "3/4", "loss [0.5]"):
+        assert text in shown
 
 
 def test_one_module_prints() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from pliant.console import Console
 
 if TYPE_CHECKING:
     from pliant.engine.test_time import Procedure
+
 
 app = typer.Typer(
     help="Deformable ConvNets for PyTorch.",
@@ -43,6 +45,30 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command, in whose paths ``~`` is the home folder, where the shell leaves it as well."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def call(**given: Any) -> None:
+            assignments = [text.partition("=") for text in given.get("assignments") or ()]
+            if assignments:
+                given["assignments"] = [
+                    field + equals + os.path.expanduser(text) for field, equals, text in assignments
+                ]
+            function(**{name: _at_home(value) for name, value in given.items()})
+
+        return app.command(name)(call)
+
+    return register
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -55,7 +81,7 @@ def options(
         os.environ["PLIANT_DEBUG"] = "1"
 
 
-@app.command()
+@_command()
 def train(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Such as voc.faster_rcnn_deform.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder of the data.")] = None,
@@ -89,7 +115,7 @@ def train(
         start_training(recipe, data, assignments=assignments or (), run=run, strict=strict, devices=devices)
 
 
-@app.command()
+@_command()
 def check(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Such as voc.rfcn_deform.")],
     data: Annotated[Path, typer.Option(help="The folder of the data.")],
@@ -106,7 +132,7 @@ def check(
             raise typer.Exit(2)
 
 
-@app.command("eval")
+@_command("eval")
 def evaluate(
     source: Source,
     data: Annotated[Path | None, typer.Option(help="The folder of the data; that of the training by default.")] = None,
@@ -138,7 +164,7 @@ def evaluate(
         )
 
 
-@app.command()
+@_command()
 def predict(
     source: Source,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
@@ -161,7 +187,7 @@ def predict(
             raise typer.Exit(1)
 
 
-@app.command()
+@_command()
 def look(
     source: Source,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
@@ -185,7 +211,7 @@ def look(
             raise typer.Exit(1)
 
 
-@app.command()
+@_command()
 def export(
     source: Source,
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
@@ -203,7 +229,7 @@ def export(
             raise typer.Exit(1)
 
 
-@app.command("import-weights")
+@_command("import-weights")
 def import_weights(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The authors' .params, or mmdetection's .pth.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
@@ -231,7 +257,7 @@ def import_weights(
         Console(stderr=True).print(f"{done.path}: {done.name}, {len(done.classes)} classes")
 
 
-@app.command()
+@_command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("pliant-demo"),
     steps: Annotated[int | None, typer.Option(min=1, help="Steps for each network.")] = None,
@@ -244,7 +270,7 @@ def demo(
         run(out, steps=steps, seed=seed)
 
 
-@app.command()
+@_command()
 def ablate(
     data: Annotated[Path | None, typer.Option(help="The folder of the data; drawn digits by default.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")] = Path("pliant-ablation"),
@@ -265,7 +291,7 @@ def ablate(
         Console(stderr=True).print(f"Written to {done}")
 
 
-@app.command()
+@_command()
 def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="For everyone; torch's number by default.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="For each row; three rounds at least.")] = 30.0,

@@ -89,7 +89,9 @@ class Progress:
         self._bars = Bars(
             _Doing(), BarColumn(), _Count(), TimeElapsedColumn(), TimeRemainingColumn(), _Note(), console=self.console
         )
-        self._live = Live(console=self.console, get_renderable=self._shown, refresh_per_second=4)
+        self._live = Live(
+            console=self.console, get_renderable=self._shown, refresh_per_second=4, transient=above is None
+        )
         self._tasks: list[Task] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._print_lines, daemon=True)

@@ -174,7 +174,7 @@ def test_what_is_there_already_is_left(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out.safetensors is there already and is left as it is"):
         import_weights(source, out)
     assert out.read_text() == "precious"
-    with pytest.raises(ValueError, match=r"there is no folder .*none"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none"):
         import_weights(source, tmp_path / "none" / "out.safetensors")
     with pytest.raises(FileNotFoundError, match=r"none.params: there is no such file"):
         import_weights(tmp_path / "none.params", tmp_path / "new.safetensors")

@@ -83,7 +83,7 @@ def test_a_detector(data: Path, tmp_path: Path) -> None:
         for form in ("png", "pdf", "svg")
     ]
     written = {path.name for path in out.iterdir()}
-    assert written == {*pictures, "look.html", "complexity.json", "effective_dilation.json"}
+    assert written == {*pictures, ".pliant-files", "look.html", "complexity.json", "effective_dilation.json"}
     assert (out / "scene_1.sampling.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "scene_1.parts.pdf").read_bytes().startswith(b"%PDF")
     shown = page_data(out / "look.html")
@@ -122,7 +122,7 @@ def test_a_segmenter(data: Path, tmp_path: Path) -> None:
     assert only["overlay"].startswith("data:image/png")
     assert only["detections"] == []
     assert only["pools"] == []
-    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png", ".pdf", ".svg", ".html"}
+    assert {path.suffix for path in (tmp_path / "out").glob("[!.]*")} == {".png", ".pdf", ".svg", ".html"}
 
 
 def test_a_classifier(data: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pliant.bench.memory import why_not as memory_why_not
 from pliant.bench.rows import CONVOLUTION_HEAD, CONVOLUTIONS, POOLING_HEAD, POOLINGS, ConvRow, PoolRow
 from pliant.console import Console
 from pliant.ops import _native
+from pliant.outputs import Outputs
 
 Row = TypeVar("Row", ConvRow, PoolRow)
 
@@ -58,13 +59,13 @@ def run(
 
     Raises:
         OSError: if there is no folder for a file to write.
-        ValueError: if no row is called so.
+        ValueError: if no row is called so, or a file to write is there already and is not Pliant's.
     """
     if chart is not None:
         if not operators:
             raise ValueError("a chart shows the operators, which are not to be timed")
         out = chart.with_suffix(".json") if out is None else out
-    _check_folders(out, scaling, chart)
+    outputs = {path: Outputs.file(path) for path in _different(out, scaling, chart)}
     if only is not None:
         convolutions, poolings = _called(only, convolutions), _called(only, poolings)
         if not convolutions and not poolings:
@@ -81,22 +82,26 @@ def run(
         if memory and memory_reason is None:
             results["memory"] = _memory(convolutions, count)
         if scaling is not None:
-            results["scaling"] = _scaling(scaling, count, seconds)
+            results["scaling"] = _scaling(outputs[scaling], count, seconds)
     if chart is not None and results["convolution"]:
         from pliant.bench.chart import draw  # needs matplotlib
 
-        draw(results["convolution"], chart, CONVOLUTION_HEAD, f"{report.summary(about)}; {about['date']}")
+        with outputs[chart].writing(chart.name) as (place,):
+            draw(results["convolution"], place, CONVOLUTION_HEAD, f"{report.summary(about)}; {about['date']}")
     _show(report.summary(about), _tables(results, memory_reason), markdown)
     if out is not None:
         found = {name: [asdict(result) for result in each] for name, each in results.items()}
-        out.write_text(json.dumps({"about": about} | found, indent=1, allow_nan=False) + "\n")
+        with outputs[out].writing(out.name) as (place,):
+            place.write_text(json.dumps({"about": about} | found, indent=1, allow_nan=False) + "\n")
     return not any(getattr(result, "wrong", None) for each in results.values() for result in each)
 
 
-def _check_folders(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+def _different(*paths: Path | None) -> list[Path]:
+    """The files to write, each of which must be another."""
+    given = [path for path in paths if path is not None]
+    if len({path.resolve() for path in given}) < len(given):
+        raise ValueError(f"two results cannot be written to one file: {', '.join(map(str, given))}")
+    return given
 
 
 def _called(text: str, rows: Sequence[Row]) -> list[Row]:
@@ -131,14 +136,15 @@ def _memory(rows: Sequence[ConvRow], threads: int) -> list[Any]:
     return found
 
 
-def _scaling(path: Path, threads: int, seconds: float) -> list[Any]:
+def _scaling(outputs: Outputs, threads: int, seconds: float) -> list[Any]:
     from pliant.bench.scaling import draw, measure_scaling, points  # needs matplotlib
 
     panels = []
     for quantity, along in points(threads).items():
         _say(f"scaling with {quantity}")
         panels.append(measure_scaling(quantity, along, seconds))
-    draw(panels, path)
+    with outputs.writing(*outputs.names) as (place,):
+        draw(panels, place)
     return panels
 
 

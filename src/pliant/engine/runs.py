@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from pliant.outputs import is_free, require_folder
 
 try:
     import fcntl
@@ -83,20 +85,20 @@ class RunFolder:
             yield run
         except BaseException:
             if not run.started:
-                run._remove(made)
+                run.clear()
+                with contextlib.suppress(OSError):
+                    for folder in made:
+                        folder.rmdir()
             raise
 
-    def _remove(self, folders: Sequence[Path]) -> None:
-        """Remove what a run has before its first step, and those of these folders that are empty then."""
+    def clear(self) -> None:
+        """Remove what a run has before its first step."""
         for name in _BEFORE_THE_FIRST_STEP:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            for folder in folders:
-                folder.rmdir()
 
     @property
     def started(self) -> bool:
@@ -116,8 +118,9 @@ class RunFolder:
         return run
 
     def require_free(self) -> None:
-        """Raise `ValueError` if something is there already."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        """Raise `ValueError` if something is there already, and `OSError` if no folder can be made there."""
+        require_folder(self.path)
+        if not is_free(self.path):
             raise ValueError(
                 f"{self.path} already holds something and is left as it is: continue that run with "
                 f"--resume {self.path}, or choose another folder with --run"

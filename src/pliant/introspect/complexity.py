@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import timeit
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,7 +16,6 @@ import torchvision  # noqa: F401  (registers its operators)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from pliant import ops  # noqa: F401  (registers the operators)
@@ -101,8 +101,12 @@ def _complexity(model: nn.Module, inputs: Any, seconds: float) -> Complexity:
 @torch.no_grad()
 def _seconds(models: Sequence[nn.Module], inputs: Any, min_seconds: float) -> list[list[float]]:
     """Times of single passes by model, one after the other in every round, so that a busy machine slows all."""
-    threads = torch.get_num_threads()
-    timers = [Timer("model(*inputs)", globals={"model": m, "inputs": inputs}, num_threads=threads) for m in models]
+    # torch's Timer looks for a CUDA compiler when it is imported, and complains of one without a GPU.
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    timers = [
+        timeit.Timer("model(*inputs); wait()", globals={"model": model, "inputs": inputs, "wait": wait})
+        for model in models
+    ]
     times: list[list[float]] = [[] for _ in models]
     with ExitStack() as modes:
         for model in models:
@@ -110,7 +114,7 @@ def _seconds(models: Sequence[nn.Module], inputs: Any, min_seconds: float) -> li
             model(*inputs)
         while len(times[0]) < _LEAST_ROUNDS or sum(map(sum, times)) < min_seconds:
             for timer, found in zip(timers, times, strict=True):
-                found.append(timer.timeit(1).mean)
+                found.append(timer.timeit(1))
     return times
 
 

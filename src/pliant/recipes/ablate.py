@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,13 +16,15 @@ import lightning
 from torch.utils.data import Subset
 
 from pliant import processes
+from pliant.console import Progress
 from pliant.data import DataError, ImageSet
 from pliant.data.glyphs_folder import write_glyphs
 from pliant.engine import RunFolder
 from pliant.engine.fitting import fit, judge
 from pliant.engine.runs import write_json
+from pliant.outputs import Outputs
 from pliant.recipes.ablation_grid import Cell, Variant, cells, variants
-from pliant.recipes.ablation_report import AblationView, write_report
+from pliant.recipes.ablation_report import REPORT, AblationView, write_report
 from pliant.recipes.base import Recipe, find_recipe, override
 from pliant.recipes.datasets import (
     Splits,
@@ -121,7 +122,9 @@ def ablate(
     chosen = variants(recipe)
     place = "glyphs" if data is None else str(data.resolve())
     asked = {"recipe": name, "assignments": list(assignments), "data": place, "seeds": seeds, "budget": budget}
-    steps = _claim(out, asked)
+    outputs = Outputs(out, (PLAN, *REPORT), own=True)
+    steps = _steps(out, asked)
+    outputs.claim()
     folder = _draw_glyphs(out, recipe) if data is None else data
     splits = choose_splits(recipe, folder)
     test = splits.test
@@ -132,7 +135,8 @@ def ablate(
     plan = Plan(asked, name, (*own, *assignments), recipe, folder, splits, seeds)
     if steps is None:
         steps = recipe.max_steps if seconds is None else _affordable(plan, chosen, opened, seconds, start)
-        write_json(out / PLAN, {**asked, "steps": steps})
+        with outputs.writing(PLAN) as (path,):
+            write_json(path, {**asked, "steps": steps})
     plan = dataclasses.replace(plan, recipe=dataclasses.replace(recipe, max_steps=steps))
     todo = cells(chosen, seeds, out)
     try:
@@ -142,7 +146,7 @@ def ablate(
                     _run(plan, cell, opened, view.stepping(cell))
                 view.finished(cell)
     finally:
-        report = write_report(out, todo, test, plan.recipe, {**asked, "steps": steps})
+        report = write_report(outputs, todo, test, plan.recipe, {**asked, "steps": steps})
     return report
 
 
@@ -160,13 +164,10 @@ def parse_duration(text: str) -> float:
     return float(3600 * hours + 60 * minutes + seconds)
 
 
-def _claim(out: Path, asked: dict[str, Any]) -> int | None:
-    """The number of steps if `out` holds this very ablation; None if it is free."""
+def _steps(out: Path, asked: dict[str, Any]) -> int | None:
+    """The number of steps if `out` holds this very ablation; None if it holds none."""
     path = out / PLAN
     if not path.is_file():
-        if out.exists() and (not out.is_dir() or any(entry.name != "glyphs" for entry in out.iterdir())):
-            raise ValueError(f"{out} holds something that is no ablation; choose another folder with --out")
-        out.mkdir(parents=True, exist_ok=True)
         return None
     held = json.loads(path.read_text(encoding="utf-8"))
     differing = [
@@ -188,7 +189,8 @@ def _draw_glyphs(out: Path, recipe: Recipe) -> Path:
             "sides": (24, recipe.short_side - 8),
             "warp": 0.5,
         }
-        write_glyphs(temporary, {"train": 600, "test": 150}, **scenes)
+        with Progress() as progress, progress.task("drawing the digits"):
+            write_glyphs(temporary, {"train": 600, "test": 150}, **scenes)
         temporary.rename(folder)
     return folder
 
@@ -198,7 +200,7 @@ def _run(plan: Plan, cell: Cell, opened: TrainingData, watch: Callable[[int], No
     recipe = dataclasses.replace(plan.recipe, **cell.variant.changes, seed=cell.seed)
     run = RunFolder(cell.folder)
     if not run.description_path.is_file():
-        shutil.rmtree(cell.folder, ignore_errors=True)
+        run.clear()
         run = RunFolder.create(
             cell.folder, describe(plan.name, plan.assignments, recipe, opened.classes, plan.splits, plan.data)
         )
@@ -225,7 +227,8 @@ def _affordable(plan: Plan, chosen: Sequence[Variant], opened: TrainingData, bud
         ValueError: If that is hardly any.
     """
     test = open_split(plan.recipe, plan.data, str(plan.splits.test), classes=opened.classes)
-    trials = [_trial(plan, variant, opened, test) for variant in chosen]
+    with Progress() as progress:
+        trials = [_trial(plan, variant, opened, test) for variant in progress.track(chosen, "timing the networks")]
     of_step = plan.seeds * sum(step for step, _ in trials)
     fixed = plan.seeds * sum(rest for _, rest in trials)
     left = budget * (1 - _HELD_BACK) - (time.monotonic() - start) - fixed

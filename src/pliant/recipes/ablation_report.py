@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import pliant
 from pliant.console import Progress, Table
-from pliant.engine.runs import replacing
+from pliant.outputs import Outputs
 from pliant.recipes.ablation_grid import Cell, Variant, table_rows
 from pliant.recipes.base import DetectionRecipe, Recipe
 
@@ -106,20 +106,21 @@ class AblationView:
         return "failed" if value is None else f"{100 * value:.1f}"
 
 
-def write_report(out: Path, cells: Sequence[Cell], split: str, recipe: Recipe, asked: Mapping[str, Any]) -> Path:
+REPORT = ("ablation.md", "ablation.csv", "ablation.png", "ablation.svg")
+
+
+def write_report(outputs: Outputs, cells: Sequence[Cell], split: str, recipe: Recipe, asked: Mapping[str, Any]) -> Path:
     """Write ``ablation.md``, ``ablation.csv``, ``ablation.png`` and ``ablation.svg``.
 
     Returns:
         The first.
     """
-    with replacing(out / "ablation.csv") as temporary:
-        temporary.write_text(_csv(cells, split, metrics_of(recipe)), encoding="utf-8")
-    for suffix in ("png", "svg"):
-        _draw(cells, split, recipe).savefig(out / f"ablation.{suffix}", dpi=160)
-    path = out / "ablation.md"
-    with replacing(path) as temporary:
-        temporary.write_text(_markdown(cells, split, recipe, asked), encoding="utf-8")
-    return path
+    with outputs.writing(*REPORT) as (markdown, table, *pictures):
+        markdown.write_text(_markdown(cells, split, recipe, asked), encoding="utf-8")
+        table.write_text(_csv(cells, split, metrics_of(recipe)), encoding="utf-8")
+        for picture in pictures:
+            _draw(cells, split, recipe).savefig(picture, dpi=160)
+    return outputs.folder / REPORT[0]
 
 
 def _markdown(cells: Sequence[Cell], split: str, recipe: Recipe, asked: Mapping[str, Any]) -> str:

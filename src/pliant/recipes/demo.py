@@ -19,7 +19,8 @@ import pliant
 from pliant.console import Console, Progress, Table, Task
 from pliant.data import Glyphs
 from pliant.engine.metrics import SegmentationMetrics
-from pliant.recipes.demo_report import RESULTS, Outcome, Result, write_report
+from pliant.outputs import Outputs
+from pliant.recipes.demo_report import FILES, Outcome, Result, write_report
 
 NETWORKS = ("plain", "dilated", "deformable")
 STEPS, BATCH, TRAIN_SCENES, TEST_SCENES = 1200, 16, 2000, 256
@@ -76,7 +77,8 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0) -> None:
     Raises:
         ValueError: when the folder holds something else.
     """
-    _claim(out)
+    outputs = Outputs(out, FILES, own=True)
+    outputs.claim()
     steps = STEPS if steps is None else steps
     console = Console()
     console.print(f"Pliant {pliant.__version__}: three networks, {steps} steps of {BATCH} scenes each, seed {seed}")
@@ -106,7 +108,7 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0) -> None:
             trained=trained["deformable"],
         )
         with progress.task("looking at the networks"):
-            page = write_report(out, outcome)
+            page = write_report(outputs, outcome)
     console.print(_table(results))
     console.print(f"Open {page}")
 
@@ -179,11 +181,3 @@ def _table(results: list[Result]) -> Table:
             f"{result.seconds_per_step / results[0].seconds_per_step:.2f} x plain",
         )
     return table
-
-
-def _claim(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; the demo needs a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / RESULTS).is_file():
-        raise ValueError(f"{out} holds other files; the demo writes into a new folder or over an earlier demo")
-    out.mkdir(parents=True, exist_ok=True)

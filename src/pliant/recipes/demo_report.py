@@ -31,8 +31,16 @@ from pliant.introspect import (
     sampling_points,
 )
 from pliant.introspect.page import PageImage, write_page
+from pliant.outputs import Outputs
 
 RESULTS, PAGE, EXPLORER = "results.json", "report.html", "look.html"
+COMPARISON, PREDICTIONS, SAMPLING, DILATION = (
+    "comparison.svg",
+    "predictions.png",
+    "sampling.png",
+    "effective_dilation.svg",
+)
+FILES = (RESULTS, PAGE, EXPLORER, COMPARISON, PREDICTIONS, SAMPLING, DILATION)
 AREAS = (30.0**2, 48.0**2)  # of digits, in square pixels: a third of them each is small, medium, large
 _SHOWN = 6  # scenes among the predictions
 _LAYERS, _STRIDE = 3, 8
@@ -95,16 +103,22 @@ class Figure:
         return f"data:{kind};base64,{base64.b64encode(self.picture.read_bytes()).decode()}"
 
 
-def write_report(out: Path, outcome: Outcome) -> Path:
+def write_report(outputs: Outputs, outcome: Outcome) -> Path:
     """Measure the trained networks, and write pictures, ``results.json``, ``look.html`` and ``report.html``.
 
     Args:
-        out: a folder that exists.
+        outputs: the files of the demo, `FILES`.
         outcome: of the demo.
 
     Returns:
         The page, which needs no other file and no network.
     """
+    with outputs.writing(*FILES) as places:
+        _write_files(places[0].parent, outcome)
+    return outputs.folder / PAGE
+
+
+def _write_files(out: Path, outcome: Outcome) -> None:
     dilation = _effective_dilation(outcome)
     cost = compare_with_plain(outcome.trained, outcome.images[:1].float() / 255, plain=outcome.plain)
     about = {
@@ -147,7 +161,6 @@ def write_report(out: Path, outcome: Outcome) -> Path:
         command=f"pliant demo --seed {outcome.settings['seed']} --steps {outcome.settings['steps']}",
     )
     (out / PAGE).write_text(page, encoding="utf-8")
-    return out / PAGE
 
 
 def _template() -> str:
@@ -156,7 +169,7 @@ def _template() -> str:
 
 def _comparison(out: Path, outcome: Outcome) -> Figure:
     results = outcome.results
-    path = out / "comparison.svg"
+    path = out / COMPARISON
     draw.bars(path, [(result.network, result.miou) for result in results], "mIoU (%)")
     last = results[-1]
     against = " and ".join(f"{last.miou - other.miou:+.1f} against the {other.network} one" for other in results[:-1])
@@ -183,7 +196,7 @@ def _comparison(out: Path, outcome: Outcome) -> Figure:
 
 
 def _predictions(out: Path, outcome: Outcome) -> Figure:
-    path = out / "predictions.png"
+    path = out / PREDICTIONS
     columns = [("truth", list(outcome.masks[:_SHOWN]))]
     columns += [(name, list(ids[:_SHOWN])) for name, ids in outcome.predicted.items()]
     draw.segmentations(path, list(outcome.images[:_SHOWN]), columns, outcome.scenes.classes)
@@ -198,7 +211,7 @@ def _predictions(out: Path, outcome: Outcome) -> Figure:
 
 def _sampling(out: Path, outcome: Outcome) -> Figure:
     """A unit on the largest digit, on the smallest, and on the background, before and after training."""
-    path = out / "sampling.png"
+    path = out / SAMPLING
     rows, reach = [], []
     for name, index, at in places(outcome.scenes):
         image = torch.from_numpy(outcome.scenes.scene(index).image)
@@ -231,7 +244,7 @@ def _effective_dilation(outcome: Outcome) -> dict[str, dict[str, Spread]]:
 
 
 def _dilation(out: Path, outcome: Outcome, spreads: dict[str, dict[str, Spread]]) -> Figure:
-    path = out / "effective_dilation.svg"
+    path = out / DILATION
     named = {f"layer {number}": groups for number, groups in enumerate(spreads.values(), 1)}
     draw.effective_dilation(path, named)
     small, large = (round(area**0.5) for area in AREAS)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from pliant import processes
-from pliant.console import Console, Table, styled
-from pliant.data import COCODetection, DataError, ImageSet, VOCDetection
+from pliant.console import Console, Progress, Table, styled
+from pliant.data import COCODetection, DataError, DetectionSet, ImageSet, SegmentationSet, VOCDetection
 from pliant.engine import DetectionModule
 from pliant.engine.fitting import judge
 from pliant.engine.runs import write_json
 from pliant.engine.test_time import Procedure
 from pliant.engine.training import TrainingModule
+from pliant.outputs import Outputs
 from pliant.recipes.base import Recipe, kind_of
 from pliant.recipes.datasets import choose_test_split, collate_for_evaluation, open_split
 from pliant.recipes.exported import open_trained
-from pliant.recipes.result_files import write_coco_results, write_voc_results
+from pliant.recipes.result_files import voc_result_names, write_coco_results, write_voc_results
 from pliant.recipes.train import build_module, fit_settings
 from pliant.recipes.trained import Trained, under_procedure
 
@@ -54,7 +55,9 @@ def evaluate(
         data: The folder of the data; that of the training if None and `source` is a run folder.
         split: The split; that of the training's recipe if None.
         strict: Whether the first problem of the data is an error.
-        out: The JSON file; ``eval-SPLIT.json`` in the run folder or beside the weights if None.
+        out: The JSON file; if None, ``eval-SPLIT.json`` in the run folder or beside the weights, and, for other data
+            than the run's own, ``eval-SPLIT-DATA.json`` after the data's folder, with result files in a folder
+            ``eval-SPLIT-DATA``. A file that is not Pliant's is never replaced: see `pliant.outputs`.
         procedure: What is done at test time beyond one pass.
         voc_results: For detection on VOC's layout, write ``comp4_det_test_CLASS.txt`` too.
         devices: How many GPUs, or processes on the CPU, share the images; None for one, or what torchrun says.
@@ -65,24 +68,31 @@ def evaluate(
 
     Raises:
         ValueError: If `source` is neither, no data or split is known, or an option does not fit the recipe.
-        DataError: If the data cannot be used.
+        DataError: If the data cannot be used, or has nothing of the classes that the network knows.
         ChildProcessError: If one of several processes died.
     """
     console = Console(stderr=True, quiet=not (show and processes.is_first()))
     trained = open_trained(source)
     root, name = data_and_split(trained, data, split)
-    path = trained.folder / f"eval-{name}.json" if out is None else out
+    path = _place(trained, root, name) if out is None else out
+    reports = Outputs.file(path, inputs=[trained.path])
     if devices is not None and processes.must_launch(devices):
         processes.require_gpus(devices, trained.recipe.accelerator)
         flags = ["--strict"] * strict + ["--voc-results"] * voc_results + _options(procedure or Procedure())
-        places = ["--data", str(root), "--split", name, "--out", str(path)]
+        places = ["--data", str(root), "--split", name, *([] if out is None else ["--out", str(out)])]
         processes.launch(["eval", str(source), *places, *flags], devices)
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return report
-    dataset = open_split(trained.recipe, root, name, classes=trained.classes, strict=strict)
+    with Progress(quiet=console.quiet) as progress, progress.task("reading the data"):
+        dataset = open_split(trained.recipe, root, name, classes=trained.classes, strict=strict)
     if voc_results and not isinstance(dataset, VOCDetection):
         raise ValueError("VOC's result files are for detection on VOC's layout")
     dataset.skip_damaged()
+    _require_known_classes(trained, dataset, name)
+    if len(dataset.problems):
+        console.print(*dataset.problems.summary().splitlines(), sep="\n", style="yellow")
+    beside = out is not None or path.stem == f"eval-{name}"
+    found = _found_outputs(dataset, path.parent if beside else path.with_suffix(""), name, voc_results)
     module = build_module(trained.recipe, trained.classes, pretrained=False)
     module.model = under_procedure(trained.model(), trained.recipe, procedure)
     results = _judge(module, dataset, trained.recipe, show)
@@ -92,14 +102,15 @@ def evaluate(
     report = _describe(trained, root, name, dataset, skipped, procedure or Procedure())
     if not processes.is_first():
         return {**report, "results": results}
-    written = _write_found(module, dataset, path.parent, name, voc_results)
+    written = _write_found(module, dataset, found)
     if isinstance(dataset, COCODetection) and not dataset.annotated:
         console.print(f"{name} has no annotations to judge by")
     else:
         report["results"] = results
         if show:
             print_results(trained, report)
-    write_json(path, report)
+    with reports.writing(path.name) as (place,):
+        write_json(place, report)
     for image in skipped:
         console.print(f"{image} cannot be read and was left out", style="red")
     console.print(f"Written to {', '.join(map(str, [*written, path]))}")
@@ -138,18 +149,68 @@ def _describe(
     }
 
 
-def _write_found(module: TrainingModule, dataset: ImageSet, folder: Path, split: str, voc: bool) -> list[Path]:
-    """Write what was found as result files, where the layout has such."""
-    if not isinstance(module, DetectionModule):
-        return []
+def _place(trained: Trained, root: Path, split: str) -> Path:
+    """The report's file: of its own for each data, so that a report is replaced by one on the same data alone."""
+    data = str(root.resolve())
+    own = trained.data is not None and str(Path(trained.data).resolve()) == data
+    plain = f"eval-{split}"
+    if own:
+        return trained.folder / f"{plain}.json"
+    other = f"{plain}-{root.resolve().name}"
+    names = chain([plain] if trained.data is None else [], [other], (f"{other}-{number}" for number in count(2)))
+    paths = (trained.folder / f"{name}.json" for name in names)
+    return next(path for path in paths if not path.exists() or _data_of(path) == data)
+
+
+def _data_of(path: Path) -> str | None:
+    """The data of a report; None if the file is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content.get("data") if isinstance(content, dict) else None
+
+
+def _require_known_classes(trained: Trained, dataset: ImageSet, split: str) -> None:
+    """Raise `DataError` if there is no box or pixel of a class that the network knows."""
+    if isinstance(dataset, COCODetection) and not dataset.annotated:
+        return
+    if isinstance(dataset, DetectionSet):
+        known = any(len(dataset.target(index)["labels"]) for index in range(len(dataset)))
+    elif isinstance(dataset, SegmentationSet):
+        known = any(bool((dataset.mask(index) < len(trained.classes)).any()) for index in range(len(dataset)))
+    else:
+        return  # an image of another class is none of the data set
+    if known:
+        return
+    theirs = open_split(dataclasses.replace(trained.recipe, classes=()), dataset.root, split).classes
+    raise DataError(
+        dataset.root,
+        f"{split} has nothing of the classes that the network knows: {', '.join(trained.classes)}. "
+        f"The classes there: {', '.join(theirs) or 'none'}. {dataset.problems.summary()}",
+    )
+
+
+def _found_outputs(dataset: ImageSet, folder: Path, split: str, voc: bool) -> Outputs | None:
+    """The files of what is found, where the layout has such."""
     if isinstance(dataset, COCODetection):
-        path = folder / f"detections_{split}_pliant_results.json"
-        write_coco_results(path, module.found.items(), dataset.category_ids)
-        return [path]
-    if voc and isinstance(dataset, VOCDetection):
-        names = dict(zip(dataset.image_ids, dataset.ids, strict=True))
-        return write_voc_results(folder, module.found.items(), names, dataset.classes)
-    return []
+        return Outputs(folder, [f"detections_{split}_pliant_results.json"])
+    if voc:
+        return Outputs(folder, voc_result_names(dataset.classes))
+    return None
+
+
+def _write_found(module: TrainingModule, dataset: ImageSet, outputs: Outputs | None) -> list[Path]:
+    """Write what was found as result files."""
+    if outputs is None or not isinstance(module, DetectionModule):
+        return []
+    with outputs.writing(*outputs.names) as places:
+        if isinstance(dataset, COCODetection):
+            write_coco_results(places[0], module.found.items(), dataset.category_ids)
+        elif isinstance(dataset, VOCDetection):
+            names = dict(zip(dataset.image_ids, dataset.ids, strict=True))
+            write_voc_results(places[0].parent, module.found.items(), names, dataset.classes)
+    return [outputs.folder / name for name in outputs.names]
 
 
 def data_and_split(trained: Trained, data: Path | None, split: str | None) -> tuple[Path, str]:

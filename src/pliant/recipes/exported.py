@@ -145,6 +145,7 @@ def write_exported(source: Path, out: Path, *, opset: int = 19) -> Trained:
         "kind": kind_of(trained.recipe),
         "fields": to_fields(trained.recipe),
         "classes": trained.classes,
+        "category_ids": trained.category_ids,
         "splits": {"test": trained.test_split},
         "step": trained.step,
     }

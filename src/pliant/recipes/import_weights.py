@@ -14,6 +14,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from pliant.data import VOC_CLASSES
 from pliant.engine.runs import write_weights
+from pliant.outputs import Outputs
 from pliant.recipes.base import DetectionRecipe, Recipe, SegmentationRecipe, find_recipe, kind_of, override, to_fields
 from pliant.recipes.datasets import Splits
 from pliant.recipes.trained import build_within
@@ -77,7 +78,7 @@ def import_weights(
 
     Args:
         source: Their file.
-        out: The file to write; there must be none yet.
+        out: The file to write; one that Pliant wrote is replaced, and no other.
         classes: Their names: foreground for detection, all for segmentation. Where none are given, those in the file,
             or COCO's, VOC's or Cityscapes' if their number is right.
         assignments: Changes of the recipe, ``field=value``.
@@ -89,13 +90,10 @@ def import_weights(
         ValueError: If it is none of these, does not fit the network (all that is missing, unknown or misshapen is
             listed), or the classes are not as many. Nothing is written then.
     """
-    if out.exists():
-        raise ValueError(f"{out} is there already and is left as it is; choose another name")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}")
+    outputs = Outputs.file(out, inputs=[source])
     if not source.is_file():
         raise FileNotFoundError(f"{source}: there is no such file of weights")
-    found = _described(source, denormalized)
+    found = _authors(source, denormalized) if is_params(source) else _mmdetection(source)
     recipe = override(found.recipe, assignments)
     names = _checked_classes(source, found, recipe, tuple(classes))
     model = build_within(source, recipe, names, found.arrays)
@@ -114,7 +112,8 @@ def import_weights(
         "step": 0,
         "imported_from": source.name,
     }
-    write_weights(out, model, description)
+    with outputs.writing(out.name) as (place,):
+        write_weights(place, model, description)
     return Imported(out, found.name, recipe, names)
 
 
@@ -148,16 +147,6 @@ def _authors(source: Path, denormalized: bool | None) -> _Found:
         classes = {21: VOC_CLASSES, 81: _coco()}.get(network.num_classes, ())
     true_numbers = tested if denormalized is None else denormalized
     return _Found(arrays, network, lambda: network.convert(arrays, denormalized=true_numbers), name, recipe, classes)
-
-
-def _described(source: Path, denormalized: bool | None) -> _Found:
-    """What a file says, whose numbers may be no recipe's."""
-    try:
-        return _authors(source, denormalized) if is_params(source) else _mmdetection(source)
-    except ValueError as error:
-        if str(source) in str(error):
-            raise
-        raise ValueError(f"{source} describes a network that cannot be built: {error}") from error
 
 
 def _mmdetection(source: Path) -> _Found:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +19,16 @@ from pliant.engine.runs import write_json
 from pliant.introspect import EffectiveDilation, RoIParts, Spread, Trace, compare_with_plain, draw, roi_parts
 from pliant.introspect.effective_dilation import GROUPS
 from pliant.introspect.page import PageImage, PageTable, write_page
+from pliant.outputs import Outputs, unique_names
 from pliant.recipes.base import DetectionRecipe, Recipe
 from pliant.recipes.datasets import open_split
 from pliant.recipes.evaluate import data_and_split
 from pliant.recipes.networks import build_model
-from pliant.recipes.predict import unique_names
+from pliant.recipes.predict import without_own
 from pliant.recipes.seen import Seen, see
 from pliant.recipes.trained import Trained, load_trained
 
+_PAGE, _COST, _DILATION = "look.html", "complexity.json", "effective_dilation"
 _FORMATS = ("png", "pdf", "svg")
 _MOST_ROIS = 6
 
@@ -37,17 +41,26 @@ class Looked:
         page: The file to open in a browser.
         pictures: All pictures, in every format.
         failed: Images that could not be read, and why.
+        outputs: The files that may be written.
     """
 
     page: Path
+    outputs: Outputs
     pictures: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
 
-    def paths(self, name: str) -> list[Path]:
-        """Where a picture goes, in every format."""
-        new = [self.page.with_name(f"{name}.{ending}") for ending in _FORMATS]
-        self.pictures += new
-        return new
+    @contextlib.contextmanager
+    def drawing(self, name: str) -> Iterator[list[Path]]:
+        """Paths to draw a picture to, in every format."""
+        files = [f"{name}.{ending}" for ending in _FORMATS]
+        with self.outputs.writing(*files) as places:
+            yield places
+        self.pictures += [self.page.with_name(file) for file in files]
+
+    def write(self, name: str, content: Any) -> None:
+        """Write numbers as JSON."""
+        with self.outputs.writing(name) as (place,):
+            write_json(place, content)
 
 
 def look(
@@ -83,21 +96,23 @@ def look(
 
     Raises:
         FileNotFoundError: If the weights or an image are not there.
-        ValueError: If the weights cannot be used, nothing in the network is deformable, `data` does not fit it, or no
-            image can be read.
+        ValueError: If the weights cannot be used, nothing in the network is deformable, `data` does not fit it, no
+            image can be read, or a file that is not Pliant's is where one would go.
     """
     found_images = find_images(images, leave_out=out)
-    files = found_images.images
+    files, own = without_own(found_images.images, images)
     trained = load_trained(source)
     if _plain(trained.recipe) == trained.recipe:
         raise ValueError(f"{trained.path}: nothing in this network is deformable")
     measured = _open(trained, data, split)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = trained.model().to(chosen)
-    looked = Looked((trained.folder / "look" if out is None else out) / "look.html")
-    if passed_over := found_images.passed_over():
-        Console(stderr=True).print(passed_over, style="yellow")
-    names, seen = unique_names(files), dict[str, Seen]()
+    names, seen = unique_names(files, ("",)), dict[str, Seen]()
+    outputs = Outputs(trained.folder / "look" if out is None else out, _planned(names.values()), inputs=files)
+    looked = Looked(outputs.folder / _PAGE, outputs)
+    for sentence in (found_images.passed_over(), own):
+        if sentence is not None:
+            Console(stderr=True).print(sentence, style="yellow")
     with Progress() as progress:
         for path in progress.track(files, "what it finds"):
             try:
@@ -110,7 +125,6 @@ def look(
             seen[names[path]] = found
         if not seen:
             raise ValueError("no image can be read")
-        looked.page.parent.mkdir(parents=True, exist_ok=True)
         classes = ("background", *trained.classes)
         pages = [
             _look_at(model, name, each, classes, looked)
@@ -122,8 +136,16 @@ def look(
                 tables.append(_cost(model, trained, next(iter(seen.values())), looked))
         if measured is not None:
             tables.append(_dilation(model, measured, chosen, looked, progress))
-    write_page(looked.page, f"{trained.name} after {trained.step} steps", pages, tables)
+    with outputs.writing(_PAGE) as (place,):
+        write_page(place, f"{trained.name} after {trained.step} steps", pages, tables)
     return looked
+
+
+def _planned(names: Iterable[str]) -> list[str]:
+    """Every file that there may be."""
+    drawn = [f"{name}.{what}" for name in names for what in ("sampling", "parts")]
+    pictures = [f"{name}.{ending}" for name in (*drawn, _DILATION) for ending in _FORMATS]
+    return [_PAGE, _COST, f"{_DILATION}.json", *pictures]
 
 
 def _plain(recipe: Recipe) -> Recipe:
@@ -162,10 +184,12 @@ def _look_at(model: nn.Module, name: str, seen: Seen, classes: Sequence[str], lo
             for place, at in seen.places
         ]
         columns = ("plain network", f"{depth} deformable layer{'s' if depth > 1 else ''}")
-        draw.sampling(looked.paths(f"{name}.sampling"), rows, columns)
+        with looked.drawing(f"{name}.sampling") as places:
+            draw.sampling(places, rows, columns)
     parts = roi_parts(model, seen.image, seen.boxes) if trace.pools and len(seen.boxes) else []
     if parts:
-        draw.roi_parts(looked.paths(f"{name}.parts"), _panels(seen, shown, parts[0], classes))
+        with looked.drawing(f"{name}.parts") as places:
+            draw.roi_parts(places, _panels(seen, shown, parts[0], classes))
     return PageImage(
         name,
         seen.picture,
@@ -204,8 +228,8 @@ def _cost(model: nn.Module, trained: Trained, seen: Seen, looked: Looked) -> Pag
     plain.load_state_dict({name: value for name, value in trained.state.items() if name in own})
     inputs = [seen.image] if isinstance(trained.recipe, DetectionRecipe) else seen.image[None]
     found = compare_with_plain(model, inputs, plain=plain.to(seen.image.device))
-    write_json(
-        looked.page.with_name("complexity.json"),
+    looked.write(
+        _COST,
         {"plain": found.plain._asdict(), "deformable": found.deformable._asdict(), "time_ratio": found.time_ratio},
     )
     sides = found.plain, found.deformable
@@ -232,8 +256,9 @@ def _dilation(model: nn.Module, dataset: DetectionSet, device: str, looked: Look
             images += 1
     found = measure.compute()
     numbers = {layer: {group: spread._asdict() for group, spread in each.items()} for layer, each in found.items()}
-    write_json(looked.page.with_name("effective_dilation.json"), {"images": images, "layers": numbers})
-    draw.effective_dilation(looked.paths("effective_dilation"), found)
+    looked.write(f"{_DILATION}.json", {"images": images, "layers": numbers})
+    with looked.drawing(_DILATION) as places:
+        draw.effective_dilation(places, found)
     rows = [(layer, *(_cell(each[group]) for group in GROUPS)) for layer, each in found.items()]
     note = (
         f"Mean and standard deviation over all places of {images} images, in cells. Small: below 96²; large: above 224²"

@@ -16,15 +16,18 @@ from torch.nn import functional
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from pliant.console import Console
+from pliant.console import Progress
 from pliant.data import transforms
 from pliant.data.images import UnreadableFileError, find_images, read_image
-from pliant.engine.runs import replacing, write_json
+from pliant.engine.runs import write_json
 from pliant.engine.test_time import Procedure
+from pliant.outputs import Outputs, unique_names, wrote
 from pliant.recipes.base import ClassificationRecipe, SegmentationRecipe
 from pliant.recipes.exported import open_trained
 from pliant.recipes.result_files import coco_results
-from pliant.recipes.trained import under_procedure
+from pliant.recipes.trained import Trained, under_procedure
+
+PREDICTIONS = "predictions.json"
 
 
 @dataclass
@@ -57,14 +60,16 @@ def predict(
     """Predict for images.
 
     For detection each picture shows the boxes above the threshold, and ``predictions.json`` holds all of them
-    in COCO's results form with ``file_name`` and ``category`` added. For segmentation there is a palette PNG
+    in COCO's results form with ``file_name`` and ``category`` added; ``category_id`` is that of the training's data
+    where it has such ids, else the label, from 1, in the order of the classes. For segmentation there is a palette PNG
     of class ids, ``NAME.mask.png``, at the size of the image, and a picture of it over the image. For
     classification each picture shows the best class, and ``predictions.json`` holds the best five.
 
     Args:
         source: A run folder, a file of weights that `train` wrote, or one that `export` did.
         images: Files, or folders whose image files are taken, with those of all folders below.
-        out: The folder to write to; it is made if need be, and files of the same names are replaced.
+        out: The folder to write to; it is made if need be. Pictures that Pliant wrote there are replaced, and no other
+            file is: see `pliant.outputs`.
         threshold: The score from which boxes are drawn.
         device: Such as ``"cuda"``; a GPU if there is one when None.
         procedure: What is done at test time beyond one pass.
@@ -74,44 +79,81 @@ def predict(
 
     Raises:
         FileNotFoundError: If the weights or an image are not there.
-        ValueError: If the weights cannot be used.
+        ValueError: If the weights cannot be used, or a file that is not Pliant's is where a picture would go.
     """
     found_images = find_images(images, leave_out=out)
-    files = found_images.images
+    files, own = without_own(found_images.images, images)
     trained = open_trained(source)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = under_procedure(trained.model(), trained.recipe, procedure).to(chosen)
-    out.mkdir(parents=True, exist_ok=True)
+    segmentation = isinstance(trained.recipe, SegmentationRecipe)
+    endings = (".png", ".mask.png") if segmentation else (".png",)
+    names = unique_names(files, endings)
+    planned = [f"{name}{ending}" for name in names.values() for ending in endings]
+    outputs = Outputs(out, planned if segmentation else [*planned, PREDICTIONS], inputs=files)
     done = Prediction()
-    console = Console(stderr=True)
-    if passed_over := found_images.passed_over():
-        console.print(passed_over, style="yellow")
-    names = unique_names(files)
-    for image_id, path in enumerate(files):
-        try:
-            image = read_image(path)  # uint8 [3, H, W]
-        except UnreadableFileError as error:
-            done.failed[path] = str(error)
-            console.print(f"{path} cannot be read and is left out: {error}", style="red")
-            continue
-        if isinstance(trained.recipe, SegmentationRecipe):
-            ids = segment(model, image, trained.recipe, chosen)
-            _write_mask(out / f"{names[path]}.mask.png", ids, len(trained.classes))
-            picture = _draw_mask(image, ids, len(trained.classes))
-        elif isinstance(trained.recipe, ClassificationRecipe):
-            scores = _classify(model, image, trained.recipe, chosen)
-            best = _best(scores, trained.classes)
-            done.labels.append({"file_name": str(path), "top5": best})
-            picture = _draw_name(image, f"{best[0]['category']} {best[0]['score']:.2f}")
-        else:
-            found = detect(model, image, chosen)
-            done.detections += _named_results(found, image_id, path, trained.classes)
-            picture = _draw_boxes(image, found, trained.classes, threshold)
-        done.pictures[path] = out / f"{names[path]}.png"
-        _write_png(done.pictures[path], to_pil_image(picture))
-    if not isinstance(trained.recipe, SegmentationRecipe):
-        write_json(out / "predictions.json", done.detections + done.labels)
+    with Progress() as progress:
+        for sentence in (found_images.passed_over(), own):
+            if sentence is not None:
+                progress.console.print(sentence, style="yellow")
+        for image_id, path in enumerate(progress.track(files, "predicting")):
+            try:
+                image = read_image(path)  # uint8 [3, H, W]
+            except UnreadableFileError as error:
+                done.failed[path] = str(error)
+                progress.console.print(f"{path} cannot be read and is left out: {error}", style="red")
+                continue
+            pictures = _use(trained, model, image, image_id, path, chosen, threshold, done)
+            with outputs.writing(*(f"{names[path]}{ending}" for ending in endings)) as places:
+                for place, picture in zip(places, pictures, strict=True):
+                    picture.save(place)
+            done.pictures[path] = out / f"{names[path]}.png"
+    if not segmentation:
+        with outputs.writing(PREDICTIONS) as (place,):
+            write_json(place, done.detections + done.labels)
     return done
+
+
+def _use(
+    trained: Trained,
+    model: nn.Module,
+    image: Tensor,
+    image_id: int,
+    path: Path,
+    device: str,
+    threshold: float,
+    done: Prediction,
+) -> list[Image.Image]:
+    """Run the network on an image, add what is found to `done`, and return the pictures of it."""
+    classes = trained.classes
+    if isinstance(trained.recipe, SegmentationRecipe):
+        ids = segment(model, image, trained.recipe, device)
+        return [to_pil_image(_draw_mask(image, ids, len(classes))), _mask(ids, len(classes))]
+    if isinstance(trained.recipe, ClassificationRecipe):
+        best = _best(_classify(model, image, trained.recipe, device), classes)
+        done.labels.append({"file_name": str(path), "top5": best})
+        return [to_pil_image(_draw_name(image, f"{best[0]['category']} {best[0]['score']:.2f}"))]
+    found = detect(model, image, device)
+    done.detections += _named_results(found, image_id, path, trained)
+    return [to_pil_image(_draw_boxes(image, found, classes, threshold))]
+
+
+def without_own(files: Sequence[Path], given: Sequence[Path]) -> tuple[list[Path], str | None]:
+    """Leave out the pictures that Pliant itself drew, but for those that are given by their own paths.
+
+    Returns:
+        The rest, and a sentence that says what was left out; None if nothing was.
+
+    Raises:
+        FileNotFoundError: If nothing else is there.
+    """
+    own = {path for path in files if path not in given and wrote(path)}
+    if not own:
+        return list(files), None
+    said = f"{len(own)} pictures that Pliant drew are passed over, such as {min(own)}"
+    if len(own) == len(files):
+        raise FileNotFoundError(f"there are no other images: {said}")
+    return [path for path in files if path not in own], said
 
 
 @torch.inference_mode()
@@ -146,12 +188,12 @@ def _best(scores: Tensor, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _named_results(
-    found: dict[str, Tensor], image_id: int, path: Path, classes: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    """COCO's results with names; ``category_id`` is the label, from 1, in the order of the classes."""
-    results = coco_results(found, image_id, {label: label for label in range(1, len(classes) + 1)})
-    return [{**item, "file_name": str(path), "category": classes[item["category_id"] - 1]} for item in results]
+def _named_results(found: dict[str, Tensor], image_id: int, path: Path, trained: Trained) -> list[dict[str, Any]]:
+    """COCO's results with names."""
+    ids = trained.category_ids or range(1, len(trained.classes) + 1)
+    names = dict(zip(ids, trained.classes, strict=True))
+    results = coco_results(found, image_id, dict(enumerate(ids, start=1)))
+    return [{**item, "file_name": str(path), "category": names[item["category_id"]]} for item in results]
 
 
 def _draw_boxes(image: Tensor, found: dict[str, Tensor], classes: tuple[str, ...], threshold: float) -> Tensor:
@@ -184,15 +226,10 @@ def _draw_mask(image: Tensor, ids: Tensor, classes: int) -> Tensor:
     return draw_segmentation_masks(image.as_subclass(Tensor), foreground, alpha=0.55, colors=colours[1:])
 
 
-def _write_mask(path: Path, ids: Tensor, classes: int) -> None:
+def _mask(ids: Tensor, classes: int) -> Image.Image:
     picture = Image.fromarray(np.asarray(ids))
     picture.putpalette([value for colour in palette(classes) for value in colour])
-    _write_png(path, picture)
-
-
-def _write_png(path: Path, picture: Image.Image) -> None:
-    with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
+    return picture
 
 
 def palette(number: int) -> list[tuple[int, int, int]]:
@@ -201,17 +238,3 @@ def palette(number: int) -> list[tuple[int, int, int]]:
     hues = [(0.02 + place * golden) % 1.0 for place in range(number - 1)]
     colours = [colorsys.hsv_to_rgb(hue, 0.85, 1.0 if place % 2 else 0.8) for place, hue in enumerate(hues)]
     return [(0, 0, 0), *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours)]
-
-
-def unique_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A name for the pictures of each file: its own without the ending, with a number where that is taken."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for path in files:
-        name, number = path.stem, 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}-{number}"
-        taken.add(name)
-        names[path] = name
-    return names

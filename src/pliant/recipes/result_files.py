@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from pliant.engine.runs import replacing
-
 
 def coco_results(found: Mapping[str, Tensor], image_id: int, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
     """The detections of an image in COCO's results form.
@@ -47,8 +45,7 @@ def write_coco_results(
         category_ids: That of each label.
     """
     results = [item for image_id, of_image in found for item in coco_results(of_image, image_id, category_ids)]
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(results))
+    path.write_text(json.dumps(results), encoding="utf-8")
 
 
 def write_voc_results(
@@ -72,9 +69,12 @@ def write_voc_results(
         columns = (result[key].tolist() for key in ("boxes", "labels", "scores"))
         for (x0, y0, x1, y1), label, score in zip(*columns, strict=True):
             lines[label].append(f"{names[image_id]} {score:.3f} {x0 + 1:.1f} {y0 + 1:.1f} {x1:.1f} {y1:.1f}\n")
-    paths = []
-    for label, name in enumerate(classes, start=1):
-        paths.append(folder / f"comp4_det_test_{name.replace('/', '%2F')}.txt")
-        with replacing(paths[-1]) as temporary:
-            temporary.write_text("".join(lines[label]))
+    paths = [folder / name for name in voc_result_names(classes)]
+    for label, path in enumerate(paths, start=1):
+        path.write_text("".join(lines[label]), encoding="utf-8")
     return paths
+
+
+def voc_result_names(classes: Sequence[str]) -> list[str]:
+    """The files of `write_voc_results`."""
+    return [f"comp4_det_test_{name.replace('/', '%2F')}.txt" for name in classes]

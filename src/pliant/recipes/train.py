@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 
 from pliant import processes
-from pliant.console import Console, printable
+from pliant.console import Console, Progress, printable
 from pliant.engine import ClassificationModule, DetectionModule, RunFolder, Schedule, SegmentationModule
 from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.sampling import orientations
@@ -59,10 +59,12 @@ def train(
         options = [part for text in assignments for part in ("--set", text)] + ["--strict"] * strict
         _launch(["train", name, "--data", str(data), "--run", str(folder.path), *options], folder, recipe, devices)
         return folder
-    opened = open_training_data(recipe, data, splits, strict=strict)
+    with Progress(quiet=not processes.is_first()) as progress, progress.task("reading the data"):
+        opened = open_training_data(recipe, data, splits, strict=strict)
     lightning.seed_everything(recipe.seed, verbose=False)
     module = build_module(recipe, opened.classes)
-    description = describe(name, assignments, recipe, opened.classes, splits, data, strict)
+    ids = getattr(opened.train, "category_ids", None)
+    description = describe(name, assignments, recipe, opened.classes, splits, data, strict, ids)
     groups = batch_groups(recipe, opened.train)
     made = RunFolder.new(folder.path, description) if processes.is_first() else contextlib.nullcontext(folder)
     with made as folder:
@@ -94,7 +96,8 @@ def resume(run: Path, *, data: Path | None = None, devices: int | None = None) -
     root = Path(description["data"]) if data is None else data
     classes = tuple(description["classes"])
     splits = Splits(**description["splits"])
-    opened = open_training_data(recipe, root, splits, classes=classes, strict=description["strict"])
+    with Progress(quiet=not processes.is_first()) as progress, progress.task("reading the data"):
+        opened = open_training_data(recipe, root, splits, classes=classes, strict=description["strict"])
     lightning.seed_everything(recipe.seed, verbose=False)
     # Without a checkpoint the first weights are needed again, else they come from it.
     module = build_module(recipe, classes, pretrained=not folder.last.is_file())
@@ -176,14 +179,17 @@ def describe(
     splits: Splits,
     data: Path,
     strict: bool = False,
+    category_ids: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """What ``recipe.json`` of a run says: all that `resume` needs."""
+    ids = [(category_ids or {}).get(label) for label in range(1, len(classes) + 1)]
     return {
         "recipe": name,
         "overrides": list(assignments),
         "kind": kind_of(recipe),
         "fields": to_fields(recipe),
         "classes": list(classes),
+        "category_ids": None if None in ids else ids,
         "splits": dataclasses.asdict(splits),
         "data": str(data.resolve()),
         "strict": strict,

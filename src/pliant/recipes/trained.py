@@ -30,6 +30,7 @@ class Trained:
         step: How many steps it was trained for.
         data: The folder of the training data, which only a run folder knows.
         test_split: The split that the training left for judging.
+        category_ids: The id that the training's data has for each class, in their order; None where it has none.
         state: The tensors by name.
     """
 
@@ -41,6 +42,7 @@ class Trained:
     step: int
     data: str | None
     test_split: str | None
+    category_ids: tuple[int, ...] | None
     state: dict[str, Tensor]
 
     def model(self) -> nn.Module:
@@ -57,6 +59,8 @@ class Trained:
 def load_trained(source: Path) -> Trained:
     """Read a run folder (its best weights, or the last where there was no validation) or a file of weights.
 
+    A checkpoint, ``.ckpt``, stands for the weights that were written with it.
+
     Raises:
         FileNotFoundError: If there is nothing of that name.
         ValueError: If it is no run folder or file of weights, or is damaged.
@@ -64,11 +68,22 @@ def load_trained(source: Path) -> Trained:
     if not source.exists():
         raise FileNotFoundError(f"{source}: there is no such run folder or file of weights")
     run = RunFolder.open(source) if source.is_dir() else None
-    path = source if run is None else run.weights()
+    path = _weights_of(source) if run is None else run.weights()
     state, description = read_weights(path)
     fields = described(path, description)
     data = None if run is None else str(run.description()["data"])
     return Trained(path=path, folder=path.parent if run is None else source, data=data, state=state, **fields)
+
+
+def _weights_of(path: Path) -> Path:
+    if path.suffix != ".ckpt":
+        return path
+    weights = path.with_suffix(".safetensors")
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"{path} is a checkpoint, to resume from; its weights would be {weights}, which is missing"
+        )
+    return weights
 
 
 def described(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,9 +99,20 @@ def described(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
             "classes": tuple(map(str, description["classes"])),
             "step": int(description["step"]),
             "test_split": description["splits"]["test"],
+            "category_ids": _category_ids(description),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its description of the recipe cannot be used: {error}") from error
+
+
+def _category_ids(description: Mapping[str, Any]) -> tuple[int, ...] | None:
+    given = description.get("category_ids")  # earlier files have none
+    if given is None:
+        return None
+    ids = tuple(map(int, given))
+    if not len(description["classes"]) == len(ids) == len(set(ids)):
+        raise ValueError(f"expected a category id for each class, got {given}")
+    return ids
 
 
 def build_within(path: Path, recipe: Recipe, classes: tuple[str, ...], state: Mapping[str, Tensor]) -> nn.Module:

@@ -1,0 +1,203 @@
+"""Where commands write, so that no file is written over that Pliant did not write.
+
+Each folder that a command writes files into has a list of them, `.pliant-files`, with a digest of what was written. A
+file that is there already may be replaced if it is on the list and its content is still that; every other file stops
+the command before it writes anything. The folder of a run begins empty, so that all that training writes is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+LIST = ".pliant-files"
+_HEAD = "# Files that Pliant wrote here, each with its SHA-256. It replaces these, and no other file."
+_LONGEST = 255  # bytes of a name, on the usual file systems
+
+
+class Outputs:
+    """The files that a command is about to write into a folder.
+
+    They appear whole, one after the other, and each is listed before it appears.
+
+    Args:
+        folder: Where; it is made with the first file.
+        names: Of all the files that there may be.
+        inputs: Files that the command reads, which it must not write over, even if Pliant wrote them.
+        own: Whether the folder must be empty, or one that Pliant wrote into before.
+
+    Raises:
+        ValueError: If a file that is not Pliant's is there by one of these names, the folder cannot be one, or it holds
+            other files where `own`.
+        OSError: If the folder cannot be written to.
+    """
+
+    def __init__(
+        self, folder: str | Path, names: Iterable[str], *, inputs: Iterable[Path] = (), own: bool = False
+    ) -> None:
+        self.folder = Path(folder)
+        self.names = list(names)
+        require_folder(self.folder)
+        if own and not is_free(self.folder) and not _is_list(self.folder / LIST):
+            raise ValueError(f"{self.folder} holds other files, and none that Pliant wrote; choose another folder")
+        self._listed = _read(self.folder / LIST)
+        self._refuse_others(self.names, [path for path in inputs if path.exists()])
+
+    @classmethod
+    def file(cls, path: str | Path, *, inputs: Iterable[Path] = ()) -> Outputs:
+        """A single file, in a folder that must be there."""
+        path = Path(path)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name the file to write")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+        return cls(path.parent, [path.name], inputs=inputs)
+
+    @contextlib.contextmanager
+    def writing(self, *names: str) -> Iterator[list[Path]]:
+        """Give paths to write files to; they take their places if the block succeeds. Those not written are left out.
+
+        Raises:
+            ValueError: If another file has come to such a place meanwhile.
+            OSError: If they cannot be written.
+        """
+        assert set(names) <= set(self.names), f"{names} were not announced"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=self.folder, prefix=".pliant-"))
+        try:
+            yield [staging / name for name in names]
+            written = [name for name in names if (staging / name).is_file()]
+            self._refuse_others(written, ())
+            for name in written:
+                with (staging / name).open("rb") as file:
+                    os.fsync(file.fileno())
+                self._list(name, _digest(staging / name))
+                (staging / name).replace(self.folder / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def claim(self) -> None:
+        """Make the folder with an empty list, which says that it is Pliant's own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / LIST
+        if not path.exists():
+            path.write_text(f"{_HEAD}\n", encoding="ascii")
+        elif not path.read_bytes().endswith(b"\n"):  # a kill cut the last line off
+            with path.open("ab") as file:
+                file.write(b"\n")
+
+    def _list(self, name: str, digest: str) -> None:
+        digests = self._listed.setdefault(name, set())
+        if digest not in digests:
+            self.claim()
+            with (self.folder / LIST).open("ab") as file:
+                file.write(f"{digest}  {json.dumps(name)}\n".encode("ascii"))
+                file.flush()
+                os.fsync(file.fileno())
+            digests.add(digest)
+
+    def _refuse_others(self, names: Sequence[str], inputs: Sequence[Path]) -> None:
+        if len(set(names)) < len(names):
+            raise ValueError(f"two files of one name cannot be written to {self.folder}: {', '.join(sorted(names))}")
+        others = []
+        for name in names:
+            path = self.folder / name
+            if len(os.fsencode(name)) > _LONGEST:
+                raise ValueError(f"{path} cannot be written: its name is too long")
+            if not os.path.lexists(path):
+                continue
+            if any(os.path.samefile(path, each) for each in inputs if path.exists()):
+                raise ValueError(f"{path} is read, and cannot be written to; choose another place to write to")
+            if not _is_listed(path, self._listed):
+                others.append(path)
+        if others:
+            more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+            raise ValueError(
+                f"{others[0]} is there already and is left as it is{more}: Pliant did not write it, or it was changed "
+                "since. Choose another place to write to, or move it away"
+            )
+
+
+def wrote(path: Path) -> bool:
+    """Whether a file is on the list in its folder, with the content that it has."""
+    return _is_listed(path, _read(path.parent / LIST))
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder; the list alone, which one does not see, is as good as none."""
+    if not folder.is_dir():
+        return not os.path.lexists(folder)
+    return not any(entry.name != LIST for entry in folder.iterdir())
+
+
+def unique_names(files: Sequence[Path], endings: Collection[str]) -> dict[Path, str]:
+    """A name for each file: its own without the ending, with a number where that is taken.
+
+    No two names with any of the endings are the same, even where the case of letters does not count.
+    """
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in files:
+        name, number = path.stem, 1
+        while any(_folded(name + ending) in taken for ending in endings):
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.update(_folded(name + ending) for ending in endings)
+        names[path] = name
+    return names
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def require_folder(folder: Path) -> None:
+    """Raise an error if a folder cannot be made or written into."""
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        kind = ValueError if place == folder else NotADirectoryError
+        raise kind(f"{folder} cannot be written to: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written to: the system does not allow it")
+    path = folder / LIST
+    if os.path.lexists(path) and not _is_list(path):
+        raise ValueError(f"{path} is not the list that Pliant keeps of its files; choose another place to write to")
+
+
+def _is_list(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline().strip() == _HEAD.encode("ascii")
+
+
+def _read(path: Path) -> dict[str, set[str]]:
+    """The digests of each name on a list; an unfinished line is none."""
+    found: dict[str, set[str]] = {}
+    if not _is_list(path):
+        return found
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines()[1:]:
+        digest, _, name = line.partition("  ")
+        with contextlib.suppress(ValueError):
+            found.setdefault(str(json.loads(name)), set()).add(digest)
+    return found
+
+
+def _is_listed(path: Path, listed: dict[str, set[str]]) -> bool:
+    if path.name not in listed or path.is_symlink() or not path.is_file():
+        return False
+    return _digest(path) in listed[path.name]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
