@@ -1,6 +1,7 @@
 """Deformable ConvNets for PyTorch.
 
-Importing the package needs torch alone; everything heavier loads when it is first named.
+Importing the package registers the operators with torch, now or when torch is imported, so that saved programs which
+call them can be loaded. Everything else loads when it is first named.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import importlib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
+
+from pliant._after_import import after_import
 
 try:
     __version__ = metadata.version("pliant")
@@ -46,6 +49,14 @@ __all__ = [
     "recipes",
     "undeform",
 ]
+
+
+def _register_operators() -> None:
+    importlib.import_module("pliant.ops")
+    importlib.import_module("pliant.export.nms")
+
+
+after_import("torch", _register_operators)
 
 
 def __getattr__(name: str) -> Any:

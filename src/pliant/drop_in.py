@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from pliant.ops import _native, deform_conv2d
+from pliant.ops import _native
+from pliant.ops._checks import FLOATING, ArgumentTypeError, ShapeError
+from pliant.ops.deform_conv2d import check, op
 
 _library: torch.library.Library | None = None
 _patches = 0
+_dtypes: frozenset[torch.dtype] = frozenset()
 
 
 class patch_torchvision:
@@ -20,6 +24,9 @@ class patch_torchvision:
     The dispatcher's kernels of `torchvision::deform_conv2d` and of its backward are replaced, so whatever reaches
     that operator is served: `torchvision.ops.deform_conv2d`, `torchvision.ops.DeformConv2d`, models that were
     scripted, traced, exported or compiled, before or after. Other devices keep torchvision's kernels.
+
+    Nothing else changes: dtypes are torchvision's, with or without autocast, what it refuses is refused, and values agree
+    to rounding. In float16 ours are the more precise, because sums are float32.
 
     For good, or for a while:
 
@@ -62,9 +69,8 @@ class patch_torchvision:
 
 
 def _install() -> None:
-    global _library
-    import torchvision  # noqa: F401  (registers the operators)
-
+    global _library, _dtypes
+    _dtypes = _taken_dtypes()
     library = torch.library.Library("torchvision", "IMPL")
     with warnings.catch_warnings():  # that a kernel is replaced is the purpose
         warnings.simplefilter("ignore", UserWarning)
@@ -80,11 +86,18 @@ def _remove() -> None:
     _library = None
 
 
-# torchvision's order of arguments; it hands a zero bias where there is none, and an empty mask.
+# torchvision's order of arguments; it hands a zero bias where there is none, and an empty mask. Our kernels are called
+# below the dispatcher: what autograd and autocast do around torchvision's operator stays torchvision's.
 def _forward(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *geometry: int) -> Tensor:
-    *pairs, _, _, use_mask = geometry
+    *pairs, groups, offset_groups, use_mask = geometry
     stride, padding, dilation = _pairs(pairs)
-    return deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask if use_mask else None)
+    used = mask if use_mask else None
+    _check_dtypes(input, weight, offset, used)
+    same = bias.dtype == input.dtype
+    check(input, offset, weight, bias if same else None, used, stride, padding, dilation, "paper")
+    _check_groups(input, weight, offset, groups, offset_groups)
+    out = op.forward(input, offset, weight, bias if same else None, used, stride, padding, dilation, "paper")
+    return out if same else out + bias.view(1, -1, 1, 1)  # which promotes the dtype, as torchvision's kernel does
 
 
 def _backward(
@@ -92,10 +105,42 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     *pairs, _, _, use_mask = geometry
     used = mask if use_mask else None
-    grads = torch.ops.pliant.deform_conv2d_backward(grad, input, offset, weight, used, *_pairs(pairs), "paper")
+    _check_dtypes(input, weight, offset, used)
+    grads = op.backward(grad.to(input.dtype), input, offset, weight, used, *_pairs(pairs), "paper")
     grad_input, grad_offset, grad_weight, grad_mask = grads
     grad_bias = grad.sum((0, 2, 3)).to(bias.dtype)
     return grad_input, grad_weight, grad_offset, grad_mask if use_mask else torch.zeros_like(mask), grad_bias
+
+
+def _check_dtypes(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None) -> None:
+    """Refuse the dtypes that torchvision's kernel refuses."""
+    if input.dtype not in _dtypes:
+        raise ArgumentTypeError(f"torchvision's deform_conv2d is not implemented for {input.dtype} on the CPU")
+    for name, value in (("weight", weight), ("offset", offset), ("mask", mask)):
+        if value is not None and value.dtype != input.dtype:
+            raise ArgumentTypeError(f"{name} has dtype {value.dtype} and input {input.dtype}: use one dtype")
+
+
+def _check_groups(input: Tensor, weight: Tensor, offset: Tensor, groups: int, offset_groups: int) -> None:
+    channels = 2 * offset_groups * weight.shape[2] * weight.shape[3]
+    if input.shape[1] != groups * weight.shape[1] or offset.shape[1] != channels:
+        raise ShapeError(
+            f"{groups} groups and {offset_groups} offset groups do not go with input {list(input.shape)}, weight "
+            f"{list(weight.shape)} and offset {list(offset.shape)}"
+        )
+
+
+def _taken_dtypes() -> frozenset[torch.dtype]:
+    """What torchvision's own kernel computes on the CPU, which differs between its versions."""
+    import torchvision
+
+    taken = set()
+    for dtype in FLOATING:
+        one = torch.zeros(1, 1, 1, 1, dtype=dtype)
+        with contextlib.suppress(RuntimeError), torch.autocast("cpu", enabled=False), torch.no_grad():
+            torchvision.ops.deform_conv2d(one, one.expand(1, 2, 1, 1), one)
+            taken.add(dtype)
+    return frozenset(taken)
 
 
 def _pairs(values: list[int]) -> list[tuple[int, int]]:

@@ -89,8 +89,8 @@ def test_values_are_read_by_the_type_of_the_field() -> None:
         ("lr=none", "lr must be float"),
         ("anchor_scales=1,x", "anchor_scales must be ints separated by commas"),
         ("max_steps=0", "max_steps must be at least 1"),
-        ("workers=-1", "workers must not be negative"),
-        ("short_side=2000", "short_side <= max_side"),
+        ("workers=-1", "workers must be at least 0 and at most 1024, got -1"),
+        ("short_side=2000", "short_side must be at most max_side, got 2000 and 1000"),
     ],
 )
 def test_wrong_change_is_an_error(assignment: str, message: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pliant import ranges
 
 
 @dataclass(frozen=True)
@@ -26,30 +29,17 @@ class Schedule:
         ValueError: If a value is out of its range.
     """
 
-    max_steps: int
-    lr: float
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    decay_at: tuple[float, ...] = (2 / 3,)
-    decay: float = 0.1
-    warmup_steps: int = 0
-    warmup_factor: float = 0.1
+    max_steps: Annotated[int, ranges.STEPS]
+    lr: Annotated[float, ranges.RATE]
+    momentum: Annotated[float, ranges.MOMENTUM] = 0.9
+    weight_decay: Annotated[float, ranges.FRACTION] = 5e-4
+    decay_at: Annotated[tuple[float, ...], ranges.Items(rising=True), ranges.BETWEEN] = (2 / 3,)
+    decay: Annotated[float, ranges.FACTOR] = 0.1
+    warmup_steps: Annotated[int, ranges.WARMUP_STEPS] = 0
+    warmup_factor: Annotated[float, ranges.FACTOR] = 0.1
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
-        if list(self.decay_at) != sorted(self.decay_at) or not all(0 < at < 1 for at in self.decay_at):
-            raise ValueError(f"decay_at must be rising fractions between 0 and 1, got {self.decay_at}")
-        if not (self.decay > 0 and self.warmup_factor > 0):
-            raise ValueError(f"decay and warmup_factor must be positive, got {self.decay} and {self.warmup_factor}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        ranges.check_fields(self)
 
     def factor(self, step: int) -> float:
         """The learning rate of a step (the first is 0), over `lr`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 torch.library.define(
     "pliant::batched_nms", "(Tensor boxes, Tensor scores, float iou_threshold, float score_threshold) -> Tensor"
@@ -33,6 +32,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thres
 @torch.library.impl("pliant::batched_nms", "default")
 def _batched_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float) -> Tensor:
     """Indices `[K, 3]` of batch entry, class and box, as ONNX's NonMaxSuppression gives them."""
+    from torchvision.ops import nms  # not above: the operator is registered wherever Pliant is imported
+
     found = [torch.zeros(0, 3, dtype=torch.int64, device=boxes.device)]
     for entry in range(scores.shape[0]):
         for kind in range(scores.shape[1]):

@@ -14,6 +14,7 @@ from pliant import surgery
 from pliant.backbones import AlignedInceptionResNet, CaffeResNet, load_weights
 from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD
 from pliant.backbones.timm_features import timm_model, wake
+from pliant.models.detector import check_arguments
 from pliant.models.hub import OnHub, builds
 
 _ALIGNED = "aligned_inception_resnet"
@@ -71,6 +72,7 @@ def classifier(
     config = {name: value for name, value in locals().items() if name != "weights"}
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    check_arguments(config)
     options: dict[str, Any] = {
         "offset_groups": offset_groups,
         "modulated": modulated,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from pliant import ranges
 from pliant.backbones import BackboneOptions, backbone
 from pliant.models.hub import OnHub
 from pliant.models.targets import ChecksTargets
@@ -43,16 +44,46 @@ def arguments(given: Mapping[str, Any], options: Mapping[str, Any] | None = None
         options: those for `pliant.backbones.backbone`; its own values stand for the others.
 
     Raises:
-        ValueError: if `num_classes` is below 2.
+        ValueError: if a value is out of its range.
     """
     if given["num_classes"] < 2:
         raise ValueError(f"num_classes counts the background and must be at least 2, got {given['num_classes']}")
+    check_arguments({**given, **(options or {})})
     values = {name: value for name, value in given.items() if name != "options"}
     if options is not None:
         own = {name: parameter.default for name, parameter in signature(backbone).parameters.items()}
         values = {**{name: own[name] for name in BackboneOptions.__annotations__}, **options, **values}
     config = {name: value for name, value in values.items() if name != "weights"}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Check the numbers that a building function takes, by its names for them.
+
+    Raises:
+        ValueError: if a value is out of its range; the message shows name, range and value.
+    """
+    ranges.check_values(given, _RANGES)
+    if {"min_size", "max_size"} <= given.keys() and given["min_size"] > given["max_size"]:
+        raise ValueError(f"min_size must be at most max_size, got {given['min_size']} and {given['max_size']}")
+
+
+_RANGES: dict[str, tuple[ranges.Check, ...]] = {
+    "deform_layers": (ranges.LAYERS,),
+    "deform_stages": (ranges.STAGES,),
+    "dilation": (ranges.DILATION,),
+    "offset_groups": (ranges.GROUPS,),
+    "offset_dilation": (ranges.DILATION,),
+    "image_mean": ranges.COLOUR,
+    "bins": (ranges.BINS,),
+    "background_iou": (ranges.BACKGROUND,),
+    "min_size": (ranges.PIXELS,),
+    "max_size": (ranges.PIXELS,),
+    "anchor_scales": ranges.ANCHOR_SCALES,
+    "score_thresh": (ranges.SCORE,),
+    "nms_thresh": (ranges.OVERLAP,),
+    "detections_per_image": (ranges.DETECTIONS,),
+}
 
 
 @torch.no_grad()

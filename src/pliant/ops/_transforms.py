@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pliant._after_import import after_import
+
 
 def transformable(
     op: Any, save: Callable[[Any, tuple[Any, ...], Any], None], differentiate: Callable[..., tuple[Tensor | None, ...]]
@@ -53,14 +55,19 @@ def transformable(
                 return torch.stack(outputs), 0
             return tuple(map(torch.stack, zip(*outputs, strict=True))), (0,) * len(outputs[0])
 
+    def transformed(*inputs: Any) -> Any:
+        return Call.apply(*inputs)
+
+    # Under a transform torch.compile cannot trace into the Function: the call goes into its graph as it is. To say so
+    # imports the compiler, which takes longer than importing torch.
+    after_import("torch._dynamo", lambda: torch.compiler.allow_in_graph(transformed))
+
     def call(*inputs: Any) -> Any:
-        return Call.apply(*inputs) if _transformed() else op(*inputs)
+        return transformed(*inputs) if _transforming() else op(*inputs)
 
     return call
 
 
-def _transformed() -> bool:
+def _transforming() -> bool:
     """Whether `torch.func` or forward-mode differentiation is at work."""
-    if torch.compiler.is_compiling():  # which traces the operator with its own autograd
-        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -9,8 +9,9 @@ import pkgutil
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from pliant import ranges
 from pliant.recipes.typed import describe, parse, require_type
 
 R = TypeVar("R", bound="Recipe")
@@ -19,6 +20,8 @@ R = TypeVar("R", bound="Recipe")
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What all kinds have in common; the defaults are the paper's for detection and segmentation.
+
+    The range of each field stands beside its type; a value outside is a `ValueError` that shows both.
 
     Attributes:
         backbone: ``"resnet101"``, ``"resnet50"`` or ``"aligned_inception_resnet"`` as in the paper, or any timm name
@@ -68,61 +71,54 @@ class Recipe:
         validate_every: Steps between validations.
     """
 
-    backbone: str = "resnet101"
-    weights: str | None = None
+    backbone: Annotated[str, ranges.Text()] = "resnet101"
+    weights: Annotated[str | None, ranges.Text()] = None
     frozen: bool = True
-    deform_layers: int = 0
-    dilation: int = 2
+    deform_layers: Annotated[int, ranges.LAYERS] = 0
+    dilation: Annotated[int, ranges.DILATION] = 2
     padded_pool: bool = False
     border: Literal["paper", "authors"] = "paper"
-    offset_groups: int = 1
+    offset_groups: Annotated[int, ranges.GROUPS] = 1
     modulated: bool = False
-    offset_dilation: int | None = None
-    image_mean: tuple[float, ...] | None = None
+    offset_dilation: Annotated[int | None, ranges.DILATION] = None
+    image_mean: Annotated[tuple[float, ...] | None, *ranges.COLOUR] = None
     framing: Literal["paper", "authors"] = "paper"
-    offset_lr_mult: float = 1.0
-    bias_lr_mult: float = 1.0
-    lr: float = 1e-3
-    lr_batch: int = 8
-    batch_size: int = 8
-    max_steps: int = 30_000
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    decay_at: tuple[float, ...] = (2 / 3,)
-    decay: float = 0.1
-    warmup_steps: int = 0
-    warmup_factor: float = 0.1
-    clip: float | None = None
-    short_side: int = 600
-    max_side: int = 1000
-    flip: float = 0.5
+    offset_lr_mult: Annotated[float, ranges.MULTIPLIER] = 1.0
+    bias_lr_mult: Annotated[float, ranges.MULTIPLIER] = 1.0
+    lr: Annotated[float, ranges.RATE] = 1e-3
+    lr_batch: Annotated[int, ranges.IMAGES] = 8
+    batch_size: Annotated[int, ranges.IMAGES] = 8
+    max_steps: Annotated[int, ranges.STEPS] = 30_000
+    momentum: Annotated[float, ranges.MOMENTUM] = 0.9
+    weight_decay: Annotated[float, ranges.FRACTION] = 5e-4
+    decay_at: Annotated[tuple[float, ...], ranges.Items(rising=True), ranges.BETWEEN] = (2 / 3,)
+    decay: Annotated[float, ranges.FACTOR] = 0.1
+    warmup_steps: Annotated[int, ranges.WARMUP_STEPS] = 0
+    warmup_factor: Annotated[float, ranges.FACTOR] = 0.1
+    clip: Annotated[float | None, ranges.NORM] = None
+    short_side: Annotated[int, ranges.PIXELS] = 600
+    max_side: Annotated[int, ranges.PIXELS] = 1000
+    flip: Annotated[float, ranges.FRACTION] = 0.5
     aspect_grouping: bool = False
     layout: Literal["voc", "coco", "cityscapes"] = "voc"
-    classes: tuple[str, ...] = ()
-    train_split: str | None = None
-    test_split: str | None = None
-    val_split: str | None = None
-    seed: int = 0
-    workers: int = 0
+    classes: Annotated[tuple[str, ...], ranges.Items(distinct=True), ranges.Text()] = ()
+    train_split: Annotated[str | None, ranges.Text()] = None
+    test_split: Annotated[str | None, ranges.Text()] = None
+    val_split: Annotated[str | None, ranges.Text()] = None
+    seed: Annotated[int, ranges.SEED] = 0
+    workers: Annotated[int, ranges.Range(least=0, most=1024)] = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    checkpoint_every: int = 500
-    validate_every: int = 1000
+    checkpoint_every: Annotated[int, ranges.STEPS] = 500
+    validate_every: Annotated[int, ranges.STEPS] = 1000
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             require_type(field.name, getattr(self, field.name), hints[field.name])
-        for name in ("lr_batch", "batch_size", "max_steps", "checkpoint_every", "validate_every", "dilation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("deform_layers", "workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.image_mean is not None and len(self.image_mean) != 3:
-            raise ValueError(f"image_mean must be three numbers, got {self.image_mean}")
-        if not 1 <= self.short_side <= self.max_side:
-            raise ValueError(f"1 <= short_side <= max_side is needed, got {self.short_side} and {self.max_side}")
+        ranges.check_fields(self)
+        if self.short_side > self.max_side:
+            raise ValueError(f"short_side must be at most max_side, got {self.short_side} and {self.max_side}")
 
     @property
     def scaled_lr(self) -> float:
@@ -154,17 +150,17 @@ class DetectionRecipe(Recipe):
 
     network: Literal["faster_rcnn", "rfcn", "class_aware_rpn", "fpn_faster_rcnn"] = "faster_rcnn"
     deform_roi: bool = False
-    deform_stages: int = 0
+    deform_stages: Annotated[int, ranges.STAGES] = 0
     sampling: Literal["paper", "authors"] = "paper"
-    bins: int = 7
+    bins: Annotated[int, ranges.BINS] = 7
     hardest: bool = True
-    background_iou: float = 0.1
-    roi_offset_lr_mult: float = 0.01
-    reduce_lr_mult: float = 1.0
-    anchor_scales: tuple[int, ...] = (8, 16, 32)
-    score_threshold: float = 1e-3
-    nms_threshold: float = 0.3
-    max_detections: int = 300
+    background_iou: Annotated[float, ranges.BACKGROUND] = 0.1
+    roi_offset_lr_mult: Annotated[float, ranges.MULTIPLIER] = 0.01
+    reduce_lr_mult: Annotated[float, ranges.MULTIPLIER] = 1.0
+    anchor_scales: Annotated[tuple[int, ...], *ranges.ANCHOR_SCALES] = (8, 16, 32)
+    score_threshold: Annotated[float, ranges.SCORE] = 1e-3
+    nms_threshold: Annotated[float, ranges.OVERLAP] = 0.3
+    max_detections: Annotated[int, ranges.DETECTIONS] = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +171,9 @@ class SegmentationRecipe(Recipe):
         crop: Height and width in pixels of a random crop in training, or one number for both; None for whole images.
     """
 
-    short_side: int = 360
-    max_side: int = 600
-    crop: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.crop is not None and (len(self.crop) not in (1, 2) or min(self.crop) < 1):
-            raise ValueError(f"crop must be one or two positive numbers of pixels, got {self.crop}")
+    short_side: Annotated[int, ranges.PIXELS] = 360
+    max_side: Annotated[int, ranges.PIXELS] = 600
+    crop: Annotated[tuple[int, ...] | None, ranges.Items(lengths=(1, 2)), ranges.PIXELS] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,16 +187,16 @@ class ClassificationRecipe(Recipe):
     """
 
     frozen: bool = False
-    dilation: int = 1
-    short_side: int = 256
-    max_side: int = 4096
+    dilation: Annotated[int, ranges.DILATION] = 1
+    short_side: Annotated[int, ranges.PIXELS] = 256
+    max_side: Annotated[int, ranges.PIXELS] = 4096
     layout: Literal["folders"] = "folders"  # type: ignore[assignment]
-    crop: int = 224
+    crop: Annotated[int, ranges.PIXELS] = 224
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.crop <= self.short_side:
-            raise ValueError(f"1 <= crop <= short_side is needed, got {self.crop} and {self.short_side}")
+        if self.crop > self.short_side:
+            raise ValueError(f"crop must be at most short_side, got {self.crop} and {self.short_side}")
         if self.dilation != 1 or self.framing != "paper":
             raise ValueError(f"a classifier has no dilation={self.dilation} and framing={self.framing}")
 
@@ -264,7 +255,7 @@ def override(recipe: R, assignments: Sequence[str]) -> R:
     Lists are separated by commas, ``none`` is None, ``true`` and ``false`` are the truth values.
 
     Raises:
-        ValueError: If a text is not an assignment, there is no such field, or the value is not of its type.
+        ValueError: If a text is not an assignment, there is no such field, or the value is not of its type or range.
     """
     hints = typing.get_type_hints(type(recipe))
     values = {}

@@ -93,7 +93,7 @@ def import_weights(
     outputs = Outputs.file(out, inputs=[source])
     if not source.is_file():
         raise FileNotFoundError(f"{source}: there is no such file of weights")
-    found = _authors(source, denormalized) if is_params(source) else _mmdetection(source)
+    found = _described(source, denormalized)
     recipe = override(found.recipe, assignments)
     names = _checked_classes(source, found, recipe, tuple(classes))
     model = build_within(source, recipe, names, found.arrays)
@@ -147,6 +147,16 @@ def _authors(source: Path, denormalized: bool | None) -> _Found:
         classes = {21: VOC_CLASSES, 81: _coco()}.get(network.num_classes, ())
     true_numbers = tested if denormalized is None else denormalized
     return _Found(arrays, network, lambda: network.convert(arrays, denormalized=true_numbers), name, recipe, classes)
+
+
+def _described(source: Path, denormalized: bool | None) -> _Found:
+    """What a file says, whose numbers may be no recipe's."""
+    try:
+        return _authors(source, denormalized) if is_params(source) else _mmdetection(source)
+    except ValueError as error:
+        if str(source) in str(error):
+            raise
+        raise ValueError(f"{source} describes a network that cannot be built: {error}") from error
 
 
 def _mmdetection(source: Path) -> _Found:

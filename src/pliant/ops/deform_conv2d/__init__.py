@@ -73,7 +73,7 @@ def deform_conv2d(
             return handle_torch_function(
                 deform_conv2d, tensors, input, offset, weight, bias, stride, padding, dilation, mask, border
             )
-        _check(input, offset, weight, bias, mask, stride, padding, dilation, border)
+        check(input, offset, weight, bias, mask, stride, padding, dilation, border)
     unbatched = input.dim() == 3
     if unbatched:
         input, offset = input.unsqueeze(0), offset.unsqueeze(0)
@@ -91,7 +91,7 @@ def deform_conv2d(
     return out.squeeze(0) if unbatched else out
 
 
-def _check(
+def check(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
@@ -102,6 +102,7 @@ def _check(
     dilation: int | tuple[int, int],
     border: str,
 ) -> None:
+    """Raise an error where the operator does not take these arguments."""
     _checks.tensor("input", input, 3, 4)
     _checks.tensor("offset", offset, input.dim())
     _checks.tensor("weight", weight, 4)

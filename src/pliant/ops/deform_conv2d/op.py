@@ -33,8 +33,7 @@ def _geometry(stride: Any, padding: Any, dilation: Any, border: str) -> Geometry
     return Geometry(tuple(stride), tuple(padding), tuple(dilation), border)
 
 
-@torch.library.impl("pliant::deform_conv2d", "default")
-def _forward(
+def forward(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *geometry: Any
 ) -> Tensor:
     arguments = input, offset, weight, bias, mask, _geometry(*geometry)
@@ -44,8 +43,7 @@ def _forward(
     return kernels.deform_conv2d(*arguments).contiguous(memory_format=_gpu.layout(input))
 
 
-@torch.library.impl("pliant::deform_conv2d_backward", "default")
-def _backward(
+def backward(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *geometry: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     arguments = grad, input, offset, weight, mask, _geometry(*geometry)
@@ -57,6 +55,10 @@ def _backward(
         grads = reference.deform_conv2d_backward(*arguments)
     grad_input = grads[0].contiguous(memory_format=_gpu.layout(input))
     return grad_input, *grads[1:3], input.new_empty(0) if grads[3] is None else grads[3]
+
+
+torch.library.impl("pliant::deform_conv2d", "default", forward)
+torch.library.impl("pliant::deform_conv2d_backward", "default", backward)
 
 
 @torch.library.register_fake("pliant::deform_conv2d")
