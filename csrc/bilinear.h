@@ -10,45 +10,52 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
-template <class T>
+// Of one position, or of a vector of them: V is a number or a vector.
+template <class V>
+using Whole = std::conditional_t<std::is_arithmetic_v<V>, int32_t, decltype(V{} < V{})>;
+
+template <class V>
 struct Axis {
-    int32_t cell[2];  // -1 outside
-    T weight[2];      // 0 outside; NaN where the position is NaN
-    T slope[2];       // d weight / d position, from the right at a cell's centre
+    Whole<V> cell[2];  // -1 outside
+    V weight[2];       // 0 outside; NaN where the position is NaN
+    V slope[2];        // d weight / d position, from the right at a cell's centre
 };
 
-template <class T>
-inline Axis<T> axis_of(int32_t low, int32_t high, bool low_in, bool high_in, T fraction, T steep, T position) {
-    const T outside = position != position ? position : T(0);
-    return {{low_in ? low : -1, high_in ? high : -1},
+template <class V, class Mask>
+inline Axis<V> axis_of(Whole<V> low, Whole<V> high, Mask low_in, Mask high_in, V fraction, V steep, V position) {
+    const V zero{}, outside = position != position ? position : zero;
+    const Whole<V> none = Whole<V>{} - 1;
+    return {{low_in ? low : none, high_in ? high : none},
             {low_in ? 1 - fraction : outside, high_in ? fraction : outside},
-            {low_in ? -steep : T(0), high_in ? steep : T(0)}};
+            {low_in ? -steep : zero, high_in ? steep : zero}};
 }
 
 // The cell at or before a position, kept within -2 .. size; NaN goes to size.
-template <class T>
-inline int32_t cell_before(T floor, int32_t size) {
-    const T low = floor < static_cast<T>(size) ? floor : static_cast<T>(size);
-    return static_cast<int32_t>(low > -2 ? low : T(-2));
+template <class V>
+inline Whole<V> cell_before(V position, int32_t size) {
+    const V most = V{} + static_cast<float>(size), least = V{} - 2, below = position < most ? position : most;
+    const V kept = below > least ? below : least;
+    const Whole<V> whole = each<Whole<V>>(kept);
+    return each<V>(whole) > kept ? whole - 1 : whole;
 }
 
 // Equation 3: cells outside the map are zero.
-template <class T>
-inline Axis<T> zero_padded(T position, int32_t size) {
-    const T floor = std::floor(position);
-    const int32_t low = cell_before(floor, size);
-    return axis_of<T>(low, low + 1, low >= 0 && low < size, low >= -1 && low < size - 1, position - floor, 1,
-                      position);
+template <class V>
+inline Axis<V> zero_padded(V position, int32_t size) {
+    const Whole<V> low = cell_before(position, size);
+    return axis_of<V>(low, low + 1, (low >= 0) & (low < size), (low >= -1) & (low < size - 1),
+                      position - each<V>(low), V{} + 1, position);
 }
 
 // The authors' first convolution: nothing outside [0, size), the last cell repeated up to that edge.
-template <class T>
-inline Axis<T> cut_and_replicated(T position, int32_t size) {
-    const T floor = std::floor(position);
-    const int32_t low = cell_before(floor, size);
-    const bool inside = low >= 0 && low < size, last = low >= size - 1;
-    return axis_of<T>(low, last ? low : low + 1, inside, inside, last ? T(0) : position - floor, last ? 0 : 1,
-                      position);
+template <class V>
+inline Axis<V> cut_and_replicated(V position, int32_t size) {
+    const Whole<V> low = cell_before(position, size);
+    const auto inside = (low >= 0) & (low < size);
+    const auto last = low >= size - 1;
+    const V zero{};
+    return axis_of<V>(low, last ? low : low + 1, inside, inside, last ? zero : position - each<V>(low),
+                      last ? zero : zero + 1, position);
 }
 
 // The authors' sampled pooling: half a cell beyond the map is read at its border, the rest is left out.

@@ -19,14 +19,14 @@ class Backward {
   public:
     Backward(const Convolution& conv, const ConvolutionTensors& in, Map grad, const ConvolutionGradients& to,
              int threads)
-        : conv_(conv), in_(in), grad_(grad), to_(to), threads_(threads), outputs_(conv.out_channels / conv.groups),
-          out_rows_(round_up(outputs_, kRows)), all_(conv.batch * conv.out_cells()),
-          blocks_(runs_of(conv, 0, conv.channels, kBlockChannels)), row_(widest_block()),
+        : conv_(conv), in_(in), grad_(grad), to_(to), threads_(threads), grouping_(conv), outputs_(grouping_.outputs),
+          out_rows_(grouping_.narrow ? outputs_ : round_up(outputs_, kRows)), all_(conv.batch * conv.out_cells()),
+          blocks_(runs_of(conv, grouping_, 0, conv.channels, grouping_.units(kBlockChannels))), row_(widest_block()),
           in_place_(contiguous(in.input) &&
                     reads_in_place<T>(conv, in.input.dtype, 2 * conv.cells() * row_ * int64_t{sizeof(T)})),
           table_(in_place_ ? 0 : conv.cells() * row_),
           workers_(static_cast<int>(std::clamp<int64_t>(kTableBytes / desk_bytes(), 1, threads))), span_(span_length()),
-          grads_((span_ + kRows) * conv.out_channels + kRows, true),
+          grads_((span_ + kRows) * conv.out_channels + kRows + lanes<T>, true),
           factors_(std::is_same_v<T, E> ? 0 : (span_ + kRows) * conv.out_channels + kRows, true),
           sums_(3 * conv.taps() * block_count() * span_) {
         for (int i = 0; i < workers_; ++i) desks_.push_back(std::make_unique<Desk>(*this));
@@ -54,8 +54,8 @@ class Backward {
               weight(of.conv_.taps() * of.outputs_ * of.row_), weight_grad(of.conv_.taps() * of.out_rows_ * of.row_),
               samples(1), slopes(1) {}
         Buffer<T> input, input_grad, columns, columns_grad, zeros, nowhere;
-        Buffer<E> weight;       // [taps, outputs / pair, channels, pair]
-        Buffer<T> weight_grad;  // [taps, outputs, channels]
+        Buffer<E> weight;       // [taps, outputs / pair, channels, pair], or narrow groups as [taps, bundles]
+        Buffer<T> weight_grad;  // [taps, outputs, channels], or the same
         Buffer<Samples<T>> samples;
         Buffer<Slopes<T>> slopes;
         T dots[4][kTile];
@@ -69,8 +69,12 @@ class Backward {
 
     int64_t widest_block() const {
         int64_t widest = 0;
-        for (const Run& block : blocks_) widest = std::max(widest, block.channels);
+        for (const Run& block : blocks_)
+            widest = std::max(widest, grouping_.narrow ? bundles_of(block).vectors() * lanes<T> : block.channels);
         return round_up(widest, lanes<T>);
+    }
+    Bundles<T> bundles_of(const Run& run) const {
+        return {run.channels / grouping_.inputs, outputs_, grouping_.inputs, grouping_.together};
     }
     int64_t desk_bytes() const {
         return (2 * table_ + conv_.taps() * (outputs_ + out_rows_) * row_) * int64_t{sizeof(T)};
@@ -136,9 +140,25 @@ class Backward {
         add_weight_grad(run, desk.weight_grad.get());
     }
 
+    // Calls visitor(place in packed weights, place in the weight) for all weights of a run of narrow groups.
+    template <class Visitor>
+    void for_bundles(const Run& run, const Visitor& visitor) const {
+        const Bundles<T> bundles = bundles_of(run);
+        int64_t at = run.first * outputs_ * conv_.taps();
+        for (int64_t group = 0; group < bundles.groups; ++group)
+            for (int64_t o = 0; o < outputs_; ++o)
+                for (int64_t c = 0; c < grouping_.inputs; ++c)
+                    for (int64_t tap = 0; tap < conv_.taps(); ++tap)
+                        visitor(tap * bundles.size() + bundles.place(group, o, c), at++);
+    }
+
     template <class S>
     void pack_weight(const Run& run, const S* weight, E* packed) const {
-        const int64_t inputs = conv_.channels / conv_.groups, taps = conv_.taps();
+        const int64_t inputs = grouping_.inputs, taps = conv_.taps();
+        if (grouping_.narrow) {
+            std::fill(packed, packed + taps * bundles_of(run).size(), E(0));
+            return for_bundles(run, [&](int64_t to, int64_t from) { packed[to] = convert<E>(weight[from]); });
+        }
         const S* from = weight + (run.group * outputs_ * inputs + run.first % inputs) * taps;
         for (int64_t o = 0; o < outputs_; ++o)
             for (int64_t tap = 0; tap < taps; ++tap) {
@@ -159,12 +179,7 @@ class Backward {
         find_samples(conv_, in_, image, first, count, run.offset_group, tap, rows, *desk.samples.get(),
                      desk.slopes.get());
         gather(rows, desk.zeros.get(), samples, count, run.channels, columns, row_);
-        add_product<T, T>(outputs_, row_ / lanes<T>, count, {grads_.get() + grad_at, 1, grad_row},
-                          {columns, row_, lanes<T>}, {desk.weight_grad.get() + tap * out_rows_ * row_, row_});
-        std::fill(columns_grad, columns_grad + kTile * row_, T(0));
-        add_product<T, E>(count, row_ / lanes<T>, outputs_, {factors() + grad_at, grad_row, 1},
-                          {desk.weight.get() + tap * outputs_ * row_, row_ * pair_of<E>, lanes<T> * pair_of<E>},
-                          {columns_grad, row_});
+        multiply(run, tap, count, grad_at, desk);
         scatter(rows, desk.zeros.get(), grad_rows, desk.nowhere.get(), samples, count, run.channels, columns_grad,
                 row_, desk.dots);
         const Slopes<T>& slopes = *desk.slopes.get();
@@ -180,6 +195,27 @@ class Backward {
         }
     }
 
+    // The gradients of the weight and of the columns, for one tap of a tile.
+    void multiply(const Run& run, int64_t tap, int64_t count, int64_t grad_at, Desk& desk) const {
+        const int64_t grad_row = conv_.out_channels;
+        T *columns = desk.columns.get(), *columns_grad = desk.columns_grad.get();
+        std::fill(columns_grad, columns_grad + kTile * row_, T(0));
+        if constexpr (std::is_same_v<T, E>)
+            if (grouping_.narrow) {
+                const Bundles<T> bundles = bundles_of(run);
+                const T* grads = grads_.get() + grad_at;
+                add_grouped_factors<T>(count, bundles, grads, grad_row, columns, row_,
+                                       desk.weight_grad.get() + tap * bundles.size());
+                return grouped_product<false, T>(count, bundles, grads, grad_row,
+                                                 desk.weight.get() + tap * bundles.size(), {columns_grad, row_});
+            }
+        add_product<T, T>(outputs_, row_ / lanes<T>, count, {grads_.get() + grad_at, 1, grad_row},
+                          {columns, row_, lanes<T>}, {desk.weight_grad.get() + tap * out_rows_ * row_, row_});
+        add_product<T, E>(count, row_ / lanes<T>, outputs_, {factors() + grad_at, grad_row, 1},
+                          {desk.weight.get() + tap * outputs_ * row_, row_ * pair_of<E>, lanes<T> * pair_of<E>},
+                          {columns_grad, row_});
+    }
+
     void add_input_grad(const Run& run, int64_t image, const T* table) {
         T* planes = static_cast<T*>(to_.input.data) + (image * conv_.channels + run.first) * conv_.cells();
         for_columns<T>(table, row_, conv_.cells(), run.channels,
@@ -190,8 +226,11 @@ class Backward {
     }
 
     void add_weight_grad(const Run& run, const T* sums) {
-        const int64_t inputs = conv_.channels / conv_.groups, taps = conv_.taps();
-        T* total = static_cast<T*>(to_.weight.data) + (run.group * outputs_ * inputs + run.first % inputs) * taps;
+        const int64_t inputs = grouping_.inputs, taps = conv_.taps();
+        T* total = static_cast<T*>(to_.weight.data);
+        if (grouping_.narrow)
+            return for_bundles(run, [&](int64_t from, int64_t to) { total[to] += sums[from]; });
+        total += (run.group * outputs_ * inputs + run.first % inputs) * taps;
         for (int64_t o = 0; o < outputs_; ++o)
             for (int64_t tap = 0; tap < taps; ++tap)
                 for (int64_t c = 0; c < run.channels; ++c)
@@ -224,6 +263,7 @@ class Backward {
     const Map grad_;
     const ConvolutionGradients& to_;
     const int threads_;
+    const Grouping<T> grouping_;
     const int64_t outputs_, out_rows_;  // of a group; padded
     const int64_t all_;                 // positions of all images
     const std::vector<Run> blocks_;
@@ -245,7 +285,7 @@ void deform_conv2d_backward(const Convolution& conv, const ConvolutionTensors& i
                             const ConvolutionGradients& to, int threads) {
     if (in.input.dtype == DType::float64) return Backward<double, double>(conv, in, grad, to, threads).run();
 #ifdef __AVX512BF16__
-    if (in.input.dtype == DType::bfloat16 && conv.out_channels / conv.groups % 2 == 0)
+    if (in.input.dtype == DType::bfloat16 && conv.out_channels / conv.groups % 2 == 0 && !Grouping<float>(conv).narrow)
         return Backward<float, BFloat16>(conv, in, grad, to, threads).run();
 #endif
     Backward<float, float>(conv, in, grad, to, threads).run();

@@ -13,18 +13,21 @@ namespace {
 
 constexpr int64_t kSliceChannels = 512;
 
-// Consecutive input channels of one group of the weight, gathered and multiplied together.
+// Consecutive input channels that are gathered and multiplied together: of one group of the weight, or of whole narrow
+// ones.
 struct Slice {
     int64_t first, channels, group;
     std::vector<Run> runs;  // its parts that share offsets
 };
 
-std::vector<Slice> slices_of(const Convolution& conv, int64_t from, int64_t to) {
-    const int64_t group = conv.channels / conv.groups;
+template <class T>
+std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to) {
+    const int64_t most = grouping.units(kSliceChannels), group = grouping.inputs;
     std::vector<Slice> slices;
     for (int64_t first = from, end; first < to; first = end) {
-        end = std::min({to, first + kSliceChannels, (first / group + 1) * group});
-        slices.push_back({first, end - first, first / group, runs_of(conv, first, end, kSliceChannels)});
+        end = std::min(to, first + most);
+        if (!grouping.narrow) end = std::min(end, (first / group + 1) * group);
+        slices.push_back({first, end - first, first / group, runs_of(conv, grouping, first, end, most)});
     }
     return slices;
 }
@@ -46,15 +49,15 @@ template <class T, class E>
 class Forward {
   public:
     Forward(const Convolution& conv, const ConvolutionTensors& in, Array bias, Array out, int threads)
-        : conv_(conv), in_(in), bias_(bias), out_(out), threads_(threads), outputs_(conv.out_channels / conv.groups),
-          out_row_(round_up(outputs_, lanes<T>)), sum_row_(conv.groups * out_row_ + lanes<T>),
+        : conv_(conv), in_(in), bias_(bias), out_(out), threads_(threads), grouping_(conv), outputs_(grouping_.outputs),
+          out_row_(grouping_.lanes_of_group()), sum_row_(conv.groups * out_row_ + lanes<T>),
           in_place_(reads_in_place<T>(conv, in.input.dtype, conv.cells() * lanes<T> * int64_t{sizeof(T)})),
           held_(channels_held()), slice_row_(round_up(std::min(held_, kSliceChannels), lanes<T>) + lanes<T>),
           images_(in_place_ ? conv.batch
                             : std::clamp<int64_t>(kTableBytes / (conv.cells() * held_ * int64_t{sizeof(T)}), 1,
                                                   conv.batch)),
           table_(in_place_ ? 0 : images_ * conv.cells() * held_ + lanes<T>),
-          packed_(conv.taps() * out_row_ * (held_ + conv.groups)), columns_(threads * kTile * slice_row_, true),
+          packed_(conv.taps() * out_row_ * (round_up(held_, grouping_.unit()) + conv.groups)), columns_(threads * kTile * slice_row_, true),
           sums_(threads * (kTile + 1) * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true), samples_(threads),
           begins_(tiles_of(conv.out_cells(), conv.batch, threads)) {}
 
@@ -62,7 +65,7 @@ class Forward {
     void run() {
         for (block_ = 0; block_ < conv_.channels; block_ = block_end_) {
             block_end_ = std::min(conv_.channels, block_ + held_);
-            slices_ = slices_of(conv_, block_, block_end_);
+            slices_ = slices_of(conv_, grouping_, block_, block_end_);
             start_sums();
             pack_weight();
             for (int64_t image = 0; image < conv_.batch; image += images_) {
@@ -82,8 +85,7 @@ class Forward {
         const int64_t size = sizeof(T);
         int64_t held = kPackedBytes / (conv_.taps() * out_row_ * int64_t{sizeof(E)});
         if (!in_place_) held = std::min(held, kTableBytes / (conv_.cells() * size));
-        held = std::max<int64_t>(held / lanes<T> * lanes<T>, lanes<T>);
-        return std::min(held, conv_.channels);
+        return std::min(grouping_.units(held), conv_.channels);
     }
 
     void start_sums() {
@@ -93,13 +95,25 @@ class Forward {
             read(bias_, group * outputs_, outputs_, first_sums_.get() + group * out_row_);
     }
 
-    // Each slice as panels [tap, outputs / lanes, channels / pair, lanes, pair], outputs padded with zeros.
+    // Each slice as panels [tap, outputs / lanes, channels / pair, lanes, pair], outputs padded with zeros; narrow
+    // groups as [tap, bundles].
     E* packed(const Slice& slice) const {
-        return packed_.get() + conv_.taps() * out_row_ * (slice.first - block_ + slice.group);
+        return packed_.get() + conv_.taps() * out_row_ * (slice.first - block_ + (grouping_.narrow ? 0 : slice.group));
     }
     int64_t packed_channels(const Slice& slice) const { return round_up(slice.channels, pair_of<E>); }
+    Bundles<T> bundles_of(const Slice& slice) const {
+        return {slice.channels / grouping_.inputs, grouping_.inputs, out_row_, grouping_.together};
+    }
 
     void pack_weight() {
+        if (grouping_.narrow) {
+            parallel(static_cast<int64_t>(slices_.size()), threads_, [&](int64_t task, int) {
+                visit(in_.weight.dtype, [&](auto type) {
+                    pack_bundles(slices_[task], static_cast<const decltype(type)*>(in_.weight.data));
+                });
+            });
+            return;
+        }
         const int64_t panels = out_row_ / lanes<T>;
         parallel(static_cast<int64_t>(slices_.size()) * panels, threads_, [&](int64_t task, int) {
             const Slice& slice = slices_[task / panels];
@@ -131,20 +145,40 @@ class Forward {
                        });
     }
 
+    template <class S>
+    void pack_bundles(const Slice& slice, const S* weight) {
+        const Bundles<T> bundles = bundles_of(slice);
+        const int64_t taps = conv_.taps();
+        const S* from = weight + slice.first * outputs_ * taps;
+        E* const to = packed(slice);
+        std::fill(to, to + taps * bundles.size(), E(0));
+        for (int64_t group = 0; group < bundles.groups; ++group)
+            for (int64_t o = 0; o < outputs_; ++o)
+                for (int64_t c = 0; c < grouping_.inputs; ++c)
+                    for (int64_t tap = 0; tap < taps; ++tap)
+                        to[tap * bundles.size() + bundles.place(group, c, o)] = convert<E>(*from++);
+    }
+
+    // Every run has a table of its own, so that what one tap reads of neighbouring cells lies together.
+    T* table_of(const Run& run, int64_t i) const {
+        return table_.get() + (i * (block_end_ - block_) + run.first - block_) * conv_.cells();
+    }
+
     void copy_images(int64_t image, int64_t some) {
-        const int64_t cells = conv_.cells(), row = block_end_ - block_;
+        const int64_t cells = conv_.cells();
         const int64_t chunk = std::max<int64_t>(16, cells / (4 * threads_)), chunks = (cells + chunk - 1) / chunk;
         parallel(some * chunks, threads_, [&](int64_t task, int) {
             const int64_t i = task / chunks, from = task % chunks * chunk, to = std::min(cells, from + chunk);
-            copy_rows(in_.input, conv_.width, image + i, block_, row, from, to,
-                      table_.get() + (i * cells + from) * row, row);
+            for (const Slice& slice : slices_)
+                for (const Run& run : slice.runs)
+                    copy_rows(in_.input, conv_.width, image + i, run.first, run.channels, from, to,
+                              table_of(run, i) + from * run.channels, run.channels);
         });
     }
 
-    Rows<T> rows(int64_t image, int64_t i, int64_t first) const {
-        if (in_place_) return rows_in_place<T>(in_.input.data, in_.input.stride, image + i, first);
-        const int64_t row = block_end_ - block_;
-        return {table_.get() + i * conv_.cells() * row + first - block_, conv_.width * row, row, 1, true};
+    Rows<T> rows(int64_t image, int64_t i, const Run& run) const {
+        if (in_place_) return rows_in_place<T>(in_.input.data, in_.input.stride, image + i, run.first);
+        return {table_of(run, i), conv_.width * run.channels, run.channels, 1, true};
     }
 
     void compute_tile(int64_t image, int64_t i, int64_t first, int64_t count, int worker) {
@@ -156,11 +190,13 @@ class Forward {
             std::copy(first_sums_.get(), first_sums_.get() + sum_row_, sums + m * sum_row_);
         for (const Slice& slice : slices_) {
             const int64_t channels = packed_channels(slice);
+            const Bundles<T> bundles = bundles_of(slice);
             const E* weight = packed(slice);
-            for (int64_t tap = 0; tap < conv_.taps(); ++tap, weight += out_row_ * channels) {
+            const int64_t tap_size = grouping_.narrow ? bundles.size() : out_row_ * channels;
+            for (int64_t tap = 0; tap < conv_.taps(); ++tap, weight += tap_size) {
                 int64_t some = count;
                 for (const Run& run : slice.runs) {
-                    const Rows<T> from = rows(image, i, run.first);
+                    const Rows<T> from = rows(image, i, run);
                     find_samples(conv_, in_, image + i, first, count, run.offset_group, tap, from, samples);
                     if (slice.runs.size() == 1) some = without_zeros(samples, count, kept);
                     gather(from, zeros_.get(), samples, some, run.channels, columns + run.first - slice.first,
@@ -168,11 +204,16 @@ class Forward {
                 }
                 if (slice.runs.size() > 1) std::iota(kept, kept + count, 0);
                 std::fill(kept + some, kept + round_up(some, kRows), static_cast<int32_t>(kTile));
+                const Sums<T> to{sums + slice.group * out_row_, sum_row_, kept};
+                if constexpr (std::is_same_v<T, E>)
+                    if (grouping_.narrow) {
+                        grouped_product<true, T>(some, bundles, columns, slice_row_, weight, to);
+                        continue;
+                    }
                 if (channels > slice.channels)  // the other half of the last pair
                     for (int64_t m = 0; m < some; ++m) columns[m * slice_row_ + slice.channels] = E(0);
                 add_product<T, E>(some, out_row_ / lanes<T>, channels, {columns, slice_row_, 1},
-                                  {weight, lanes<T> * pair_of<E>, channels * lanes<T>},
-                                  {sums + slice.group * out_row_, sum_row_, kept});
+                                  {weight, lanes<T> * pair_of<E>, channels * lanes<T>}, to);
             }
         }
         visit(out_.dtype, [&](auto type) {
@@ -180,12 +221,13 @@ class Forward {
         });
     }
 
-    // Sums [positions, outputs] to the planes of the output.
+    // Sums [positions, outputs] to the planes of the output: those of all groups together where none has padding.
     template <class S>
     void store_tile(const T* sums, int64_t image, int64_t first, int64_t count, S* out) const {
-        for (int64_t group = 0; group < conv_.groups; ++group) {
-            S* const planes = out + (image * conv_.out_channels + group * outputs_) * conv_.out_cells() + first;
-            for_columns<T>(sums + group * out_row_, sum_row_, count, outputs_,
+        const int64_t outputs = outputs_ == out_row_ ? conv_.out_channels : outputs_;
+        for (int64_t output = 0, group = 0; output < conv_.out_channels; output += outputs, ++group) {
+            S* const planes = out + (image * conv_.out_channels + output) * conv_.out_cells() + first;
+            for_columns<T>(sums + group * out_row_, sum_row_, count, outputs,
                            [&](int64_t o, int64_t m, int64_t some, const Vector<T>& values) {
                                S* const to = planes + o * conv_.out_cells() + m;
                                store<T>(to, block_ > 0 ? Vector<T>(values + load<T>(to, some)) : values, some);
@@ -197,7 +239,8 @@ class Forward {
     const ConvolutionTensors& in_;
     const Array bias_, out_;
     const int threads_;
-    const int64_t outputs_, out_row_, sum_row_;  // outputs of a group, padded to vectors; a row of sums
+    const Grouping<T> grouping_;
+    const int64_t outputs_, out_row_, sum_row_;  // outputs of a group, padded; a row of sums
     const bool in_place_;
     const int64_t held_, slice_row_, images_;  // channels and images held at once; a row of columns
     const Buffer<T> table_;
@@ -214,7 +257,8 @@ class Forward {
 void deform_conv2d(const Convolution& conv, const ConvolutionTensors& in, Array bias, Array out, int threads) {
     if (in.input.dtype == DType::float64) return Forward<double, double>(conv, in, bias, out, threads).run();
 #ifdef __AVX512BF16__
-    if (in.input.dtype == DType::bfloat16) return Forward<float, BFloat16>(conv, in, bias, out, threads).run();
+    if (in.input.dtype == DType::bfloat16 && !Grouping<float>(conv).narrow)
+        return Forward<float, BFloat16>(conv, in, bias, out, threads).run();
 #endif
     Forward<float, float>(conv, in, bias, out, threads).run();
 }

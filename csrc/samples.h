@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "bilinear.h"
-#include "product.h"
+#include "grouped_product.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
@@ -17,16 +17,44 @@ static_assert(kTile % kRows == 0, "a tile fills whole blocks of the product");
 constexpr int64_t kPackedBytes = kScratchBytes / 13 * 5;
 constexpr int64_t kTableBytes = kScratchBytes - kPackedBytes;
 
-// Consecutive input channels that are treated alike: within one group of the weight and one offset group.
+// How the groups of the weight are treated: one at a time, or, where they are narrow, several to a vector.
+template <class T>
+struct Grouping {
+    int64_t inputs, outputs;  // channels of a group
+    bool narrow;              // no offset group ends within a group
+    int64_t together;         // groups in a vector, where they are narrow
+
+    explicit Grouping(const Convolution& conv)
+        : inputs(conv.channels / conv.groups), outputs(conv.out_channels / conv.groups),
+          narrow(conv.groups > 1 && std::max(inputs, outputs) <= lanes<T> &&
+                 conv.channels / conv.offset_groups % inputs == 0),
+          together(lanes<T> / lanes_of_group()) {}
+
+    // Lanes that a group takes: a power of two where it is narrow.
+    int64_t lanes_of_group() const {
+        if (!narrow) return round_up(outputs, lanes<T>);
+        int64_t width = 1;
+        while (width < std::max(inputs, outputs)) width *= 2;
+        return width;
+    }
+    // Channels come in multiples of this.
+    int64_t unit() const { return narrow ? together * inputs : lanes<T>; }
+    int64_t units(int64_t channels) const { return std::max<int64_t>(channels / unit(), 1) * unit(); }
+};
+
+// Consecutive input channels that are treated alike: within one offset group, and within one group of the weight
+// unless those are narrow.
 struct Run {
     int64_t first, channels, group, offset_group;
 };
 
-inline std::vector<Run> runs_of(const Convolution& conv, int64_t from, int64_t to, int64_t most) {
-    const int64_t group = conv.channels / conv.groups, offset_group = conv.channels / conv.offset_groups;
+template <class T>
+std::vector<Run> runs_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to, int64_t most) {
+    const int64_t group = grouping.inputs, offset_group = conv.channels / conv.offset_groups;
     std::vector<Run> runs;
     for (int64_t first = from, end; first < to; first = end) {
-        end = std::min({to, first + most, (first / group + 1) * group, (first / offset_group + 1) * offset_group});
+        end = std::min({to, first + most, (first / offset_group + 1) * offset_group});
+        if (!grouping.narrow) end = std::min(end, (first / group + 1) * group);
         runs.push_back({first, end - first, first / group, first / offset_group});
     }
     return runs;
@@ -69,28 +97,23 @@ struct Slopes {
 // The positions of a tile on one axis.
 template <class T>
 struct AxisTile {
-    int32_t cell[2][kTile];
+    std::conditional_t<sizeof(T) == 8, int64_t, int32_t> cell[2][kTile];
     T weight[2][kTile], slope[2][kTile];
 };
 
-template <class T, class Rule>
-void place(Rule rule, const T* position, int64_t count, int32_t size, AxisTile<T>& tile) {
-    for (int64_t m = 0; m < count; ++m) {
-        const Axis<T> axis = rule(position[m], size);
-        for (int i = 0; i < 2; ++i) {
-            tile.cell[i][m] = axis.cell[i];
-            tile.weight[i][m] = axis.weight[i];
-            tile.slope[i][m] = axis.slope[i];
-        }
-    }
-}
-
+// A vector of positions at a time: those beyond count may hold anything.
 template <class T>
 void place(bool authors, const T* position, int64_t count, int32_t size, AxisTile<T>& tile) {
-    if (authors)
-        place([](T at, int32_t length) { return cut_and_replicated(at, length); }, position, count, size, tile);
-    else
-        place([](T at, int32_t length) { return zero_padded(at, length); }, position, count, size, tile);
+    static_assert(kTile % lanes<T> == 0, "vectors fill a tile");
+    for (int64_t m = 0; m < count; m += lanes<T>) {
+        const Vector<T> at = vector_at(position + m);
+        const Axis<Vector<T>> axis = authors ? cut_and_replicated(at, size) : zero_padded(at, size);
+        for (int i = 0; i < 2; ++i) {
+            std::memcpy(tile.cell[i] + m, &axis.cell[i], sizeof axis.cell[i]);
+            store<T>(tile.weight[i] + m, axis.weight[i]);
+            store<T>(tile.slope[i] + m, axis.slope[i]);
+        }
+    }
 }
 
 // Positions first .. first + count - 1 of the output.
@@ -117,7 +140,7 @@ void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t
     place(conv.authors_border, y, count, static_cast<int32_t>(conv.height), at_y);
     place(conv.authors_border, x, count, static_cast<int32_t>(conv.width), at_x);
     for (int i = 0; i < 4; ++i) {
-        const int32_t *cell_y = at_y.cell[i / 2], *cell_x = at_x.cell[i % 2];
+        const auto *cell_y = at_y.cell[i / 2], *cell_x = at_x.cell[i % 2];
         const T *weight_y = at_y.weight[i / 2], *weight_x = at_x.weight[i % 2];
         for (int64_t m = 0; m < count; ++m) {
             const int64_t cell = cell_y[m] * rows.y + cell_x[m] * rows.x;

@@ -48,6 +48,10 @@ struct VectorOf<double> {
 template <class T>
 using Vector = typename VectorOf<T>::type;
 
+// Whole numbers of the same size, and what comparisons of vectors give.
+template <class T>
+using Lanes = decltype(Vector<T>{} < Vector<T>{});
+
 template <class T>
 constexpr int lanes = PLIANT_VECTOR_BYTES / sizeof(T);
 
@@ -137,6 +141,15 @@ void store(S* to, const Vector<T>& vector, int64_t count) {
     if constexpr (std::is_same_v<T, S>)
         if (count == lanes<T>) return store(to, vector);
     for (int64_t i = 0; i < count; ++i) to[i] = convert<S>(vector[i]);
+}
+
+// Numbers and vectors alike, for functions that take both.
+template <class To, class From>
+To each(const From& value) {
+    if constexpr (std::is_arithmetic_v<To>)
+        return static_cast<To>(value);
+    else
+        return __builtin_convertvector(value, To);
 }
 
 // Copies count numbers, converted.

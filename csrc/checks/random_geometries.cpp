@@ -76,9 +76,16 @@ double tolerance_of(DType dtype) {
 void check_convolution(const std::vector<const Kernels*>& tables) {
     const DType dtype = static_cast<DType>(between(0, 3)), wide = dtype == DType::float64 ? dtype : DType::float32;
     Convolution conv{};
-    conv.groups = between(1, 3), conv.offset_groups = between(1, 3);
-    conv.channels = conv.groups * conv.offset_groups * between(1, 24);
-    conv.out_channels = conv.groups * between(1, 40);
+    if (between(0, 1)) {
+        conv.groups = between(1, 3), conv.offset_groups = between(1, 3);
+        conv.channels = conv.groups * conv.offset_groups * between(1, 24);
+        conv.out_channels = conv.groups * between(1, 40);
+    } else {  // groups of few channels, depthwise among them; offset groups of several, or within one
+        const int64_t several = between(1, 6), inputs = between(1, 9);
+        conv.offset_groups = between(1, 4), conv.groups = several * conv.offset_groups;
+        conv.channels = conv.groups * inputs, conv.out_channels = conv.groups * between(1, 9);
+        if (between(0, 3) == 0) conv.offset_groups = conv.channels;
+    }
     conv.batch = between(1, 3);
     conv.authors_border = between(0, 1);
     int64_t size[2], out[2];

@@ -6,7 +6,7 @@ import torchvision
 from cases import CONV_CASES, ConvCase
 from torch import Tensor
 
-from pliant.ops import deform_conv2d
+from pliant.ops import _native, deform_conv2d
 
 NAMES = ("input", "offset", "weight", "bias", "mask")
 
@@ -143,6 +143,72 @@ def test_a_nan_offset_shows_at_its_own_place_only() -> None:
     bad = call(tensors, case).isnan()
     assert bad[1, :, 2, 4].all()
     assert bad.sum() == case.out_channels
+
+
+# Channels in and out of a group, groups, offset groups: whole groups to an offset group, and within one group two.
+GROUPS = [
+    (1, 1, 32, 1),
+    (1, 1, 32, 16),
+    (1, 2, 20, 5),
+    (2, 1, 9, 3),
+    (3, 3, 32, 1),
+    (5, 3, 7, 7),
+    (8, 8, 4, 2),
+    (8, 8, 3, 6),
+    (17, 2, 2, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize(("inputs", "outputs", "groups", "offset_groups"), GROUPS)
+def test_groups_of_few_channels_give_what_the_reference_does(
+    inputs: int, outputs: int, groups: int, offset_groups: int, dtype: torch.dtype
+) -> None:
+    case = ConvCase(
+        channels=inputs * groups, out_channels=outputs * groups, groups=groups, offset_groups=offset_groups, size=(5, 7)
+    )
+    tensors = case.tensors(dtype)
+    with torch.no_grad():
+        tensors["input"][0, 1, 2, 3] = torch.nan  # shows in its own group and offset group alone
+    out = call(tensors, case)
+    grad = torch.randn_like(out)
+    got = (out, *torch.autograd.grad(out, list(tensors.values()), grad))
+    with _native.use(_native.REFERENCE):
+        exact = {name: value.detach().double().requires_grad_() for name, value in tensors.items()}
+        expected = call(exact, case)
+        gradients = torch.autograd.grad(expected, list(exact.values()), grad.double())
+    tolerance = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3}[dtype]
+    for ours, theirs in zip(got, (expected, *gradients), strict=True):
+        most = theirs.detach().nan_to_num().abs().max().item()
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance * most, equal_nan=True)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "groups", "offset_groups"), GROUPS)
+def test_groups_of_few_channels_are_the_same_to_the_bit_on_any_number_of_threads(
+    inputs: int, outputs: int, groups: int, offset_groups: int, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels == _native.REFERENCE:
+        pytest.skip("the reference leaves threads to torch")
+    case = ConvCase(
+        channels=inputs * groups,
+        out_channels=outputs * groups,
+        groups=groups,
+        offset_groups=offset_groups,
+        size=(30, 23),
+    )
+    monkeypatch.setattr(_native, "_SMALL", 0)  # else one thread takes small work
+    tensors = case.tensors(torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = call(tensors, case)
+            results.append((out, *torch.autograd.grad(out, list(tensors.values()), torch.ones_like(out))))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -76,7 +76,9 @@ def _in_fresh_process(row: ConvRow, name: str, what: str, threads: int) -> int:
 def needs(row: ConvRow, name: str, what: str) -> int:
     """Bytes that one call needs beyond its tensors, in this process, which should be a fresh one."""
     call = CALLS[name][what]
-    tiny = dataclasses.replace(row, batch=1, channels=8 * row.offset_groups, out_channels=8, height=12, width=12)
+    tiny = dataclasses.replace(
+        row, batch=1, channels=8 * row.offset_groups, out_channels=8, groups=1, height=12, width=12
+    )
     call(tiny, tiny.tensors())
     tensors = row.tensors()
     _RESET.write_text("5")
@@ -91,11 +93,11 @@ def _peak() -> int:
 
 
 def _plain(row: ConvRow, tensors: Tensors) -> Sequence[Tensor]:
-    return (F.conv2d(tensors["input"], tensors["weight"], None, 1, row.padding, row.dilation),)
+    return (F.conv2d(tensors["input"], tensors["weight"], None, 1, row.padding, row.dilation, row.groups),)
 
 
 def _plain_backward(row: ConvRow, tensors: Tensors) -> Sequence[Tensor]:
-    where = [1, 1], [row.padding] * 2, [row.dilation] * 2, False, [0, 0], 1
+    where = [1, 1], [row.padding] * 2, [row.dilation] * 2, False, [0, 0], row.groups
     wanted = [True, True, False]
     arguments = tensors["grad"], tensors["input"], tensors["weight"], None, *where, wanted
     return torch.ops.aten.convolution_backward(*arguments)[:2]
@@ -109,7 +111,7 @@ def _torchvision(row: ConvRow, tensors: Tensors) -> Sequence[Tensor]:
 def _torchvision_backward(row: ConvRow, tensors: Tensors) -> Sequence[Tensor]:
     values = (tensors[name] for name in ("grad", "input", "weight", "offset"))
     no_mask, no_bias = tensors["input"].new_zeros(row.batch, 1), tensors["input"].new_zeros(row.out_channels)
-    where = 1, 1, row.padding, row.padding, row.dilation, row.dilation, 1, row.offset_groups, False
+    where = 1, 1, row.padding, row.padding, row.dilation, row.dilation, row.groups, row.offset_groups, False
     return torch.ops.torchvision._deform_conv2d_backward(*values, no_mask, no_bias, *where)
 
 

@@ -105,6 +105,7 @@ def _convolution(row: ConvRow) -> tuple[str, dict[str, Any]]:
         "dilate": [row.dilation] * 2,
         "pad": [row.padding] * 2,
         "num_filter": row.out_channels,
+        "num_group": row.groups,
         "num_deformable_group": row.offset_groups,
         "no_bias": True,
     }

@@ -29,7 +29,7 @@ def plain(row: ConvRow, tensors: Tensors, threads: int) -> Implementation:
     """torch's convolution: what a deformable one is measured by."""
 
     def call(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(input, weight, None, 1, row.padding, row.dilation)
+        return F.conv2d(input, weight, None, 1, row.padding, row.dilation, row.groups)
 
     made = InTorch(call, tensors, ("input", "weight"))
     made.moved = False

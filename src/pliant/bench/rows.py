@@ -36,14 +36,16 @@ class ConvRow:
     dilation: int = 1
     offset_groups: int = 1
     kernel: int = 3
+    groups: int = 1
     spread: float = 2.0  # standard deviation of the offsets, in cells
 
     @property
     def name(self) -> str:
-        """The numbers in the order of `CONVOLUTION_HEAD`."""
+        """The numbers in the order of `CONVOLUTION_HEAD`, and how many groups if there are several."""
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
         return (
             f"{self.batch}, {self.channels}→{self.out_channels}, {self.height}×{self.width}, "
-            f"{self.kernel}×{self.kernel}, {self.dilation}, {self.offset_groups}"
+            f"{self.kernel}×{self.kernel}, {self.dilation}, {self.offset_groups}{groups}"
         )
 
     @property
@@ -51,16 +53,16 @@ class ConvRow:
         return self.dilation * (self.kernel // 2)
 
     def tensors(self, seed: int = 0) -> dict[str, Tensor]:
-        """input [N, C, H, W], offset [N, 2 G K, H, W], weight [O, C, kh, kw], grad [N, O, H, W]."""
+        """input [N, C, H, W], offset [N, 2 G K, H, W], weight [O, C / groups, kh, kw], grad [N, O, H, W]."""
         generator = torch.Generator().manual_seed(seed)
         size = (self.height, self.width)
-        taps = self.kernel**2
+        taps, inputs = self.kernel**2, self.channels // self.groups
         offset = torch.randn(self.batch, 2 * self.offset_groups * taps, *size, generator=generator) * self.spread
-        weight = torch.randn(self.out_channels, self.channels, self.kernel, self.kernel, generator=generator)
+        weight = torch.randn(self.out_channels, inputs, self.kernel, self.kernel, generator=generator)
         return {
             "input": torch.randn(self.batch, self.channels, *size, generator=generator),
             "offset": _between_cells(offset),
-            "weight": weight / (self.channels * taps) ** 0.5,
+            "weight": weight / (inputs * taps) ** 0.5,
             "grad": torch.randn(self.batch, self.out_channels, *size, generator=generator),
         }
 
@@ -125,6 +127,12 @@ CONVOLUTIONS = (
     ConvRow(2, 64, 64, 56, 56),
     ConvRow(1, 512, 512, 64, 128, dilation=2),
     ConvRow(1, 16, 16, 14, 14),
+    ConvRow(1, 256, 256, 50, 84, groups=256),
+    ConvRow(1, 256, 256, 50, 84, offset_groups=16, groups=256),
+    ConvRow(1, 256, 256, 50, 84, groups=32),
+    ConvRow(1, 64, 64, 180, 320, offset_groups=8),
+    ConvRow(8, 64, 64, 56, 56),
+    ConvRow(1, 3, 64, 224, 224, kernel=7, dilation=3),
 )
 POOLINGS = (
     PoolRow(21, position_sensitive=True, offset_classes=21, sampling="paper"),

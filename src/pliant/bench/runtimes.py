@@ -65,6 +65,7 @@ class OpenVINO(Implementation):
             pair,
             pair,
             [row.dilation] * 2,
+            group=row.groups,
             deformable_group=row.offset_groups,
             bilinear_interpolation_pad=True,
         )
@@ -111,6 +112,7 @@ def _onnx_model(row: ConvRow, weight: numpy.ndarray) -> bytes:
         kernel_shape=[row.kernel] * 2,
         pads=[row.padding] * 4,
         dilations=[row.dilation] * 2,
+        group=row.groups,
         offset_group=row.offset_groups,
     )
     graph = helper.make_graph(

@@ -1,0 +1,106 @@
+// Products of groups that are no wider than a vector: several groups lie side by side in one, and each lane meets the
+// channels of its own group alone, so that a NaN stays in its group.
+#pragma once
+
+#include "product.h"
+
+namespace pliant {
+namespace PLIANT_ISA {
+
+// Lane i is from[at[i]].
+template <class T>
+inline Vector<T> chosen(const Vector<T>& from, const Lanes<T>& at) {
+#ifdef __clang__
+    Vector<T> to;
+    for (int i = 0; i < lanes<T>; ++i) to[i] = from[at[i]];
+    return to;
+#else
+    return __builtin_shuffle(from, at);
+#endif
+}
+
+// The groups of c += a b. In a row of a group has `depth` columns, in a row of c it has `width`.
+template <class T>
+struct Bundles {
+    int64_t groups, depth, width;
+    int64_t together;  // groups in a vector
+
+    int64_t vectors() const { return (groups + together - 1) / together; }
+    int64_t size() const { return vectors() * depth * lanes<T>; }  // of b, [vectors, depth, lanes]
+
+    // Where b has the factor of a group's column k of a and column w of c.
+    int64_t place(int64_t group, int64_t k, int64_t w) const {
+        return (group / together * depth + k) * lanes<T> + group % together * width + w;
+    }
+
+    // For each lane of vector v of c the first column of its group, counted from the vector's first one. The lanes
+    // that no group has follow the last one.
+    Lanes<T> first_columns(int64_t v) const {
+        const int64_t some = std::min(together, groups - v * together);
+        Lanes<T> at;
+        for (int64_t i = 0; i < lanes<T>; ++i) at[i] = static_cast<int>(std::min(i / width, some - 1) * depth);
+        return at;
+    }
+
+    // Calls visitor(columns of a before it, columns of c before it, place in b, first columns) for each vector of c.
+    template <class Visitor>
+    void for_vectors(const Visitor& visitor) const {
+        const Lanes<T> whole = first_columns(0);
+        for (int64_t v = 0; v < vectors(); ++v)
+            visit_vector(v, (v + 1) * together <= groups ? whole : first_columns(v), visitor);
+    }
+
+  private:
+    template <class Visitor>
+    void visit_vector(int64_t v, const Lanes<T>& first, const Visitor& visitor) const {
+        visitor(v * together * depth, v * together * width, v * depth * lanes<T>, first);
+    }
+};
+
+// c[rows, groups] (+)= a b for each group. Rows are rounded up as in `add_product`. Without Add the lanes of c beyond
+// the last group are written.
+template <bool Add, class T>
+void grouped_product(int64_t rows, const Bundles<T>& bundles, const T* a, int64_t row, const T* b, Sums<T> c) {
+    constexpr int R = 6;
+    static_assert(kRows % R == 0, "blocks fill the rows");
+    bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
+        for (int64_t m = 0; m < rows; m += R) {
+            Vector<T> factor[R], sum[R] = {};
+            for (int i = 0; i < R; ++i) {
+                factor[i] = vector_at(a + (m + i) * row + from);
+                if (Add) sum[i] = vector_at(c[m + i] + to);
+            }
+            Lanes<T> at = first;
+            for (int64_t k = 0; k < bundles.depth; ++k, at += 1) {
+                const Vector<T> line = vector_at(b + place + k * lanes<T>);
+                for (int i = 0; i < R; ++i) sum[i] += line * chosen<T>(factor[i], at);
+            }
+            for (int i = 0; i < R; ++i) store(c[m + i] + to, sum[i]);
+        }
+    });
+}
+
+// Its gradient: b += a^T c, as b lies.
+template <class T>
+void add_grouped_factors(int64_t rows, const Bundles<T>& bundles, const T* a, int64_t a_row, const T* c, int64_t c_row,
+                         T* b) {
+    constexpr int R = 4;
+    bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
+        Lanes<T> at = first;
+        for (int64_t k = 0; k < bundles.depth; ++k, at += 1) {
+            Vector<T> sum[R] = {};
+            const auto add = [&](int i, int64_t m) {
+                sum[i] += vector_at(c + m * c_row + to) * chosen<T>(vector_at(a + m * a_row + from), at);
+            };
+            int64_t m = 0;
+            for (; m + R <= rows; m += R)
+                for (int i = 0; i < R; ++i) add(i, m + i);
+            for (; m < rows; ++m) add(0, m);
+            T* const total = b + place + k * lanes<T>;
+            store(total, Vector<T>(vector_at(total) + ((sum[0] + sum[1]) + (sum[2] + sum[3]))));
+        }
+    });
+}
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant
