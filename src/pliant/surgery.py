@@ -88,6 +88,19 @@ def undeform(model: nn.Module) -> nn.Module:
     return model
 
 
+def most_deformable(model: nn.Module) -> int:
+    """How many of the last convolutions with a kernel larger than 1 `deform` can take, at most."""
+    most = 0
+    for names, conv in reversed(_convolutions(model)):
+        if max(conv.kernel_size) > 1:
+            try:
+                _deformable_as(names[0], conv)
+            except ValueError:
+                break
+            most += 1
+    return most
+
+
 def param_groups(
     model: nn.Module,
     lr: float,
@@ -196,22 +209,9 @@ _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", 
 
 def _deformed(name: str, conv: nn.Conv2d, **options: Any) -> tuple[DeformConv2d, type[DeformConv2d]]:
     """A deformable layer whose attributes a convolution gets, and the class that it becomes; or ValueError."""
-    _require_ordinary_weights(name, conv)
-    if conv.padding_mode != "zeros":
-        raise ValueError(f"{name}: padding_mode must be 'zeros', got {conv.padding_mode!r}")
-    base, kind = deformable_classes(name, type(conv))
-    own = {*vars(conv), *conv._parameters, *conv._buffers, *conv._modules}
-    taken = sorted(_new_names() & own.union(members_between(type(conv), nn.Conv2d)) | own & COMPUTING)
-    if taken:
-        raise ValueError(f"{name}: the convolution has {', '.join(taken)} of its own, which a deformable one needs")
+    base, kind = _deformable_as(name, conv)
     geometry = {attribute: getattr(conv, attribute) for attribute in _GEOMETRY}
     weight = conv.weight
-    expected = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
-    if tuple(weight.shape) != expected or not weight.is_floating_point():
-        raise ValueError(
-            f"{name}: its weight must be of floating point and have shape {list(expected)}, got {weight.dtype} and "
-            f"{list(weight.shape)}"
-        )
     try:
         layer = base(**geometry, bias=conv.bias is not None, device=weight.device, dtype=weight.dtype, **options)
     except ValueError as error:
@@ -220,6 +220,26 @@ def _deformed(name: str, conv: nn.Conv2d, **options: Any) -> tuple[DeformConv2d,
         layer.offset_conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     layer.offset_conv.train(conv.training)
     return layer, kind
+
+
+def _deformable_as(name: str, conv: nn.Conv2d) -> tuple[type[DeformConv2d], type[DeformConv2d]]:
+    """What computes a convolution deformably, and the class that it becomes; or ValueError."""
+    _require_ordinary_weights(name, conv)
+    if conv.padding_mode != "zeros":
+        raise ValueError(f"{name}: padding_mode must be 'zeros', got {conv.padding_mode!r}")
+    base, kind = deformable_classes(name, type(conv))
+    own = {*vars(conv), *conv._parameters, *conv._buffers, *conv._modules}
+    taken = sorted(_new_names() & own.union(members_between(type(conv), nn.Conv2d)) | own & COMPUTING)
+    if taken:
+        raise ValueError(f"{name}: the convolution has {', '.join(taken)} of its own, which a deformable one needs")
+    weight = conv.weight
+    expected = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+    if tuple(weight.shape) != expected or not weight.is_floating_point():
+        raise ValueError(
+            f"{name}: its weight must be of floating point and have shape {list(expected)}, got {weight.dtype} and "
+            f"{list(weight.shape)}"
+        )
+    return base, kind
 
 
 def _plain_class(name: str, layer: DeformConv2d) -> type[nn.Conv2d]:

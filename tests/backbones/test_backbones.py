@@ -181,3 +181,16 @@ def test_timm_file_that_does_not_fit(tmp_path: Path) -> None:
         backbone("timm/resnet10t", weights=tmp_path / "a.pth")
     with pytest.raises(FileNotFoundError, match=r"no weights at none.pth"):
         backbone("timm/resnet10t", weights="none.pth")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.backbone."])
+def test_weights_after_a_prefix(weights: Path, tmp_path: Path, prefix: str) -> None:
+    state = {f"{prefix}{name}": value for name, value in CaffeResNet(50, num_classes=3).state_dict().items()}
+    torch.save({"model": state, "epoch": 1}, tmp_path / "a.pth")
+    assert torch.equal(
+        backbone("resnet50", weights=tmp_path / "a.pth").layer4[2].conv3.weight, state[f"{prefix}layer4.2.conv3.weight"]
+    )
+    theirs = {f"{prefix}{name}": value for name, value in timm.create_model("resnet10t").state_dict().items()}
+    torch.save(theirs, tmp_path / "b.pth")
+    body = backbone("timm/resnet10t", weights=tmp_path / "b.pth")
+    assert torch.equal(body.body.layer4[0].conv2.weight, theirs[f"{prefix}layer4.0.conv2.weight"])

@@ -1,10 +1,12 @@
-"""Backbones at stride 16: the paper's ResNets, its Aligned-Inception-ResNet, and any timm model."""
+"""Backbones at stride 16: the paper's ResNets, its Aligned-Inception-ResNet, and timm's models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
+
+from torch import nn
 
 from pliant import surgery
 from pliant.backbones.aligned_inception_resnet import AlignedInceptionResNet, AlignedInceptionResNetBackbone
@@ -59,6 +61,8 @@ def backbone(
 ) -> Backbone:
     """A backbone of stride 16 with its last layers deformable.
 
+    timm's models are taken as `TimmBackbone` says, and refused where they have no map of stride 16.
+
     Args:
         name: `"resnet50"`, `"resnet101"` or `"aligned_inception_resnet"` for the paper's form; any other name is a
             timm model.
@@ -67,7 +71,7 @@ def backbone(
         deform_layers: how many of the last convolutions with a kernel larger than 1 become deformable. For the
             paper's ResNets 0, 1, 2, 3 or 6, as in its Table 1: res5c; res5b, c; res5a to c; and the last three
             of conv4. Aligned-Inception-ResNet has three in a block, nine in conv5.
-        dilation: of conv5's 3x3 convolutions; of timm's models those that it dilates for stride 16.
+        dilation: of conv5's 3x3 convolutions; of timm's models those that timm dilates for stride 16, if any.
         padded_pool: the first pooling as in Keras' port of the weights (the paper's ResNets only).
         offset_groups, modulated, border, offset_dilation: as for `pliant.nn.DeformConv2d`.
         image_mean: the colour that is subtracted, RGB in 0..1, in place of the usual one (the paper's networks only).
@@ -96,8 +100,29 @@ def backbone(
             f"padded_pool={padded_pool}, image_mean={image_mean} are for the paper's ResNets, not for {name}"
         )
     model = TimmBackbone(name, weights=weights, frozen=frozen, dilation=dilation)
-    surgery.deform(model, deform_layers, **options)
+    deform_last(model, name, deform_layers, **options)
     return model
+
+
+def deform_last(model: nn.Module, name: str, layers: int, **options: Any) -> None:
+    """Make the last convolutions with a kernel larger than 1 of a network deformable.
+
+    Args:
+        model: the network.
+        name: of it, to be named.
+        layers: how many.
+        options: of `pliant.deform`.
+
+    Raises:
+        ValueError: it does not have so many that can be deformed; the message says how many it has.
+    """
+    most = surgery.most_deformable(model)
+    if not 0 <= layers <= most:
+        raise ValueError(
+            f"deform_layers={layers}: of the convolutions with a kernel larger than 1 of {name}, the last {most} can "
+            "be deformed"
+        )
+    surgery.deform(model, layers, **options)
 
 
 def _paper_backbone(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from pliant import surgery
 from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD, CaffeResNet
-from pliant.backbones.timm_features import timm_model, wake
+from pliant.backbones.timm_features import timm_body, wake
 from pliant.backbones.weights import load_weights
 
 STRIDES = (4, 8, 16, 32)
@@ -48,7 +47,7 @@ class TimmPyramid(nn.Module):
     """The maps of stride 4 to 32 of a timm model.
 
     Args:
-        name: a timm model that knows `features_only` and has these strides.
+        name: a timm model that has these strides.
         weights: see `pliant.backbones.timm_features.timm_model`.
         frozen: batch norms with fixed statistics and affine parts, and the layers up to stride 4 without training.
 
@@ -57,14 +56,10 @@ class TimmPyramid(nn.Module):
 
     def __init__(self, name: str, *, weights: str | Path | None = None, frozen: bool = True) -> None:
         super().__init__()
-        body: Any = timm_model(name, weights, features_only=True)
+        body, self.maps = timm_body(name, weights, STRIDES)
         info = body.feature_info
-        strides = list(info.reduction())
-        if not set(STRIDES) <= set(strides):
-            raise ValueError(f"{name} does not give maps of strides 4 to 32 but {strides}")
-        self.levels = [strides.index(stride) for stride in STRIDES]
-        self.channels = tuple(info.channels()[level] for level in self.levels)
-        self.stages = tuple(f"body.{info.module_name()[level].replace('.', '_')}" for level in self.levels)
+        self.channels = tuple(info.channels()[level] for level in self.maps.levels)
+        self.stages = tuple(f"body.{_stage(body, info.module_name()[level], name)}" for level in self.maps.levels)
         config = body.pretrained_cfg
         self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
         if frozen and weights is None:
@@ -80,8 +75,16 @@ class TimmPyramid(nn.Module):
                 parameter.requires_grad_(False)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.body(x)
-        return OrderedDict((str(i), maps[level]) for i, level in enumerate(self.levels))
+        return OrderedDict((str(level), map) for level, map in enumerate(self.maps.of(self.body, x)))
+
+
+def _stage(body: nn.Module, module: str, name: str) -> str:
+    """The name in a timm model of feature maps that a stage has: they are flattened, or stand below `model`."""
+    parameters = [parameter for parameter, _ in body.named_parameters()]
+    for stage in (module.replace(".", "_"), module, f"model.{module}"):
+        if any(parameter.startswith(f"{stage}.") for parameter in parameters):
+            return stage
+    raise ValueError(f"timm/{name.removeprefix('timm/')} has no stage of its own for its map {module}; take another")
 
 
 Pyramid = CaffePyramid | TimmPyramid

@@ -1,8 +1,9 @@
-"""Any timm model as a backbone of stride 16."""
+"""timm's models as backbones of stride 16."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,37 @@ import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from pliant.backbones.timm_maps import Maps, find_maps
 from pliant.backbones.weights import stored_weights
 from pliant.weights.files import require_fit
 
 
 class TimmBackbone(nn.Module):
-    """The last two feature maps of a timm model at output stride 16, in the interface of the paper's ResNets.
+    """The last two feature maps of a timm model at stride 16, in the interface of the paper's ResNets.
+
+    Where timm dilates the last stage to keep it at stride 16 (its `output_stride`), these are conv4 and conv5. Any
+    other model ends at stride 16: its last two maps of that stride, or its one map in both places. The table in
+    docs/your-model.md says which family does what.
 
     Args:
-        name: a timm model that knows `features_only` and `output_stride`, with or without `timm/` before it.
+        name: a timm model, with or without `timm/` before it.
         weights: see `timm_model`.
         frozen: batch norms with fixed statistics and affine parts; turn it off to train from nothing.
         dilation: of the convolutions that keep the last stage at stride 16, for timm's own 2.
 
-    Shape: normalised images `[N, 3, H, W]` to `{"conv4": [N, conv4_channels, H/16, W/16], "conv5": ...}`.
+    Raises:
+        ValueError: timm has no such model, or none of its maps has stride 16 for images of any size.
+
+    Shape: normalised images `[N, 3, H, W]` to `{"conv4": [N, conv4_channels, H/16, W/16], "conv5": ...}`, rounded up.
     """
 
     def __init__(self, name: str, *, weights: str | Path | None = None, frozen: bool = True, dilation: int = 2) -> None:
         super().__init__()
-        body: Any = timm_model(name, weights, features_only=True, output_stride=16)
-        reductions = body.feature_info.reduction()
-        if len(reductions) < 2 or reductions[-2:] != [16, 16]:
-            raise ValueError(f"{name} does not give two feature maps of stride 16 but strides {reductions}")
+        body, self.maps = timm_body(name, weights, (16, 16))
         if dilation != 2:
             _dilate(body, name, dilation)
-        self.conv4_channels, self.conv5_channels = body.feature_info.channels()[-2:]
+        channels = body.feature_info.channels()
+        self.conv4_channels, self.conv5_channels = (channels[level] for level in self.maps.levels)
         config = body.pretrained_cfg
         self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
         if frozen and weights is None:
@@ -43,8 +50,18 @@ class TimmBackbone(nn.Module):
         self.body = freeze_batch_norm_2d(body) if frozen else body
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        *_, conv4, conv5 = self.body(x)
+        conv4, conv5 = self.maps.of(self.body, x)
         return OrderedDict(conv4=conv4, conv5=conv5)
+
+
+def timm_body(name: str, weights: str | Path | None, strides: Sequence[int]) -> tuple[Any, Maps]:
+    """A timm model that gives maps of these strides, and how; see `timm_model` for weights, and `find_maps`."""
+    name = timm_name(name)
+    if weights is None:
+        return find_maps(name, strides)
+    with torch.random.fork_rng(devices=[]):
+        _, maps = find_maps(name, strides)
+    return timm_model(name, weights, features_only=True, **maps.options), maps
 
 
 def timm_name(name: str) -> str:
@@ -82,12 +99,12 @@ def timm_model(name: str, weights: str | Path | None, **options: Any) -> nn.Modu
     whole: Any = timm.create_model(name)
     last = whole.pretrained_cfg.get("classifier") or ()
     ignored = tuple(f"{layer}." for layer in ((last,) if isinstance(last, str) else last))
-    found = {key: value for key, value in stored_weights(weights).items() if not key.startswith(ignored)}
     expected = {
         key: value.shape
         for key, value in whole.state_dict().items()
         if not key.startswith(ignored) and not key.endswith("num_batches_tracked")
     }
+    found = {key: value for key, value in stored_weights(weights, expected).items() if not key.startswith(ignored)}
     require_fit(weights, found, expected, name)
     state = {**whole.state_dict(), **found}
     model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **options)

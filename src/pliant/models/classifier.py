@@ -10,8 +10,7 @@ import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from pliant import surgery
-from pliant.backbones import AlignedInceptionResNet, CaffeResNet, load_weights
+from pliant.backbones import AlignedInceptionResNet, CaffeResNet, deform_last, load_weights
 from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD
 from pliant.backbones.timm_features import timm_model, wake
 from pliant.models.detector import check_arguments
@@ -81,7 +80,7 @@ def classifier(
     }
     if backbone in _RESNETS or backbone == _ALIGNED:
         network = _paper_network(backbone, num_classes, frozen, padded_pool)
-        surgery.deform(network, deform_layers, **options)
+        deform_last(network, backbone, deform_layers, **options)
         if weights is not None:
             _load_below(network, weights)
         model = Classifier(network, image_mean or IMAGE_MEAN, IMAGE_STD)
@@ -91,7 +90,7 @@ def classifier(
                 f"padded_pool={padded_pool}, image_mean={image_mean} are for the paper's networks, not for {backbone}"
             )
         network = _timm_network(backbone, num_classes, weights, frozen)
-        surgery.deform(network, deform_layers, **options)
+        deform_last(network, backbone, deform_layers, **options)
         model = Classifier(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
     model.config = config
     return model

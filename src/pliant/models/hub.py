@@ -53,8 +53,9 @@ class OnHub(PyTorchModelHubMixin, library_name="pliant", tags=["deformable-convo
             path = hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **download)
         model = cls.build(**{name: value for name, value in {**config, **given}.items() if name != "network"})
         assert isinstance(model, cls)
-        state = read_tensors(path)
-        require_fit(path, state, {name: value.shape for name, value in model.state_dict().items()}, cls.__name__)
+        expected = {name: value.shape for name, value in model.state_dict().items()}
+        state = read_tensors(path, expected)
+        require_fit(path, state, expected, cls.__name__)
         model.load_state_dict(state)
         return model.to(map_location).eval()
 

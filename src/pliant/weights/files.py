@@ -5,13 +5,31 @@ from __future__ import annotations
 import mmap
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+# Under which keys checkpoints hold the weights; the first that is there counts.
+_WRAPPERS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "network",
+    "net",
+    "module",
+    "ema",
+    "state_dict_ema",
+)
+_COMPILED = "_orig_mod"
+_DEEPEST = 6  # how many parts of names, and how many dicts in one another, are looked at
+_AVERAGED = "n_averaged"  # the count of torch.optim.swa_utils.AveragedModel
 
 
 def read_file(path: str | Path) -> Any:
@@ -41,16 +59,59 @@ def read_file(path: str | Path) -> Any:
         raise ValueError(f"{path} is not a whole file of tensors: {type(error).__name__}: {error}") from error
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, where need be from under `state_dict`.
+def read_tensors(path: str | Path, expected: Iterable[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a file by name, from wherever in a checkpoint they are.
+
+    Training programs keep the weights below a key of the checkpoint, and wrappers put a prefix before every name
+    (`module.`, `model.`, `backbone.`, one or several). Both are taken off; `_orig_mod.`, which torch.compile puts
+    before the names of what it compiled, is taken off wherever it stands.
+
+    Args:
+        path: of the file.
+        expected: names of the network that the weights are for. A prefix that all names have is taken off if more of
+            them are as expected without it.
 
     Raises:
         FileNotFoundError, ValueError: see `read_file`; also where there is no dict of tensors.
     """
-    stored = read_file(path)
-    if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
-        stored = stored["state_dict"]
-    return require_tensors(path, stored)
+    return without_prefix(require_tensors(path, unwrapped(read_file(path))), expected)
+
+
+def unwrapped(stored: Any) -> Any:
+    """The dict of tensors of a checkpoint, from below the key that has it; what has none is given as it is."""
+    for _ in range(_DEEPEST):
+        if not isinstance(stored, dict) or all(isinstance(value, Tensor) for value in stored.values()):
+            break
+        below = [stored[key] for key in _WRAPPERS if isinstance(stored.get(key), dict) and stored[key]]
+        below += [value for value in stored.values() if _is_state(value)]
+        if not below:
+            break
+        stored = next((value for value in below if _is_state(value)), below[0])
+    return stored
+
+
+def without_prefix(tensors: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors without the prefix that all their names have, if so more of the names are as expected."""
+    plain = {name.replace(f"{_COMPILED}.", ""): value for name, value in tensors.items()}
+    found = plain if len(plain) == len(tensors) else dict(tensors)
+    counted = {name: value for name, value in found.items() if name != _AVERAGED}
+    wanted, names = set(expected), [name.split(".") for name in counted]
+    if not wanted or not names:
+        return found
+    shared = zip(*(parts[:-1][:_DEEPEST] for parts in names), strict=False)
+    common = list(takewhile(lambda parts: len(set(parts)) == 1, shared))
+
+    def fitting(length: int) -> int:
+        return len(wanted.intersection(".".join(parts[length:]) for parts in names))
+
+    best = max(range(len(common) + 1), key=fitting)  # of equals, the shortest prefix
+    if not best:
+        return found
+    return {".".join(parts[best:]): value for parts, value in zip(names, counted.values(), strict=True)}
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
 
 
 def require_tensors(path: str | Path, stored: Any) -> dict[str, Tensor]:
@@ -74,17 +135,29 @@ def require_tensors(path: str | Path, stored: Any) -> dict[str, Tensor]:
 
 
 def require_fit(
-    path: str | Path, found: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], network: str
+    path: str | Path,
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Sequence[int]],
+    network: str,
+    *,
+    optional: Container[str] = (),
+    most: int | None = None,
 ) -> None:
-    """Raise ValueError unless names and shapes are those expected; it lists all that are missing, unknown, misshapen.
+    """Raise ValueError unless names and shapes are those expected; it lists what is missing, unknown and misshapen.
 
     Args:
         path: of the file, to be named.
         found: its tensors by name.
         expected: shapes by name.
         network: whose weights they should be, to be named.
+        optional: those of the expected that may be missing.
+        most: how many problems are listed; all where it is None.
     """
-    problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in found]
+    problems = [
+        f"missing {name} {list(shape)}"
+        for name, shape in expected.items()
+        if name not in found and name not in optional
+    ]
     problems += [f"unknown {name} {list(value.shape)}" for name, value in found.items() if name not in expected]
     problems += [
         f"{name} has shape {list(value.shape)}, expected {list(expected[name])}"
@@ -92,7 +165,29 @@ def require_fit(
         if name in expected and list(value.shape) != list(expected[name])
     ]
     if problems:
-        raise ValueError(f"{path} does not fit {network}: {'; '.join(problems)}")
+        listed = "; ".join(problems[:most])
+        rest = f"; and {len(problems) - most} more" if most is not None and len(problems) > most else ""
+        raise ValueError(f"{path} does not fit {network}: {_prefix_said(found, expected)}{listed}{rest}")
+
+
+def _prefix_said(found: Iterable[str], expected: Mapping[str, Any]) -> str:
+    """Where more of the names would fit without a prefix that some have: the prefix."""
+    names = list(found)
+    fitting = Counter(
+        name[: -len(rest)]
+        for name in names
+        for rest in (name.split(".", cut)[-1] for cut in range(1, min(name.count("."), _DEEPEST) + 1))
+        if rest in expected
+    )
+    if not fitting:
+        return ""
+    prefix, count = fitting.most_common(1)[0]
+    if count <= sum(name in expected for name in names):
+        return ""
+    return (
+        f"{count} of its {len(names)} names would fit without the prefix {prefix!r}, which is taken off only where all "
+        "have it; "
+    )
 
 
 def _require_no_bomb(path: Path) -> None:

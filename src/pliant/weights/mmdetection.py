@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pliant.weights.files import read_file, require_tensors
+from pliant.weights.files import read_file, require_tensors, unwrapped, without_prefix
 from pliant.weights.levels import trained_on_levels
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -25,6 +25,7 @@ _HEADS = {
     "roi_head.bbox_head.fc_reg": "roi_heads.box_predictor.bbox_pred",
 }
 _SCORES, _BOXES = "roi_head.bbox_head.fc_cls", "roi_head.bbox_head.fc_reg"
+_NETWORK = [f"{name}.{part}" for name in _HEADS for part in ("weight", "bias")]
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _OFFSET = re.compile(r"backbone\.layer([2-4])\.(\d+)\.conv2\.conv_offset\.weight")
 
@@ -98,8 +99,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], tuple[str, ...
     stored = read_file(path)
     if not isinstance(stored, dict):
         raise ValueError(f"{path} must hold a dict, got {type(stored).__name__}")
-    tensors = require_tensors(path, stored.get("state_dict", stored))
-    arrays = {name.removeprefix("module."): value for name, value in tensors.items()}
+    arrays = without_prefix(require_tensors(path, unwrapped(stored)), _NETWORK)
     arrays = {name: value for name, value in arrays.items() if not name.endswith("num_batches_tracked")}
     return arrays, _classes(stored.get("meta"))
 
