@@ -1,4 +1,4 @@
-"""Settings and places that all tests share."""
+"""Settings and places that all tests share; CONTRIBUTING.md says how the suite is organised."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
+# One thread for each worker, and for each process that a test starts: on tensors this small a second one only waits,
+# and the threads of two workers would fight for two cores. Tests of threads ask for more.
+for _library in ("OMP", "MKL", "OPENBLAS"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on the CPU, interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -19,6 +24,24 @@ _any_time = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("quick", max_examples=10, derandomize=True, **_any_time)
 settings.register_profile("thorough", max_examples=200, print_blob=True, **_any_time)
 settings.load_profile("quick")
+
+_MOST_WORKERS = 8
+_WORKERS_MEMORY = 3 << 30  # the tests of a worker hold up to that much at once
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core, as far as the memory goes; none where single files are named, or tests in them."""
+    if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
+        return 0
+    given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    if given:
+        return int(given)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = _MOST_WORKERS * _WORKERS_MEMORY
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores, _MOST_WORKERS, memory // _WORKERS_MEMORY))
 
 
 @pytest.fixture(autouse=True)

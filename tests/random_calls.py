@@ -105,13 +105,14 @@ def convolutions(
     kinds: tuple[str, ...] = ("random", "edges", "extreme"),
     layouts: tuple[str, ...] = LAYOUTS,
     channels: int = 8,
+    sides: st.SearchStrategy[int] = sizes,
 ) -> Call:
     """Deformable convolutions. Offsets are random, or also lie on borders and cells' centres, or are also extreme."""
     pair = st.tuples
     kernel, stride = draw(pair(st.integers(1, 3), st.integers(1, 4))), draw(pair(st.integers(1, 3), st.integers(1, 3)))
     padding, dilation = draw(pair(*[st.integers(0, 3)] * 2)), draw(pair(*[st.integers(1, 3)] * 2))
     size = tuple(
-        max(draw(sizes), dilate * (taps - 1) + 1 - 2 * pad)
+        max(draw(sides), dilate * (taps - 1) + 1 - 2 * pad)
         for taps, pad, dilate in zip(kernel, padding, dilation, strict=True)
     )
     groups, offset_groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
@@ -180,6 +181,7 @@ def poolings(
     dtypes: tuple[torch.dtype, ...] = DTYPES,
     layouts: tuple[str, ...] = LAYOUTS,
     channels: int = 4,
+    sides: st.SearchStrategy[int] = sizes,
     extremes: tuple[float, ...] = EXTREMES,
     names: tuple[str, ...] = ("roi_pool", "deform_roi_pool", "ps_roi_pool", "deform_ps_roi_pool"),
 ) -> Call:
@@ -211,7 +213,7 @@ def poolings(
     rois = roi_lines(draw, images, random, far=exact and dtype.itemsize > 2)
     outs = classes * draw(st.integers(1, channels))
     tensors = {
-        "input": torch.randn(images, outs * groups, draw(sizes), draw(sizes), generator=random).to(dtype),
+        "input": torch.randn(images, outs * groups, draw(sides), draw(sides), generator=random).to(dtype),
         "rois": rois.to(dtype if dtype.itemsize > 2 else draw(st.sampled_from((dtype, torch.float32)))),
     }
     if name.startswith("deform"):

@@ -15,8 +15,8 @@ SCALE = 1 / 8
 SIZE = (9, 11)
 
 
-def feature_map(channels: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(2, channels, *SIZE, dtype=dtype, requires_grad=True)
+def feature_map(channels: int, dtype: torch.dtype = torch.float64, size: tuple[int, int] = SIZE) -> Tensor:
+    return torch.randn(2, channels, *size, dtype=dtype, requires_grad=True)
 
 
 def roi_lines(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -140,14 +140,16 @@ def test_offsets_of_a_coarser_grid_serve_several_bins(sampling: str) -> None:
 
 @pytest.mark.parametrize("sampling", ["paper", "authors"])
 def test_gradcheck(sampling: str) -> None:
-    rois = roi_lines()
+    """On half the map, with RoIs of half the size in cells: every cell is two calls."""
+    rois, scale, size = roi_lines(), SCALE / 2, (5, 6)
     offset = torch.randn(len(ROIS), 4, 2, 2, dtype=torch.float64, requires_grad=True)
-    scores = feature_map(2 * 6)
+    scores = feature_map(2 * 6, size=size)
     assert torch.autograd.gradcheck(
-        lambda x, o: ops.deform_ps_roi_pool(x, rois, o, (3, 2), SCALE, 0.3, sampling=sampling), (scores, offset)
+        lambda x, o: ops.deform_ps_roi_pool(x, rois, o, (3, 2), scale, 0.3, sampling=sampling), (scores, offset)
     )
-    assert torch.autograd.gradcheck(lambda x: ops.ps_roi_pool(x, rois, (3, 2), SCALE, sampling=sampling), scores)
-    assert torch.autograd.gradcheck(lambda x: ops.roi_pool(x, rois, 2, SCALE, sampling=sampling), feature_map(3))
+    assert torch.autograd.gradcheck(lambda x: ops.ps_roi_pool(x, rois, (3, 2), scale, sampling=sampling), scores)
+    image = feature_map(3, size=size)
+    assert torch.autograd.gradcheck(lambda x: ops.roi_pool(x, rois, 2, scale, sampling=sampling), image)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
