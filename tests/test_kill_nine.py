@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import multiprocessing
+import runpy
 from pathlib import Path
 
+import aside
 import pytest
 
 PROGRAM = Path(__file__).parent.parent / "tools" / "kill_nine.py"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked on this system")
-def test_three_kills() -> None:
-    command = [sys.executable, str(PROGRAM), "--kills", "3", "--workers", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "3 kills, 3 runs end as the uninterrupted one" in done.stdout
+def kill_three_times() -> None:
+    runpy.run_path(str(PROGRAM))["main"](kills=3, seed=0, recipe="voc.deeplab_deform", workers=0)
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a system with SIGKILL")
+def test_three_kills(tmp_path: Path) -> None:
+    code = aside.ending(aside.start(tmp_path / "printed", kill_three_times))
+    printed = (tmp_path / "printed").read_text()
+    assert code == 0, printed[-3000:]
+    assert "3 kills, 3 runs end as the uninterrupted one" in printed

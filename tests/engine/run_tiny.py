@@ -1,10 +1,9 @@
-"""A tiny detection run for `test_resume`, as a program so that it can be killed: RUN [STEP] [WORKERS] [SIGNAL]."""
+"""A tiny detection run for `test_resume`, which runs it in a process of its own so that it can be killed."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +76,8 @@ class DieAt(Callback):
 
 
 def main(folder: str, die_at: int = -1, workers: int = 0, by: int = signal.SIGKILL) -> None:
+    """Train from the start or from where the run is; with a step, end there by a signal."""
+    torch.set_num_threads(1)
     path = Path(folder)
     run = RunFolder(path) if path.exists() else RunFolder.create(path, {"recipe": "tiny"})
     schedule = Schedule(max_steps=STEPS, lr=0.01, warmup_steps=2, decay_at=(0.75,))
@@ -95,8 +96,3 @@ def main(folder: str, die_at: int = -1, workers: int = 0, by: int = signal.SIGKI
         callbacks.Checkpoints.on_train_batch_end = then_die  # type: ignore[method-assign]
     settings = FitSettings(batch_size=3, workers=workers, checkpoint_every=2, validate_every=5, accelerator="cpu")
     fit(module, TinyData(), run, settings, {"recipe": "tiny", "classes": ["square"]})
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import aside
 import pytest
 import torch
+from engine import run_tiny
 from safetensors.torch import load_file
 
-PROGRAM = Path(__file__).with_name("run_tiny.py")
+
+def start_tiny(folder: Path, *arguments: int) -> BaseProcess:
+    return aside.start(printed_by(folder, *arguments), run_tiny.main, str(folder), *arguments)
 
 
-def start_tiny(folder: Path, *arguments: int) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROGRAM), str(folder), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+def printed_by(folder: Path, *arguments: int) -> Path:
+    return folder.with_name("-".join(map(str, ("printed", folder.name, *arguments))))
 
 
-def ending(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ending(folder: Path, *arguments: int) -> tuple[int, str]:
     """The exit code, and what was printed."""
-    printed = process.communicate(timeout=120)[1]
-    return process.returncode, printed
+    code = aside.ending(start_tiny(folder, *arguments))
+    return code, printed_by(folder, *arguments).read_text()
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL on this system")
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a system with SIGKILL")
 def test_killed_run_continues_exactly(tmp_path: Path) -> None:
     uninterrupted = start_tiny(tmp_path / "whole")
     killed = tmp_path / "killed"
     # Between checkpoints, in the middle of an epoch; and after a validation.
-    assert ending(start_tiny(killed, 7))[0] == -signal.SIGKILL
-    assert ending(start_tiny(killed, 11))[0] == -signal.SIGKILL
+    assert ending(killed, 7)[0] == -signal.SIGKILL
+    assert ending(killed, 11)[0] == -signal.SIGKILL
     # With Ctrl-C and a polite end, the very step is saved, or the validation that is due there.
     asked = tmp_path / "asked"
-    code, printed = ending(start_tiny(asked, 3, 0, signal.SIGINT))
+    code, printed = ending(asked, 3, 0, signal.SIGINT)
     assert code == 1
     assert "Interrupted. Continue from the checkpoint of step 3 with: pliant train --resume" in printed
-    code, printed = ending(start_tiny(asked, 5, 2, signal.SIGINT))
+    code, printed = ending(asked, 5, 2, signal.SIGINT)
     assert (code, "checkpoint of step 5" in printed) == (1, True)
-    code, printed = ending(start_tiny(asked, 9, 0, signal.SIGTERM))
+    code, printed = ending(asked, 9, 0, signal.SIGTERM)
     assert (code, "checkpoint of step 9" in printed) == (128 + signal.SIGTERM, True)
     # To the end, now with two workers.
     for run in (killed, asked):
-        assert ending(start_tiny(run, 0, 2))[0] == 0
-    assert ending(uninterrupted)[0] == 0
+        assert ending(run, 0, 2)[0] == 0
+    assert aside.ending(uninterrupted) == 0
     for run in (killed, asked):
         assert_same_run(tmp_path / "whole", run)
 
@@ -66,10 +66,7 @@ def assert_same_run(whole: Path, killed: Path) -> None:
 
 def test_losses_are_worth_comparing() -> None:
     """The tiny run has random transforms, dropout and more than one epoch, or the test above would be void."""
-    spec = importlib.util.spec_from_file_location("run_tiny", PROGRAM)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    train = program.TinyData.train
-    assert len(train) < program.STEPS * 3
-    assert any(isinstance(module, torch.nn.Dropout) for module in program.detector().modules())
+    train = run_tiny.TinyData.train
+    assert len(train) < run_tiny.STEPS * 3
+    assert any(isinstance(module, torch.nn.Dropout) for module in run_tiny.detector().modules())
     assert not torch.equal(train[0][0], train[0][0])

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ from torch import nn
 from pliant.data import Glyphs
 from pliant.introspect import EffectiveDilation
 from pliant.recipes import demo, demo_report
+
+SCENES = 3
 
 
 class Page(HTMLParser):
@@ -62,13 +68,34 @@ def test_the_three_networks_start_from_the_same_weights() -> None:
     assert not torch.allclose(plain(images), dilated.eval()(images))
 
 
-def test_writes_a_page_and_prints_three_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo, "TEST_SCENES", 8)
-    out = tmp_path / "out"
-    demo.run(out, steps=2)
-    printed = capsys.readouterr().out
+class Demo(NamedTuple):
+    """What one demo left: its folder, what it printed, and the deformable network."""
+
+    out: Path
+    printed: str
+    network: nn.Module
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    networks: list[nn.Module] = []
+    predict = demo.predict
+
+    def recording(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        networks.append(model)
+        return predict(model, images)
+
+    out, printed = tmp_path_factory.mktemp("demo") / "out", io.StringIO()
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(demo, "predict", recording)
+        patch.setattr(demo, "TEST_SCENES", SCENES)
+        demo.run(out, steps=2)
+    return Demo(out, printed.getvalue(), networks[-1])
+
+
+def test_writes_a_page_and_prints_three_rows(made: Demo) -> None:
+    out, printed, _ = made
     assert printed.splitlines()[-1] == f"Open {out / 'report.html'}"
     record = json.loads((out / "results.json").read_text())
     page = Page((out / "report.html").read_text())
@@ -86,14 +113,17 @@ def test_writes_a_page_and_prints_three_rows(
     for name, value in record["settings"].items():
         shown = " to ".join(map(str, value)) if isinstance(value, list) else value
         assert f"<dt>{name.replace('_', ' ')}</dt><dd>{shown}</dd>" in (out / "report.html").read_text()
-    demo.run(out, steps=1)  # over an earlier demo
-    assert json.loads((out / "results.json").read_text())["settings"]["steps"] == 1
 
 
-def test_the_page_needs_no_other_file_and_says_what_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "TEST_SCENES", 8)
+def test_is_written_over_an_earlier_demo(made: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(made.out, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(demo, "TEST_SCENES", SCENES)
     demo.run(tmp_path, steps=1)
-    page = Page((tmp_path / "report.html").read_text())
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["steps"] == 1
+
+
+def test_the_page_needs_no_other_file_and_says_what_to_see(made: Demo) -> None:
+    page = Page((made.out / "report.html").read_text())
     assert len(page.pictures) == 4
     for source, alt in page.pictures:
         assert source.startswith("data:image/")
@@ -101,26 +131,16 @@ def test_the_page_needs_no_other_file_and_says_what_to_see(tmp_path: Path, monke
     assert len(page.captions) == len(page.pictures) + 2  # a table, and what `pliant look` writes
     assert all(len(caption.split()) > 15 for caption in page.captions)
     assert page.linked == []
-    assert page.explorer == (tmp_path / "look.html").read_text()
+    assert page.explorer == (made.out / "look.html").read_text()
 
 
-def test_the_effective_dilation_is_that_of_the_trained_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    networks: list[nn.Module] = []
-    predict = demo.predict
-
-    def recording(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        networks.append(model)
-        return predict(model, images)
-
-    monkeypatch.setattr(demo, "predict", recording)
-    monkeypatch.setattr(demo, "TEST_SCENES", 3)
-    demo.run(tmp_path, steps=2)
-    measure = EffectiveDilation(networks[-1], demo_report.AREAS)
-    scenes = Glyphs(3, split="test", seed=0, **demo.SCENES)
-    for index in range(3):
+def test_the_effective_dilation_is_that_of_the_trained_network(made: Demo) -> None:
+    measure = EffectiveDilation(made.network, demo_report.AREAS)
+    scenes = Glyphs(SCENES, split="test", seed=0, **demo.SCENES)
+    for index in range(SCENES):
         scene = scenes.scene(index)
         measure.update(torch.from_numpy(scene.image) / 255, torch.from_numpy(scene.boxes))
-    found = json.loads((tmp_path / "results.json").read_text())["effective_dilation"]
+    found = json.loads((made.out / "results.json").read_text())["effective_dilation"]
     for layer, groups in measure.compute().items():
         for group, spread in groups.items():
             assert found[layer][group]["number"] == spread.number
