@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # One thread for each worker, and for each process that a test starts: on tensors this small a second one only waits,
@@ -42,6 +44,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(cores, _MOST_WORKERS, memory // _WORKERS_MEMORY))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is left among the temporary files goes with the run; pytest keeps the folders of failed tests."""
+    if hasattr(config, "workerinput"):
+        return  # the environment is that of the process that started the worker
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    folder = tempfile.mkdtemp(prefix="pliant-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["TMPDIR"] = folder
+    tempfile.tempdir = None  # found anew
 
 
 @pytest.fixture(autouse=True)

@@ -87,8 +87,8 @@ def test_kernels_run_on_torchs_threads() -> None:
     assert new_threads == "0", f"threads of its own beside torch's: {done.stdout}"
 
 
-def test_the_interpreter_is_free_during_a_call() -> None:
-    torch.set_num_threads(1)
+def ticks_during_a_call() -> int:
+    """How often this thread has its turn while another one is in a kernel."""
     case = ConvCase(batch=1, channels=256, out_channels=256, size=(60, 60), groups=1, offset_groups=1)
     tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
     done, ticks = threading.Event(), 0
@@ -103,7 +103,13 @@ def test_the_interpreter_is_free_during_a_call() -> None:
         ticks += 1
         time.sleep(0.0005)
     thread.join()
-    assert ticks > 3
+    return ticks
+
+
+def test_the_interpreter_is_free_during_a_call() -> None:
+    torch.set_num_threads(1)
+    # Held, it would be free once before and once after; other programs may take the turns of one call.
+    assert any(ticks_during_a_call() > 3 for _ in range(50))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -116,7 +122,7 @@ def test_a_forked_child_computes() -> None:
     child = context.Process(target=_in_child_without_torchs_threads, args=(queue,))
     child.start()
     try:
-        assert queue.get(timeout=60) == pytest.approx(expected, rel=1e-9)
+        assert queue.get(timeout=600) == pytest.approx(expected, rel=1e-9)
     finally:
         child.kill()
         child.join()
@@ -146,7 +152,7 @@ class _Computing(Dataset[Tensor]):
 def test_workers_of_a_data_loader_compute() -> None:
     torch.set_num_threads(2)
     expected = convolution()[0]
-    for item in DataLoader(_Computing(), batch_size=None, num_workers=2, timeout=60):
+    for item in DataLoader(_Computing(), batch_size=None, num_workers=2, timeout=600):
         torch.testing.assert_close(item, expected)
 
 

@@ -49,7 +49,7 @@ def test_right_convolutions_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("module", "name"), [("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")])
 def test_runtimes_compute_the_same(module: str, name: str) -> None:
-    pytest.importorskip(module)
+    pytest.importorskip(module, reason=f"{name} is not installed; the extra bench has it")
     pytest.importorskip("onnx")
     tensors = CONVOLUTION.tensors()
     runtime = peers.CONVOLUTION[name](CONVOLUTION, tensors, 1)

@@ -30,6 +30,7 @@ RUN = ("README.md", "getting-started.md", "your-data.md", "looking.md", "export.
 COMMANDS = ("check", "train", "eval", "predict", "look", "export")
 SMALL = "backbone=timm/resnet10t short_side=48 max_side=64 max_steps=1 batch_size=2 weights=none accelerator=cpu"
 DETECTION = "anchor_scales=1,2"
+DETECTOR, SEGMENTER = "runs/voc.faster_rcnn_deform", "runs/segmenter"
 
 
 def blocks(page: Path, languages: tuple[str, ...]) -> list[str]:
@@ -70,6 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(place / "FOLDER" / "JPEGImages" / "scene_0.jpg", place / "IMAGE")
     os.chdir(place)
     run(shlex.split("train voc.faster_rcnn_deform --data FOLDER"))
+    run(shlex.split(f"train voc.deeplab_deform --data FOLDER --run {SEGMENTER} --set deform_layers=1"))
     return place
 
 
@@ -82,6 +84,8 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def run(words: list[str]) -> None:
     smaller = {"IMAGE...": "IMAGE", "--multi-scale": "--scales=40,56"}
+    if words[0] == "export":  # a detector's takes half a minute, and is in tests/recipes/test_export.py
+        smaller[DETECTOR] = SEGMENTER
     words = [smaller.get(word, word) for word in words]
     if words[0] == "train" and "--resume" not in words:
         settings = SMALL if words[1].startswith("voc.deeplab") else f"{SMALL} {DETECTION}"

@@ -114,7 +114,7 @@ def test_a_plain_network_made_deformable(tmp_path: Path) -> None:
 
 
 def test_openvino_runs_the_same_file(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="OpenVINO is not installed; the extra bench has it")
     model = Convolutions().eval()
     to_onnx(model, torch.randn(2, 4, 12, 17), tmp_path / "model.onnx", metadata={"made": "here"})
     module = OnnxModule(tmp_path / "model.onnx", "openvino")

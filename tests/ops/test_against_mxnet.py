@@ -19,7 +19,8 @@ from torch import Tensor
 from pliant import ops
 
 MXNET_PYTHON = os.environ.get("PLIANT_MXNET_PYTHON")
-pytestmark = pytest.mark.skipif(not MXNET_PYTHON, reason="PLIANT_MXNET_PYTHON names no interpreter with MXNet 1.9.1")
+if not MXNET_PYTHON:
+    pytest.skip("PLIANT_MXNET_PYTHON names no interpreter with MXNet 1.9.1", allow_module_level=True)
 SCRIPT = Path(__file__).with_name("mxnet_operators.py")
 
 

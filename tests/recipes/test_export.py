@@ -87,7 +87,7 @@ def test_a_detector(tmp_path: Path, pictures: list[Path]) -> None:
 
 
 def test_a_segmenter_and_openvino(tmp_path: Path, pictures: list[Path]) -> None:
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="OpenVINO is not installed; the extra bench has it")
     source = weights(
         tmp_path / "tiny.safetensors", voc.deeplab_deform(), ("background", "cat", "dog"), short_side=64, max_side=96,
     )  # fmt: skip

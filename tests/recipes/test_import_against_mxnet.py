@@ -19,7 +19,8 @@ from pliant.recipes.import_weights import import_weights
 from pliant.recipes.trained import load_trained
 
 MXNET_PYTHON = os.environ.get("PLIANT_MXNET_PYTHON")
-pytestmark = pytest.mark.skipif(not MXNET_PYTHON, reason="PLIANT_MXNET_PYTHON names no interpreter with MXNet 1.9.1")
+if not MXNET_PYTHON:
+    pytest.skip("PLIANT_MXNET_PYTHON names no interpreter with MXNet 1.9.1", allow_module_level=True)
 SCRIPT = Path(__file__).with_name("mxnet_networks.py")
 MEAN = torch.tensor([123.15, 115.90, 103.06]).view(3, 1, 1)
 HEIGHT, WIDTH = 101, 150
