@@ -96,7 +96,7 @@ def entry(shape: list[Any], start: int, end: int, dtype: str = "F32") -> dict[st
         save(STATE)[:-1],
         save(STATE) + b"more",
     ],
-    ids=lambda content: repr(content[:60]),
+    ids=lambda content: f"{len(content)} bytes",  # no content, of which zip files hold the time
 )
 def test_hostile_safetensors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hostile.safetensors"
@@ -173,7 +173,7 @@ def changed_size(old: bytes, new: bytes) -> Callable[[str, bytes], bytes]:
         b"PK\x03\x04" + bytes(200),
         b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
     ],
-    ids=lambda content: repr(content[:40]),
+    ids=lambda content: f"{len(content)} bytes",  # no content, of which zip files hold the time
 )
 def test_hostile_files_of_torch(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hostile.pth"
@@ -213,7 +213,7 @@ PARAMS = struct.pack("<QQQ", 0x112, 0, 1)
         saved(STATE),
         b"\x12\x01" + bytes(6),
     ],
-    ids=lambda content: repr(content[:40]),
+    ids=lambda content: f"{len(content)} bytes",  # no content, of which zip files hold the time
 )
 def test_hostile_params(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hostile.params"
