@@ -89,7 +89,7 @@ def test_a_file_that_comes_meanwhile_is_left(tmp_path: Path) -> None:
 def test_an_input_is_never_an_output(tmp_path: Path) -> None:
     put(Outputs(tmp_path, ["a"]), a="1")
     (tmp_path / "b").hardlink_to(tmp_path / "a")
-    with pytest.raises(ValueError, match="a is read, and cannot be written"):
+    with pytest.raises(ValueError, match="a is an input, and would be written over"):
         Outputs(tmp_path, ["a"], inputs=[tmp_path / "b"])
 
 
@@ -177,7 +177,7 @@ def pictures(folder: Path, *names: str) -> Path:
 def test_predict_into_the_folder_of_the_images(weights: Path, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "pictures", "mine.png", "photo.jpg")
     before = state(folder)
-    assert "mine.png is read" in pliant_cli("predict", weights, folder, "--out", folder, code=2)
+    assert "mine.png is an input" in pliant_cli("predict", weights, folder, "--out", folder, code=2)
     assert state(folder) == before
     (folder / "mine.png").unlink()
     pliant_cli("predict", weights, folder, "--out", folder)
@@ -190,7 +190,7 @@ def test_predict_into_the_folder_of_the_images(weights: Path, tmp_path: Path) ->
     assert "there are no other images" in pliant_cli("predict", weights, folder, "--out", tmp_path / "new", code=2)
     # Given by its own path it is an image as any other.
     pliant_cli("predict", weights, folder / "photo.png", "--out", tmp_path / "new")
-    assert "photo.png is read" in pliant_cli("predict", weights, folder / "photo.png", "--out", folder, code=2)
+    assert "photo.png is an input" in pliant_cli("predict", weights, folder / "photo.png", "--out", folder, code=2)
 
 
 def test_predict_where_other_files_are(weights: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ class Outputs:
             if not os.path.lexists(path):
                 continue
             if any(os.path.samefile(path, each) for each in inputs if path.exists()):
-                raise ValueError(f"{path} is read, and cannot be written to; choose another place to write to")
+                raise ValueError(f"{path} is an input, and would be written over; choose another place to write to")
             if not _is_listed(path, self._listed):
                 others.append(path)
         if others:
