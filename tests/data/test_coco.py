@@ -240,7 +240,9 @@ def test_ids_and_names_in_other_types(tmp_path):
     assert (data.image_ids, data.class_counts()) == ([10], [1, 0])
 
 
-@pytest.mark.parametrize("name", ["a.JPG", "a.jpg", "sub%2Fb.jpg", "sub\\b.jpg", "./sub//b.JPG", "caf\u00e9.png", "1"])
+@pytest.mark.parametrize(
+    "name", ["a.JPG", "a.jpg", "sub%2Fb.jpg", "sub\\b.jpg", "val/a.jpg", "./sub//b.JPG", "caf\u00e9.png", "1"]
+)
 def test_names_of_files_as_others_write_them(tmp_path, name):
     write(tmp_path, [GOOD], [{"id": 10, "file_name": 1 if name == "1" else name}])
     for other in ("cafe\u0301.png", "1"):

@@ -27,6 +27,7 @@ def listed(folder, names, content, there=None):
         (["two  spaces", "tail"], "two  spaces\n  tail \t\n"),
         (["a", "b.c"], "a.jpg\nb.c.JPG\n"),
         (["a", "b"], "a.xml\nb.jpg 1\n"),
+        (["a", "sub/b"], "JPEGImages/a.jpg\nAnnotations\\sub\\b.xml\n"),
         (["a", "sub/b"], "a\r\n\r\nsub\\b\r\n"),
         (["a", "b"], "a\rb\r"),
         (["a", "#b"], "# the images\n#\na\n#b\n"),

@@ -183,6 +183,10 @@ def test_cityscapes_has_its_training_ids(roots: dict[str, Path]) -> None:
     data = CityscapesSegmentation(roots["cityscapes"], "train")
     assert data.classes[0] == "road"
     assert data.classes[13] == "car"
+    assert data.absent(2).startswith("sidewalk, building and 15 more: there is no pixel to learn from; ")
+    assert data.absent().endswith(
+        f"{3 * (64 * 48 - 30 * 28):,} of {3 * 64 * 48:,} pixels have label ids that are not trained on"
+    )
     assert len(data.classes) == 19
     assert data.ids == ["aachen_000000_000019", "aachen_000002_000019", "bochum_000001_000019"]
     table = torch.full((256,), 255, dtype=torch.uint8)

@@ -82,6 +82,9 @@ class CityscapesSegmentation(SegmentationSet):
     def _read_mask(self, path: Path) -> np.ndarray:
         return self._train_ids[read_mask(path)]
 
+    def _why_absent(self) -> str:
+        return f"; {self._pixels[IGNORE]:,} of {self._pixels.sum():,} pixels have label ids that are not trained on"
+
 
 def cityscapes_classes() -> tuple[str, ...]:
     """The names of the nineteen classes, in the order of their training ids."""

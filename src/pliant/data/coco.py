@@ -197,6 +197,8 @@ class COCODetection(DetectionSet):
             self._unreadable(where, str(error), item)
             return None
         path = self._finder.find_named(self.root, str(relative))
+        if path is None and relative.parts[0] == self.root.name:  # "val2017/photo.jpg" of the images in val2017/
+            path = self._finder.find_named(self.root.parent, str(relative))
         if path is None and "%" in name:  # written as in an address: "photo%201.jpg"
             with contextlib.suppress(ValueError):
                 path = self._finder.find_named(self.root, str(relative_path(unquote(name))))

@@ -6,7 +6,7 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pliant.data.files import FileFinder, decode_marked, read_lines, relative_path
 from pliant.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
@@ -88,8 +88,9 @@ def read_split(folders: dict[str, Path], task: str, split: str, finder: FileFind
     """The ids of a split, in the order of its files.
 
     A line is the name of an image without its ending, which may hold spaces. VOC's lists for single classes have -1, 0
-    or 1 after the name, and other lists have the ending: these are taken off where the name with them is that of no
-    file, and the name without them is. Empty lines are passed over, and so are lines that begin with ``#``.
+    or 1 after the name, and other lists have the ending, or the folder and the ending: these are taken off where the
+    name with them is that of no file, and the name without them is. Empty lines are passed over, and so are lines that
+    begin with ``#``.
 
     Args:
         folders: As from `find_folders`.
@@ -134,7 +135,7 @@ def _split_files(folders: dict[str, Path], task: str, part: str) -> list[tuple[P
 def available_splits(folders: dict[str, Path], task: str) -> list[str]:
     """The names of all splits, without VOC's lists for single classes."""
     lists = [path for folder in folders.values() for path in (folder / "ImageSets" / task).glob("*")]
-    names = {path.stem for path in lists if path.suffix.lower() == ".txt"}
+    names = {path.stem for path in lists if path.suffix.lower() == ".txt" and not path.name.startswith(".")}
     return sorted(name for name in names if not _PER_CLASS_SPLIT.match(name))
 
 
@@ -152,7 +153,7 @@ def _read_ids(folder: Path, source: Path, finder: FileFinder) -> list[tuple[int,
         except ValueError as error:
             raise DataError(source, f"line {number}: {error}") from error
         names = [str(path) for path in written]
-        names += [str(path.with_suffix("")) for path in written if path.suffix.lower() in _ENDINGS]
+        names += [str(_bare(path)) for path in written if path.suffix.lower() in _ENDINGS]
         name = next((each for each in names if _has_file(folder, each, finder)), None)
         if name is not None:
             ids.append((number, name))
@@ -160,6 +161,11 @@ def _read_ids(folder: Path, source: Path, finder: FileFinder) -> list[tuple[int,
             # There is no such file, whatever the line means; if all lines have a label, this is a list of labels.
             ids.append((number, str(written[-1 if labelled else 0])))
     return ids
+
+
+def _bare(path: PurePosixPath) -> PurePosixPath:
+    """The id in a path such as ``JPEGImages/ID.jpg`` or ``ID.jpg``."""
+    return (path.relative_to(path.parts[0]) if path.parts[0] in _PLACES else path).with_suffix("")
 
 
 def _has_file(folder: Path, name: str, finder: FileFinder) -> bool:
