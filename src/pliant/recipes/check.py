@@ -58,7 +58,7 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
     try:
         splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
     except DataError as error:
-        console.print(styled("cannot train:", "red"), _one_line(error))
+        _say_error(console, "cannot train:", error)
         _say_layout(console, recipe)
         return False
     _say_splits(console, recipe, splits)
@@ -71,7 +71,7 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
             if purpose == "train":
                 require_content(dataset)
         except DataError as error:
-            console.print(styled(f"{purpose}: {split} cannot be used:", "red"), _one_line(error))
+            _say_error(console, f"{purpose}: {split} cannot be used:", error)
             can_train = can_train and purpose != "train"
             continue
         classes = dataset.classes
@@ -99,8 +99,11 @@ def _say_splits(console: Console, recipe: Recipe, splits: Splits) -> None:
                 console.print(*_SBD.splitlines(), sep="\n")
 
 
-def _one_line(error: DataError) -> str:
-    return " ".join(str(error).split())
+def _say_error(console: Console, what: str, error: DataError) -> None:
+    first, *rest = str(error).splitlines()
+    console.print(styled(what, "red"), first)
+    if rest:
+        console.print(*rest, sep="\n")
 
 
 def _say_layout(console: Console, recipe: Recipe) -> None:
