@@ -160,6 +160,7 @@ def test_the_padding_of_tensorflow(size: tuple[int, int]) -> None:
     inside = model[1](model[0](x))
     by_hand = nn.functional.pad(inside, (2, 2, 4, 4))
     torch.testing.assert_close(model[2](inside), DeformConv2d.forward(model[2], by_hand))
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
     pliant.undeform(model)
     assert torch.equal(model(x), before)
 

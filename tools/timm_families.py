@@ -99,8 +99,8 @@ def table() -> None:
     for family, each in rows.items():
         if each.form:
             print(f"| {family} | `{each.model}` | {each.form} | {each.channels} | {each.layers} |")
-    refused = [f"{family} ({each.refused})" for family, each in rows.items() if not each.form]
-    print(f"\nRefused: {'; '.join(refused)}.")
+    refused = [f"{family} (`{each.model}`)" for family, each in rows.items() if not each.form]
+    print(f"\nRefused: {', '.join(refused)}.")
 
 
 def everything() -> int:

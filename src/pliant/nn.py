@@ -140,15 +140,18 @@ class DeformConv2dSame(DeformConv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, 0, *args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
-        top, bottom = self._same(input.shape[-2], 0)
-        left, right = self._same(input.shape[-1], 1)
-        return super().forward(nn.functional.pad(input, (left, right, top, bottom)))
+        return super().forward(_padded_same(input, self.kernel_size, self.stride, self.dilation))
 
-    def _same(self, size: int, axis: int) -> tuple[int, int]:
-        """The padding before and after one axis."""
-        stride, extent = self.stride[axis], self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-        total = max((-(-size // stride) - 1) * stride + extent - size, 0)
-        return total // 2, total - total // 2
+
+@torch.fx.wrap
+def _padded_same(input: Tensor, kernel: Any, stride: Any, dilation: Any) -> Tensor:
+    """A map with TensorFlow's padding for a convolution; what the sizes say does not concern a symbolic trace."""
+    sides = []
+    for axis in (1, 0):
+        size, extent = input.shape[2 + axis], dilation[axis] * (kernel[axis] - 1) + 1
+        total = max((-(-size // stride[axis]) - 1) * stride[axis] + extent - size, 0)
+        sides += [total // 2, total - total // 2]
+    return nn.functional.pad(input, sides)
 
 
 def _narrowed(conv: nn.Conv2d, dilation: int | tuple[int, int] | None) -> tuple[Any, Any]:

@@ -65,14 +65,15 @@ def find_maps(name: str, strides: Sequence[int]) -> tuple[nn.Module, Maps]:
         ValueError: the model has no such maps, or takes no images of any size.
     """
     dilated = [{"output_stride": strides[-1]}] if strides[-1] == strides[-2] else []
-    reasons: list[str] = []
-    for options in (*dilated, *_ANY_SIZE):
+    reasons: dict[str, str] = {}
+    for given in (*dilated, *_ANY_SIZE):
+        options = dict(given)
         try:
             body: Any = timm.create_model(name, features_only=True, **options)
             found = list(body.feature_info.reduction())
             levels = _levels(found, strides)
             if not levels:
-                reasons.append(f"its maps have strides {', '.join(map(str, found))}")
+                reasons[str(given)] = f"its maps have strides {', '.join(map(str, found))}"
                 continue
             if dilated and "output_stride" not in options:
                 ends = sorted({body.feature_info.out_indices[level] for level in levels})
@@ -81,8 +82,8 @@ def find_maps(name: str, strides: Sequence[int]) -> tuple[nn.Module, Maps]:
                 levels = _levels(list(body.feature_info.reduction()), strides)
             return body, _tried(body, options, tuple(strides), tuple(levels))
         except Exception as error:  # families refuse in many ways, some without a word
-            reasons.append(_said(error))
-    told = next((reason for reason in reasons if reason.startswith("its maps")), reasons[-1])
+            reasons[str(given)] = _said(error)
+    told = reasons[str({})]  # and not that it does not know an option which other families have
     raise ValueError(
         f"timm/{name} gives no maps of stride {', '.join(map(str, dict.fromkeys(strides)))} for images of any size "
         f"({told}); docs/your-model.md lists the families that do"
