@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 # One thread for each worker, and for each process that a test starts: on tensors this small a second one only waits,
@@ -52,7 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # the environment is that of the process that started the worker
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     folder = tempfile.mkdtemp(prefix="pliant-tests-")
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    # After what multiprocessing removes there itself, whose priority is -100.
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
     os.environ["TMPDIR"] = folder
     tempfile.tempdir = None  # found anew
 
