@@ -25,8 +25,8 @@ class patch_torchvision:
     that operator is served: `torchvision.ops.deform_conv2d`, `torchvision.ops.DeformConv2d`, models that were
     scripted, traced, exported or compiled, before or after. Other devices keep torchvision's kernels.
 
-    Nothing else changes: dtypes are torchvision's, with or without autocast, what it refuses is refused, and values agree
-    to rounding. In float16 ours are the more precise, because sums are float32.
+    Nothing else changes: dtypes are torchvision's, with or without autocast, what it refuses is refused, and values
+    agree to rounding. In float16 ours are the more precise, because sums are float32.
 
     For good, or for a while:
 
