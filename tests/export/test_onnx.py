@@ -145,3 +145,73 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         OnnxModule(tmp_path / "none.onnx")
     with pytest.raises(ValueError, match="'tensorrt'"):
         OnnxModule(tmp_path / "broken.onnx", "tensorrt")
+
+
+class Several(nn.Module):
+    """Inputs of any number, and options that an export leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = layers.DeformConv2d(4, 3, 3, padding=1)
+        nn.init.normal_(self.conv.offset_conv.weight, std=0.3)
+
+    def forward(self, first: Tensor, *others: Tensor, **options: Tensor) -> Tensor:
+        for other in others:
+            first = first + other
+        return self.conv(first)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_forward_of_any_number_of_tensors(tmp_path: Path, count: int) -> None:
+    model = Several().eval()
+    to_onnx(model, tuple(torch.randn(2, 4, 6, 7) for _ in range(count)), tmp_path / "model.onnx")
+    inputs = [torch.randn(3, 4, 9, 5) for _ in range(count)]
+    torch.testing.assert_close(
+        OnnxModule(tmp_path / "model.onnx")(*inputs), model(*inputs).detach(), rtol=1e-4, atol=1e-4
+    )
+
+
+class ByKeyword(nn.Module):
+    def forward(self, x: Tensor, *, scale: Tensor) -> Tensor:
+        return x * scale
+
+
+def test_inputs_that_forward_does_not_take_are_refused(tmp_path: Path) -> None:
+    x = torch.randn(2, 4, 6, 7)
+    with pytest.raises(ValueError, match=r"ByKeyword\.forward.*cannot be called with 1 positional tensors .*'scale'"):
+        to_onnx(ByKeyword().eval(), x, tmp_path / "model.onnx")
+    with pytest.raises(TypeError, match=r"inputs\[1\] must be a Tensor, got float"):
+        to_onnx(Several().eval(), (x, 1.0), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+class Everything(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = layers.DeformConv2d(4, 36, 3, padding=1, modulated=True, offset_groups=2, groups=2)
+        self.pool = layers.DeformRoIPool(36, 3, 1 / 8)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.1)
+
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        return self.pool(self.first(x), rois)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8), reason="torch.onnx.ops came with torch 2.8"
+)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_torchs_own_exporter_takes_the_layers(tmp_path: Path, dynamo: bool) -> None:
+    model = Everything().eval()
+    inputs = torch.randn(2, 4, 9, 11), torch.tensor(ROIS)
+    try:
+        torch.onnx.export(model, inputs, tmp_path / "model.onnx", dynamo=dynamo, opset_version=20, verbose=False)
+    except TypeError:
+        pytest.skip("this torch has one exporter")
+    file = onnx.load(tmp_path / "model.onnx")
+    assert sum(node.op_type == "DeformConv" for node in file.graph.node) == 1
+    assert {entry.domain for entry in file.opset_import} <= {"", "pkg.onnxscript.torch_lib.common"}
+    torch.testing.assert_close(
+        OnnxModule(tmp_path / "model.onnx")(*inputs), model(*inputs).detach(), rtol=1e-4, atol=1e-5
+    )

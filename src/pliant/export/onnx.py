@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.export.program import to_program
+from pliant.ops._onnx import attributes
 
 OPSETS = (19, 22)
 _EVERY = (1 << 31) - 1  # boxes of a class: all; OpenVINO counts in 32 bits
@@ -42,7 +43,8 @@ def to_onnx(
 
     Raises:
         ImportError: if `onnx` or `onnxscript` are not installed.
-        ValueError: for another opset, or a model in training mode.
+        ValueError: for another opset, a model in training mode, or inputs that its forward does not take.
+        TypeError: if an input is no tensor.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be one of {', '.join(map(str, OPSETS))}: DeformConv is of 19, got {opset}")
@@ -86,20 +88,8 @@ def _libraries() -> tuple[Any, dict[Any, Callable[..., Any]]]:
         input, offset, weight, bias, mask, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
         border: str,
     ):  # fmt: skip
-        kernel = list(weight.shape[2:])
-        return of_19.DeformConv(
-            input,
-            weight,
-            offset,
-            bias,
-            mask,
-            dilations=list(dilation),
-            group=input.shape[1] // weight.shape[1],
-            kernel_shape=kernel,
-            offset_group=offset.shape[1] // (2 * kernel[0] * kernel[1]),
-            pads=[*padding, *padding],
-            strides=list(stride),
-        )
+        named = attributes(input.shape, offset.shape, weight.shape, stride, padding, dilation)
+        return of_19.DeformConv(input, weight, offset, bias, mask, **named)
 
     def of_torchvision(  # type: ignore[no-untyped-def]
         input, weight, offset, mask, bias, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,

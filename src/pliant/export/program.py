@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -30,18 +31,37 @@ def to_program(
             the authors' border. `deform_conv2d` itself stays whole: ONNX has it.
 
     Raises:
-        ValueError: if the model is in training mode.
+        ValueError: if the model is in training mode, or its forward does not take these inputs.
+        TypeError: if an input is no tensor.
     """
     if model.training:
         raise ValueError("a network in training mode is not what should be exported: call eval() on it first")
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    shapes = None if fixed else tuple(_free(example) for example in inputs)
+    named = _arguments(model, inputs)
+    shapes = None if fixed else {name: _free(value) for name, value in named.items()}
     with torch.no_grad():
         program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         return program.run_decompositions(_decompositions()) if standard else program
 
 
-def _free(example: Tensor) -> dict[int, Any]:
+def _arguments(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The inputs by the names of forward's parameters; all that `*args` takes is a tuple."""
+    for index, value in enumerate(inputs):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"inputs[{index}] must be a Tensor, got {type(value).__name__}")
+    signature = inspect.signature(model.forward)
+    try:
+        return dict(signature.bind(*inputs).arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(model).__name__}.forward{signature} cannot be called with {len(inputs)} positional tensors "
+            f"({error}): pass one for each parameter, or wrap the model in one that takes them by position"
+        ) from None
+
+
+def _free(example: Tensor | tuple[Tensor, ...]) -> Any:
+    if isinstance(example, tuple):
+        return tuple(map(_free, example))
     return dict.fromkeys((0, 2, 3) if example.dim() == 4 else (0,), torch.export.Dim.DYNAMIC)
 
 

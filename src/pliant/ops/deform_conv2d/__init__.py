@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from pliant.ops import _checks
+from pliant.ops import _checks, _onnx
 from pliant.ops.deform_conv2d import op
 
 BORDERS = ("paper", "authors")
@@ -86,6 +86,8 @@ def deform_conv2d(
         dilation = (dilation, dilation)
     if torch.jit.is_scripting():
         out = torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation, border)
+    elif _onnx.exporting():
+        out = _onnx.deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation, border)
     else:
         out = op.call(input, offset, weight, bias, mask, stride, padding, dilation, border)
     return out.squeeze(0) if unbatched else out

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from pliant.ops import _checks
-from pliant.ops.roi_pool import op
+from pliant.ops import _checks, _onnx
+from pliant.ops.roi_pool import decomposed, op
+from pliant.ops.roi_pool.reference import Pooling
 
 SAMPLINGS = ("paper", "authors")
 
@@ -215,6 +216,9 @@ def _pool(
         return torch.ops.pliant.roi_pool(
             input, lines, offset, bins, groups, spatial_scale, gamma, rule, sample_per_part
         )
+    if _onnx.exporting():
+        pooling = Pooling(bins, groups, spatial_scale, gamma, rule, sample_per_part)
+        return decomposed.roi_pool(input, lines, offset, pooling)
     return op.call(input, lines, offset, bins, groups, spatial_scale, gamma, rule, sample_per_part)
 
 

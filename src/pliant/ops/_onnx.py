@@ -1,0 +1,83 @@
+"""The operators while torch.onnx.export captures a model, as standard ONNX operators.
+
+`pliant.export.to_onnx` does the same to a program that has been captured.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.ops import bilinear
+from pliant.ops.deform_conv2d import reference
+from pliant.ops.deform_conv2d.reference import Geometry
+
+OPSET = 19  # the first that has DeformConv
+
+
+def exporting() -> bool:
+    """Whether torch.onnx.export is capturing a model."""
+    return (torch.jit.is_tracing() or torch.compiler.is_compiling()) and torch.onnx.is_in_onnx_export()
+
+
+def deform_conv2d(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *geometry: Any
+) -> Tensor:
+    stride, padding, dilation, border = geometry
+    if border == "paper" and torch.jit.is_tracing():
+        _register_symbolic()
+        return torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, *geometry)
+    if border == "paper" and hasattr(torch.onnx, "ops"):
+        return torch.onnx.ops.symbolic(
+            "DeformConv",
+            (input, weight, offset, bias, mask),
+            attributes(input.shape, offset.shape, weight.shape, stride, padding, dilation),
+            dtype=input.dtype,
+            shape=(input.shape[0], weight.shape[0], *offset.shape[2:]),
+            version=OPSET,
+        )
+    rule = Geometry(tuple(stride), tuple(padding), tuple(dilation), border)
+    return reference.deform_conv2d(input, offset, weight, bias, mask, rule, bilinear.gathered_rows)
+
+
+def attributes(
+    input: Sequence[int],
+    offset: Sequence[int],
+    weight: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> dict[str, Any]:
+    """The attributes of ONNX's DeformConv, from the shapes of its inputs."""
+    kernel = [int(size) for size in weight[2:]]
+    return {
+        "dilations": list(dilation),
+        "group": int(input[1]) // int(weight[1]),
+        "kernel_shape": kernel,
+        "offset_group": int(offset[1]) // (2 * kernel[0] * kernel[1]),
+        "pads": [*padding, *padding],
+        "strides": list(stride),
+    }
+
+
+@functools.cache
+def _register_symbolic() -> None:
+    """For the exporter of torch.jit.trace (dynamo=False)."""
+    helper = torch.onnx.symbolic_helper
+
+    @helper.parse_args("v", "v", "v", "v", "v", "is", "is", "is", "s")  # type: ignore[untyped-decorator]
+    def symbolic(  # type: ignore[no-untyped-def]
+        g, input, offset, weight, bias, mask, stride, padding, dilation, border
+    ):
+        shapes = (helper._get_tensor_sizes(value) for value in (input, offset, weight))
+        named = {f"{name}_i": value for name, value in attributes(*shapes, stride, padding, dilation).items()}
+        nothing = g.op("prim::Constant")
+        nothing.setType(torch._C.OptionalType.ofTensor())
+        optional = [nothing if helper._is_none(value) else value for value in (bias, mask)]
+        return g.op("DeformConv", input, weight, offset, *optional, **named)
+
+    torch.onnx.register_custom_op_symbolic("pliant::deform_conv2d", symbolic, OPSET)
