@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("src/**/README.md")])
 RUN = ("README.md", "getting-started.md", "your-data.md", "looking.md", "export.md")
 COMMANDS = ("check", "train", "eval", "predict", "look", "export")
-SMALL = "backbone=timm/resnet10t short_side=48 max_side=64 max_steps=1 batch_size=2 weights=none accelerator=cpu"
+SMALL = "backbone=timm/resnet10t short_side=48 max_side=64 max_steps=1 batch_size=2 weights=random accelerator=cpu"
 DETECTION = "anchor_scales=1,2"
 DETECTOR, SEGMENTER = "runs/voc.faster_rcnn_deform", "runs/segmenter"
 

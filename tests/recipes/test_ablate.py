@@ -19,6 +19,7 @@ from pliant.recipes.ablation_report import mean_and_spread
 
 TINY = (
     "backbone=timm/resnet10t",
+    "weights=random",
     "max_steps=1",
     "batch_size=2",
     "short_side=48",

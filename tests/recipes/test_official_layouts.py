@@ -21,6 +21,7 @@ from pliant.recipes.datasets import Splits, choose_splits
 
 TINY = (
     "backbone=timm/resnet10t",
+    "weights=random",
     "max_steps=2",
     "batch_size=2",
     "short_side=48",

@@ -23,6 +23,7 @@ from pliant.recipes.train import resume, train
 
 TINY = (
     "backbone=timm/resnet10t",
+    "weights=random",
     "batch_size=4",
     "short_side=48",
     "max_side=64",

@@ -35,6 +35,7 @@ from pliant.recipes.datasets import (
     open_training_data,
 )
 from pliant.recipes.evaluate import evaluate
+from pliant.recipes.startable import require_startable
 from pliant.recipes.train import batch_groups, build_module, describe, fit_settings, weights_description
 
 PLAN = "ablation.json"
@@ -119,6 +120,7 @@ def ablate(
     seconds = None if budget is None else parse_duration(budget)
     own = GLYPHS if data is None else ()
     recipe = override(find_recipe(name), (*own, *assignments))
+    require_startable(recipe)
     chosen = variants(recipe)
     place = "glyphs" if data is None else str(data.resolve())
     asked = {"recipe": name, "assignments": list(assignments), "data": place, "seeds": seeds, "budget": budget}

@@ -26,8 +26,8 @@ class Recipe:
     Attributes:
         backbone: ``"resnet101"``, ``"resnet50"`` or ``"aligned_inception_resnet"`` as in the paper, or any timm name
             after ``"timm/"``.
-        weights: First weights of the backbone: a file, ``"pretrained"`` for timm's own, None for random
-            ones.
+        weights: First weights of the backbone: a file, ``"pretrained"`` for timm's own, ``"random"`` for random
+            numbers. None is random as well, and refused where the batch norms are frozen.
         frozen: Whether the batch norms are fixed; below detectors and segmenters only timm's can be trained.
         deform_layers: How many of the last 3x3 convolutions of the backbone are deformable.
         dilation: Of the 3x3 convolutions of the last stage.

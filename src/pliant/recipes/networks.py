@@ -10,6 +10,9 @@ from torch import nn
 from pliant import models
 from pliant.recipes.base import ClassificationRecipe, DetectionRecipe, Recipe
 
+PRETRAINED = "pretrained"
+RANDOM = "random"
+
 
 def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = True) -> nn.Module:
     """Build the network of a recipe.
@@ -24,9 +27,10 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
         ValueError: If the backbone is unknown or cannot be built so.
         FileNotFoundError: If the weights are a file that is not there.
     """
+    weights = recipe.weights if pretrained and recipe.weights != RANDOM else None
     common: dict[str, Any] = {
         "backbone": recipe.backbone,
-        "weights": recipe.weights if pretrained else None,
+        "weights": weights,
         "frozen": recipe.frozen,
         "padded_pool": recipe.padded_pool,
         "border": recipe.border,

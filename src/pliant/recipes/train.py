@@ -18,7 +18,8 @@ from pliant.engine.sampling import orientations
 from pliant.engine.training import TrainingModule
 from pliant.recipes.base import ClassificationRecipe, Recipe, find_recipe, from_fields, kind_of, override, to_fields
 from pliant.recipes.datasets import ImageSet, Splits, choose_splits, open_training_data
-from pliant.recipes.networks import build_model, lr_multipliers
+from pliant.recipes.networks import RANDOM, build_model, lr_multipliers
+from pliant.recipes.startable import require_startable, unfitting_anchors
 
 _console = Console(stderr=True, quiet=not processes.is_first())
 
@@ -46,7 +47,8 @@ def train(
         The folder of the finished run.
 
     Raises:
-        ValueError: If there is no such recipe or field, a value is not of its type, or the folder is taken.
+        ValueError: If there is no such recipe or field, a value is not of its type or range, the training could not
+            come to anything (see `require_startable`), or the folder is taken.
         DataError: If the data cannot be used.
         ChildProcessError: If one of several processes died.
     """
@@ -55,6 +57,7 @@ def train(
     if processes.is_first():
         folder.require_free()
     splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
+    require_startable(recipe)
     if devices is not None and processes.must_launch(devices):
         options = [part for text in assignments for part in ("--set", text)] + ["--strict"] * strict
         _launch(["train", name, "--data", str(data), "--run", str(folder.path), *options], folder, recipe, devices)
@@ -235,10 +238,12 @@ def _say_what(
     }
     if validation is not None:
         said["validate"] = f"{splits.validation}, {len(validation)} images"
-    if recipe.weights is None and not isinstance(recipe, ClassificationRecipe):
+    if recipe.weights in (None, RANDOM) and not isinstance(recipe, ClassificationRecipe):
         said["weights"] = "none: the backbone starts from random numbers (--set weights=FILE)"
+    if unfit := unfitting_anchors(recipe):
+        said["anchors"] = unfit
     for key, value in said.items():
-        _console.print(f"{key:>10}  {value}", style="yellow" if key == "weights" else None)
+        _console.print(f"{key:>10}  {value}", style="yellow" if key in ("weights", "anchors") else None)
     if absent := training.absent():
         _console.print(f"{splits.train}: {absent}", style="yellow")
 

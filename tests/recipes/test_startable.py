@@ -1,0 +1,80 @@
+"""A training that cannot come to anything is refused before its data is read, and the error says what to set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pliant.recipes import startable
+from pliant.recipes.ablate import ablate
+from pliant.recipes.base import find_recipe, from_fields, kind_of, override, to_fields
+from pliant.recipes.networks import build_model
+from pliant.recipes.startable import require_startable, unfitting_anchors
+from pliant.recipes.train import train
+
+
+def recipe(*changes: str, name: str = "voc.faster_rcnn_deform") -> Any:
+    return override(find_recipe(name), changes)
+
+
+@pytest.mark.parametrize("name", ["voc.faster_rcnn_deform", "voc.deeplab"])
+def test_a_frozen_backbone_needs_weights(name: str, tmp_path: Path, miniature: ModuleType) -> None:
+    data = miniature.make_voc(tmp_path / "data", {"train": 2, "test": 1})
+    with pytest.raises(
+        ValueError, match=r"is frozen .* weights=FILE.*weights=pretrained.*frozen=false.*weights=random"
+    ):
+        train(name, data, run=tmp_path / "run")
+    with pytest.raises(ValueError, match="is frozen"):
+        train(name, data, assignments=["backbone=timm/resnet10t"], run=tmp_path / "run")
+    with pytest.raises(ValueError, match="is frozen"):
+        ablate(tmp_path / "out", data, name=name)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_what_may_start_without_weights(tmp_path: Path) -> None:
+    require_startable(recipe("weights=random"))
+    require_startable(recipe("backbone=timm/resnet10t", "frozen=false"))
+    require_startable(recipe(name="imagenet.resnet101"))
+    (tmp_path / "w.pth").touch()
+    require_startable(recipe(f"weights={tmp_path / 'w.pth'}"))
+    with pytest.raises(FileNotFoundError, match=r"there is no file gone\.pth"):
+        require_startable(recipe("weights=gone.pth"))
+
+
+def test_runs_that_began_without_weights_still_open() -> None:
+    old = recipe("backbone=timm/resnet10t")
+    assert old.weights is None
+    assert from_fields(kind_of(old), to_fields(old)) == old
+    assert build_model(old, ("a",))
+    assert build_model(recipe("backbone=timm/resnet10t", "weights=random"), ("a",))
+
+
+def test_timms_weights_are_looked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        asked: list[str] = []  # noqa: RUF012
+
+        def head(self, url: str, timeout: float) -> None:
+            self.asked.append(url)
+            raise OSError("no network")
+
+    monkeypatch.setattr(startable, "get_session", Session)
+    monkeypatch.setattr(startable, "try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(ConnectionError, match=r"not on this machine.*weights=FILE.*weights=none --set frozen=false"):
+        require_startable(recipe("backbone=timm/resnet50", "weights=pretrained"))
+    assert len(Session.asked) == 1
+    monkeypatch.setattr(startable, "try_to_load_from_cache", lambda *_: "model.safetensors")
+    require_startable(recipe("backbone=timm/resnet50", "weights=pretrained"))
+    assert len(Session.asked) == 1
+    with pytest.raises(ValueError, match="resnet101 is the paper's form"):
+        require_startable(recipe("weights=pretrained"))
+
+
+def test_anchors_that_fit_into_no_image_are_told() -> None:
+    small = ("weights=random", "short_side=64", "max_side=96")
+    assert "none fits into an image of short_side=64" in str(unfitting_anchors(recipe(*small)))
+    assert unfitting_anchors(recipe(*small, "anchor_scales=4,8")) is None
+    assert unfitting_anchors(recipe(*small, name="voc.deeplab")) is None
+    assert unfitting_anchors(recipe()) is None
