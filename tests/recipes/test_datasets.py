@@ -131,7 +131,7 @@ def test_train_names_classes_without_a_box(
     root = miniature.make_voc(tmp_path / "data", {"train": 2})
     monkeypatch.setattr("pliant.recipes.train.fit", lambda *_: 0)
     monkeypatch.setattr("pliant.engine.RunFolder.weights", lambda _: "none")
-    changes = ["classes=red,green,blue", "backbone=timm/resnet10t", "short_side=48", "max_side=64"]
+    changes = ["classes=red,green,blue", "backbone=timm/resnet10t", "weights=random", "short_side=48", "max_side=64"]
     train("voc.faster_rcnn", root, assignments=changes, run=tmp_path / "run")
     assert "train: blue: there is no box to learn from\n" in capsys.readouterr().err
 

@@ -120,6 +120,8 @@ def ablate(
     seconds = None if budget is None else parse_duration(budget)
     own = GLYPHS if data is None else ()
     recipe = override(find_recipe(name), (*own, *assignments))
+    if data is not None:
+        choose_splits(recipe, data)  # or says what is wrong with the folder, before anything is written
     require_startable(recipe)
     chosen = variants(recipe)
     place = "glyphs" if data is None else str(data.resolve())
