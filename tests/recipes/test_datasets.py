@@ -83,7 +83,7 @@ def test_nothing_to_learn_is_an_error_before_anything_is_written(tmp_path: Path,
     for path in (root / "SegmentationClass").iterdir():
         Image.new("L", (64, 48), 255).save(path)
     with pytest.raises(DataError, match=r"nothing to train on: background, a: .* 6,144 of 6,144 pixels are 255"):
-        train("voc.deeplab", root, assignments=["classes=background,a"], run=tmp_path / "run")
+        train("voc.deeplab", root, assignments=["classes=background,a", "weights=random"], run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not check("voc.deeplab", root, assignments=["classes=background,a"])
 
