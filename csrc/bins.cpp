@@ -24,10 +24,13 @@ T near(T position) {
 }
 
 template <class T>
-RoiAxis<T> whole_cells(T scale, T from, T to, int64_t parts, int64_t size, Bin<T>* bins) {
-    const T first = near(std::round(from * scale));
-    const T length = std::max(near(std::round(to * scale)) - first, T(1));
-    const int64_t cell = static_cast<int64_t>(first), cells = static_cast<int64_t>(length);
+RoiAxis<T> whole_cells(double scale, T from, T to, int64_t parts, int64_t size, Bin<T>* bins) {
+    // In float the product may round to more than a size that it is below.
+    const bool touches = from * scale <= static_cast<double>(size) && std::fmax(from, to) >= 0;
+    const T cells_a_pixel = static_cast<T>(scale);
+    const T first = std::min(near(std::round(from * cells_a_pixel)), static_cast<T>(size - 1));
+    const T length = std::max(std::max(near(std::round(to * cells_a_pixel)), T(1)) - first, T(1));
+    const int64_t cell = touches ? static_cast<int64_t>(first) : size, cells = static_cast<int64_t>(length);
     for (int64_t i = 0; i < parts; ++i) {
         const int64_t low = std::clamp(cell + floor_divide(i * cells, parts), int64_t{0}, size);
         const int64_t high = std::clamp(cell - floor_divide(-(i + 1) * cells, parts), int64_t{0}, size);
@@ -64,7 +67,7 @@ template <class T>
 RoiAxis<T> find_bins(const Pooling& pooling, T from, T to, int64_t parts, int64_t size, Bin<T>* bins) {
     const T scale = static_cast<T>(pooling.spatial_scale);
     switch (pooling.rule) {
-        case BinRule::whole_cells: return whole_cells(scale, from, to, parts, size, bins);
+        case BinRule::whole_cells: return whole_cells(pooling.spatial_scale, from, to, parts, size, bins);
         case BinRule::authors_whole_cells: return authors_whole_cells(scale, from, to, parts, size, bins);
         case BinRule::authors_samples: break;
     }

@@ -73,3 +73,23 @@ ROIS = (
     (0, 0.0, 0.0, 88.0, 72.0),
     (1, 12.5, 4.0, 44.5, 36.5),
 )
+
+
+def edge_rois(size: tuple[int, int], scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """RoIs `[R, 5]` with corners on and beside the edges of a map, along one axis and in the middle of the other.
+
+    Corners lie inside, outside and on both edges, down to the next number of the dtype; RoIs are slivers, points, some
+    cells long, and longer than the map.
+    """
+    lines = []
+    for axis in (0, 1):
+        edges = torch.tensor([0, size[axis] / scale], dtype=dtype)
+        apart = torch.tensor([-40.0, -1.1, -0.5, -0.3, -1e-3, 0.0, 1e-3, 0.3, 0.5, 1.1, 40.0], dtype=dtype) / scale
+        beside = torch.nextafter(edges, torch.tensor([[-torch.inf], [torch.inf]], dtype=dtype))
+        corners = torch.cat(((edges[:, None] + apart).flatten(), beside.flatten())).unique()
+        start, end = (corner.flatten() for corner in torch.meshgrid(corners, corners, indexing="ij"))
+        along = torch.stack((start, end), dim=1)[start <= end]
+        middle = torch.full_like(along, size[1 - axis] / scale / 2)
+        x, y = (along, middle) if axis == 1 else (middle, along)
+        lines.append(torch.stack((torch.zeros_like(x[:, 0]), x[:, 0], y[:, 0], x[:, 1], y[:, 1]), dim=1))
+    return torch.cat(lines)

@@ -121,6 +121,14 @@ void check_convolution(const std::vector<const Kernels*>& tables) {
     });
 }
 
+// A corner on an edge of the map, or up to half a cell and the next number beside it.
+double beside_an_edge(int64_t size, const Pooling& pooling) {
+    const double edge = between(0, 1) ? 0 : static_cast<double>(size) / pooling.spatial_scale;
+    const double apart = static_cast<double>(between(-5, 5)) / 10 / pooling.spatial_scale;
+    const float corner = static_cast<float>(edge + apart);
+    return between(0, 1) ? corner : std::nextafter(corner, between(0, 1) ? INFINITY : -INFINITY);
+}
+
 void check_pooling(const std::vector<const Kernels*>& tables) {
     const DType dtype = static_cast<DType>(between(0, 3)), wide = dtype == DType::float64 ? dtype : DType::float32;
     Pooling pooling{};
@@ -129,7 +137,7 @@ void check_pooling(const std::vector<const Kernels*>& tables) {
     pooling.batch = between(1, 3), pooling.height = between(1, 20), pooling.width = between(1, 20);
     pooling.classes = between(1, 4), pooling.rois = between(1, 12);
     pooling.channels = pooling.classes * between(1, 30) * pooling.groups();
-    pooling.spatial_scale = 1.0 / between(1, 8), pooling.gamma = 0.1;
+    pooling.spatial_scale = between(0, 3) ? 1.0 / between(1, 16) : 0.3, pooling.gamma = 0.1;
     pooling.rule = static_cast<BinRule>(between(0, 2)), pooling.sample_per_part = between(1, 4);
     const bool moved = between(0, 1);
     if (!moved) pooling.classes = 1, pooling.parts[0] = pooling.parts[1] = 1;
@@ -137,7 +145,9 @@ void check_pooling(const std::vector<const Kernels*>& tables) {
     Values rois(5 * pooling.rois, DType::float32);
     for (int64_t r = 0; r < pooling.rois; ++r) {
         rois.set(5 * r, static_cast<double>(between(0, pooling.batch - 1)));
-        for (int i = 1; i < 5; ++i) rois.set(5 * r + i, static_cast<double>(between(-400, 1600)) / 10);
+        for (int i = 1; i < 5; ++i)
+            rois.set(5 * r + i, between(0, 2) ? static_cast<double>(between(-400, 1600)) / 10
+                                              : beside_an_edge(i % 2 ? pooling.width : pooling.height, pooling));
     }
     Values offset = drawn(2 * pooling.rois * pooling.classes * pooling.parts[0] * pooling.parts[1], dtype, 3);
     if (between(0, 1)) make_extreme(offset);

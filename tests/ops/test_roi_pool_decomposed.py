@@ -41,6 +41,16 @@ def test_far_and_nan_offsets_and_no_rois(rule: str) -> None:
     assert got.shape == want.shape
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("rule", RULES)
+def test_bins_that_moved_outside_are_exactly_zero(rule: str, axis: int) -> None:
+    input, rois = torch.randn(2, 4, 9, 11), torch.tensor(ROIS)
+    offset = torch.rand(len(ROIS), 2, 3, 2)
+    offset[:, axis] = 1e4
+    got, _ = both(input, rois, offset, Pooling((3, 2), (1, 1), 1 / 8, 1.0, rule, 4))
+    assert got.count_nonzero() == 0
+
+
 def test_a_small_bin_of_a_large_map_keeps_its_digits() -> None:
     input = 1000 + torch.randn(1, 1, 200, 300)
     rois = torch.tensor([[0, 290.0, 190.0, 292.0, 192.0]])

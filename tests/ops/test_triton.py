@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CONV_CASES, ROIS, ConvCase
+from cases import CONV_CASES, ROIS, ConvCase, edge_rois
 from hypothesis import given
 from hypothesis import strategies as st
 from random_calls import LAYOUTS, Call, assert_reference_agrees, convolutions, laid_out, poolings
@@ -196,6 +196,15 @@ def test_pooling_with_offsets_that_are_far_or_no_numbers(far: float, sampling: s
 def test_pooling_with_64_bit_indices_and_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_gpu, "_INT32_ELEMENTS", 0)
     check(POOLINGS["deform_roi_pool"], to_pool("deform_roi_pool"), torch.float32, "channels last")
+
+
+@pytest.mark.parametrize("scale", [1 / 16, 0.3])
+def test_pooling_at_the_edges_of_the_map(scale: float) -> None:
+    size = (1, 7)
+    tensors = {"input": torch.randn(1, 2, *size), "rois": edge_rois(size, scale)[::11]}
+    tensors["offset"] = torch.randn(len(tensors["rois"]), 2, 1, 1)
+    options = {"output_size": 2, "spatial_scale": scale, "gamma": 0.3}
+    assert_reference_agrees(Call(ops.deform_roi_pool, tensors, options).to(DEVICE))
 
 
 def test_pooling_of_no_rois_and_of_no_images() -> None:

@@ -35,13 +35,15 @@ def roi_pool(
         sampling: `"paper"`: the RoI is snapped to cells, `x = round(x0 * spatial_scale)` and
             `w = max(round(x1 * spatial_scale) - x, 1)`; bin i averages the cells of the map with
             `floor(i * w / k) <= p < ceil((i + 1) * w / k)`. These are the bins of
-            torchvision.ops.ps_roi_pool, which however never reads the last row and column of the map.
+            torchvision.ops.ps_roi_pool, which however never reads the last row and column of the map. A RoI that
+            touches the map (`x0 * spatial_scale <= W` and `x1 >= 0`, likewise y) holds a cell of it whatever the
+            rounding: `x` is at most W - 1, and `round(x1 * spatial_scale)` is taken as at least 1.
             `"authors"`: the released sampled operator: corners rounded in image pixels, the far pixel included,
             half a cell back, and `sample_per_part` squared bilinear samples a bin.
         sample_per_part: samples a bin and axis of the `"authors"` sampling.
 
     Returns:
-        `[R, C, Ph, Pw]`. A bin without cells, as of a RoI outside the map, is zero.
+        `[R, C, Ph, Pw]`. A bin without cells, as of a RoI that does not touch the map, is zero.
 
     Gradients go to the input; RoIs have none. Second-order gradients raise a RuntimeError.
 

@@ -23,19 +23,25 @@ class Bins(NamedTuple):
 def whole_cells(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> Bins:
     """Equation 5: the RoI snapped to cells, bin i holding floor(i w / k) <= p < ceil((i + 1) w / k).
 
-    Sides are at least one cell, and cells outside the map are left out.
+    Sides are at least one cell, and cells outside the map are left out. A RoI that touches the map keeps a cell of it
+    whatever the rounding: it begins at the last cell or before, and ends after the first or beyond. One that does not
+    touch the map has no cells, even where its corners would round into the map.
     """
     return _integers(*whole_cells_edges(start, end, scale, parts, size))
 
 
 def whole_cells_edges(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """First cells `[R, P]` of the bins, cells after their last `[R, P]`, and the RoIs' sides `[R]`."""
-    first = _near(round_half_away(start * scale))
-    length = (_near(round_half_away(end * scale)) - first).clamp(min=1)
+    # In float32 the product may round to more than a size that it is below. MPS has no float64.
+    exact = start if start.device.type == "mps" else start.double()
+    touches = (exact * scale <= size) & (torch.maximum(start, end) >= 0)
+    first = _near(round_half_away(start * scale)).clamp(max=size - 1)
+    length = (_near(round_half_away(end * scale)).clamp(min=1) - first).clamp(min=1)
+    first = torch.where(touches, first, size).unsqueeze(1)
     part = torch.arange(parts, device=start.device)
     cells = length.long().unsqueeze(1)
-    low = (first.unsqueeze(1) + _floor_divide(part * cells, parts)).clamp(0, size)
-    high = (first.unsqueeze(1) + _ceil_divide((part + 1) * cells, parts)).clamp(0, size)
+    low = (first + _floor_divide(part * cells, parts)).clamp(0, size)
+    high = (first + _ceil_divide((part + 1) * cells, parts)).clamp(0, size)
     return low, high, length
 
 

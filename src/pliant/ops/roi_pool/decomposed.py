@@ -29,6 +29,7 @@ class _Reads(NamedTuple):
 
     cell: list[Tensor]  # each [R, T, Ph, Pw]
     weight: list[Tensor]
+    outside: Tensor  # [R, T, Ph, Pw] bool: the bin lies outside the map
 
 
 def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
@@ -82,17 +83,19 @@ def _rectangles(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poo
     group = reference.groups_of_bins(pooling, rois.device)  # [Ph, Pw]
     first = image * (height + 1) * (width + 1) * (groups_y * groups_x) * classes + group * classes + of_class
     total = table.new_zeros(1)
-    for cell_y, weight_y in zip(*y, strict=True):
-        for cell_x, weight_x in zip(*x, strict=True):
+    for cell_y, weight_y in zip(y.cell, y.weight, strict=True):
+        for cell_x, weight_x in zip(x.cell, x.weight, strict=True):
             cell = (cell_y * (width + 1) + cell_x) * (groups_y * groups_x) * classes
             total = total + table[(first + cell).flatten()] * (weight_y * weight_x).flatten().double()[:, None]
-    share = torch.where(count > 0, 1 / count.clamp(min=1), 0.0)
+    # Where a bin moved outside, the corners' sums are equal, but their difference might be rounded.
+    share = torch.where((count > 0) & ~(y.outside | x.outside), 1 / count.clamp(min=1), 0.0)
     share = share.expand(-1, classes, -1, -1).flatten().double()[:, None]
     return torch.where(share > 0, total * share, 0.0)
 
 
 def _reads(low: Tensor, high: Tensor, size: int) -> _Reads:
     """The integral between edges as reads of the running sum, `[R, T, Ph, Pw]` each; NaN stays NaN."""
+    outside = high.clamp(0, size) == low.clamp(0, size)
     cells, weights = [], []
     for edge, sign in ((high, 1.0), (low, -1.0)):
         inner = edge.clamp(0, size)
@@ -100,7 +103,7 @@ def _reads(low: Tensor, high: Tensor, size: int) -> _Reads:
         fraction = inner - floor
         cells += [floor.long(), floor.long() + 1]
         weights += [sign * (1 - fraction), sign * fraction]
-    return _Reads(cells, weights)
+    return _Reads(cells, weights, outside)
 
 
 def _running_sums(input: Tensor, groups: int, classes: int) -> Tensor:

@@ -84,6 +84,8 @@ def _problem(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poolin
         "samples": pooling.sample_per_part,
         "classes": classes,
         "class_channels": channels // classes,
+        "edge_y": _edge(height, pooling.spatial_scale),
+        "edge_x": _edge(width, pooling.spatial_scale),
         "scale": float(pooling.spatial_scale),
         "gamma": float(pooling.gamma),
         "OFFSET": offset is not None,
@@ -93,6 +95,14 @@ def _problem(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poolin
     block = min(_WIDEST, 1 << (channels // classes - 1).bit_length())
     elements = _ELEMENTS // 4 if _native.interpreting() else _ELEMENTS
     return _Problem(arguments, max(1, elements // block), block)
+
+
+def _edge(size: int, scale: float) -> float:
+    """The last pixel, in float32, that the map reaches."""
+    edge = torch.tensor(size / scale, dtype=torch.float32)
+    if edge.double() * scale > size:
+        edge = edge.nextafter(edge.new_tensor(0.0))
+    return edge.item()
 
 
 def _launch(name: str, problem: _Problem, arguments: dict[str, Any]) -> None:

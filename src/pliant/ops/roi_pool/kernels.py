@@ -40,11 +40,13 @@ def _finite(value):
 
 
 @triton.jit
-def _bin(start, end, part, parts, size, scale, samples, RULE: tl.constexpr):
+def _bin(start, end, part, parts, size, edge, scale, samples, RULE: tl.constexpr):
     """A bin on one axis: its first position, how many there are, the step between them, and the RoI's side."""
     if RULE == WHOLE_CELLS:
-        near = _near(_round(start * scale))
-        side = tl.maximum(_near(_round(end * scale)) - near, 1.0)
+        touches = (start <= edge) & (tl.maximum(start, end) >= 0)
+        near = tl.minimum(_near(_round(start * scale)), (size - 1).to(tl.float32))
+        side = tl.maximum(tl.maximum(_near(_round(end * scale)), 1.0) - near, 1.0)
+        near = tl.where(touches, near, size.to(tl.float32))
         cells = side.to(tl.int64)
         low = near + (part * cells // parts).to(tl.float32)
         high = near + (((part + 1) * cells + parts - 1) // parts).to(tl.float32)
@@ -126,8 +128,8 @@ def _entry(index, first, count, step, move, size, RULE: tl.constexpr):
 # fmt: off
 @triton.jit
 def _lines(
-    rois, offset, first, lines, images, height, width, classes, bins_y, bins_x, parts_y, parts_x, scale, gamma,
-    samples, OFFSET: tl.constexpr, RULE: tl.constexpr, INDEX: tl.constexpr, BLOCK_N: tl.constexpr,
+    rois, offset, first, lines, images, height, width, classes, bins_y, bins_x, parts_y, parts_x, edge_y, edge_x,
+    scale, gamma, samples, OFFSET: tl.constexpr, RULE: tl.constexpr, INDEX: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     # fmt: on
     """Where lines read, axis by axis, and what belongs to each. A RoI that is no number or of no image reads nothing.
@@ -149,10 +151,10 @@ def _lines(
     good = (image >= 0) & (image < images) & _finite(x0) & _finite(y0) & _finite(x1) & _finite(y1)
     image = tl.where(good, image, 0.0).to(tl.int32)
     first_y, count_y, step_y, side_y = _bin(
-        tl.where(good, y0, 0.0), tl.where(good, y1, 0.0), bin_y, bins_y, height, scale, samples, RULE
+        tl.where(good, y0, 0.0), tl.where(good, y1, 0.0), bin_y, bins_y, height, edge_y, scale, samples, RULE
     )
     first_x, count_x, step_x, side_x = _bin(
-        tl.where(good, x0, 0.0), tl.where(good, x1, 0.0), bin_x, bins_x, width, scale, samples, RULE
+        tl.where(good, x0, 0.0), tl.where(good, x1, 0.0), bin_x, bins_x, width, edge_x, scale, samples, RULE
     )
     move_y = tl.zeros((BLOCK_N,), tl.float32)
     move_x = tl.zeros((BLOCK_N,), tl.float32)
@@ -190,7 +192,7 @@ def _entries(count, MOVED: tl.constexpr, RULE: tl.constexpr):
 @triton.jit(do_not_specialize=_SIZES)
 def forward(
     table, rois, offset, out, lines, images, height, width, bins_y, bins_x, groups_y, groups_x, parts_y, parts_x,
-    samples, classes, class_channels, scale, gamma,
+    samples, classes, class_channels, edge_y, edge_x, scale, gamma,
     OFFSET: tl.constexpr, RULE: tl.constexpr, INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     # fmt: on
@@ -200,7 +202,7 @@ def forward(
         first_y, count_y, step_y, move_y, _, first_x, count_x, step_x, move_x, _,
     ) = _lines(
         rois, offset, tl.program_id(0).to(INDEX) * BLOCK_N, lines, images, height, width, classes, bins_y, bins_x,
-        parts_y, parts_x, scale, gamma, samples, OFFSET, RULE, INDEX, BLOCK_N,
+        parts_y, parts_x, edge_y, edge_x, scale, gamma, samples, OFFSET, RULE, INDEX, BLOCK_N,
     )  # fmt: skip
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     in_class = channel < class_channels
@@ -227,7 +229,7 @@ def forward(
 @triton.jit(do_not_specialize=_SIZES)
 def backward(
     grad, table, rois, offset, grad_table, grad_offset, lines, images, height, width, bins_y, bins_x,
-    groups_y, groups_x, parts_y, parts_x, samples, classes, class_channels, scale, gamma,
+    groups_y, groups_x, parts_y, parts_x, samples, classes, class_channels, edge_y, edge_x, scale, gamma,
     OFFSET: tl.constexpr, RULE: tl.constexpr, INDEX: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     # fmt: on
@@ -237,7 +239,7 @@ def backward(
         first_y, count_y, step_y, move_y, moves_y, first_x, count_x, step_x, move_x, moves_x,
     ) = _lines(
         rois, offset, tl.program_id(0).to(INDEX) * BLOCK_N, lines, images, height, width, classes, bins_y, bins_x,
-        parts_y, parts_x, scale, gamma, samples, OFFSET, RULE, INDEX, BLOCK_N,
+        parts_y, parts_x, edge_y, edge_x, scale, gamma, samples, OFFSET, RULE, INDEX, BLOCK_N,
     )  # fmt: skip
     live = live & good
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
