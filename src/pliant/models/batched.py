@@ -83,7 +83,7 @@ class BatchedDetector(nn.Module):
         count, per_image = objectness.shape
         image = torch.arange(count, device=sizes.device, dtype=proposals.dtype).repeat_interleave(per_image)
         rois = torch.cat((image[:, None], proposals.flatten(0, 1)), dim=1)
-        scores, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, rois, [])))
+        scores, deltas = heads.outputs(features, rois, [])
         classes = scores.shape[1]
         deltas = for_classes(deltas, classes).flatten(1)
         boxes = heads.box_coder.decode_single(deltas, rois[:, 1:]).view(count, per_image, classes, 4)

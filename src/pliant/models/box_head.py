@@ -14,7 +14,48 @@ from pliant import processes
 from pliant.models.box_sampler import BoxSampler
 
 
-class BoxHead(RoIHeads):
+class PoolingHeads(RoIHeads):
+    """torchvision's heads, in which a RoI that reads nothing is background.
+
+    The pooled features of a RoI are all zero where it lies outside the map, or its bins moved outside. What the layers
+    behind make of that says nothing of the image: R-FCN would give all classes the same score.
+    """
+
+    def outputs(
+        self, features: dict[str, Tensor], proposals: list[Tensor] | Tensor, image_shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Score RoIs for detection.
+
+        Args:
+            features: the maps of the backbone.
+            proposals: boxes `[L, 4]` of each image, or `[R, 5]` with the image first.
+            image_shapes: height and width of each image.
+
+        Returns:
+            Scores `[R, C]` before softmax and boxes, as the predictor gives them, but for classes other than the
+            background whose features are all zero: their score is minus infinity.
+        """
+        pooled = self.box_roi_pool(features, proposals, image_shapes)
+        scores, boxes = self.box_predictor(self.box_head(pooled))
+        of_classes = pooled[0] if isinstance(pooled, tuple) else pooled.unsqueeze(1)  # [R, C, ...], or one for all
+        nothing = (of_classes == 0).flatten(2).all(dim=2)
+        objects = torch.arange(scores.shape[1], device=scores.device) > 0
+        return scores.masked_fill(nothing & objects, -float("inf")), boxes
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if self.training:
+            return super().forward(features, proposals, image_shapes, targets)
+        found = self.postprocess_detections(*self.outputs(features, proposals, image_shapes), proposals, image_shapes)
+        return [dict(zip(("boxes", "scores", "labels"), image, strict=True)) for image in zip(*found, strict=True)], {}
+
+
+class BoxHead(PoolingHeads):
     """torchvision's heads with the authors' losses, hard example mining, and boxes that all classes share.
 
     RoIs that overlap an object by half or more are learned as that object. By default 128 RoIs of an image are
@@ -23,7 +64,8 @@ class BoxHead(RoIHeads):
 
     Args:
         box_roi_pool, box_head, box_predictor: called one after the other, the first with features, boxes and image
-            sizes; the last gives scores `[R, C]` and boxes `[R, 4 * C]`, background first, or `[R, 8]` for boxes
+            sizes, to give features `[R, ...]` or a tuple that begins with the bins `[R, C, k, k]` of each class's score;
+            the last gives scores `[R, C]` and boxes `[R, 4 * C]`, background first, or `[R, 8]` for boxes
             without classes.
         num_classes: C, with the background.
         hardest: whether RoIs are chosen by their loss.

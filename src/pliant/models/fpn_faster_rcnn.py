@@ -17,6 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pliant.backbones.pyramid import STRIDES, Pyramid
 from pliant.backbones.pyramid import pyramid as build_pyramid
+from pliant.models.box_head import PoolingHeads
 from pliant.models.box_sampler import BoxSampler
 from pliant.models.detector import arguments
 from pliant.models.hub import OnHub, builds
@@ -82,11 +83,21 @@ def fpn_faster_rcnn(
         image_std=list(body.image_std),
         rpn_anchor_generator=PyramidAnchors(),
         box_roi_pool=PyramidRoIAlign(7),
-        box_score_thresh=score_thresh,
-        box_nms_thresh=nms_thresh,
-        box_detections_per_img=detections_per_image,
     )
     model.rpn.fg_bg_sampler = BoxSampler(256, 0.5)
+    model.roi_heads = PoolingHeads(
+        model.roi_heads.box_roi_pool,
+        model.roi_heads.box_head,
+        model.roi_heads.box_predictor,
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=512,
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=score_thresh,
+        nms_thresh=nms_thresh,
+        detections_per_img=detections_per_image,
+    )
     model.roi_heads.fg_bg_sampler = BoxSampler(512, 0.25)
     model.config = config
     return model

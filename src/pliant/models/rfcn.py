@@ -67,7 +67,7 @@ def rfcn(
     heads = BoxHead(
         maps,
         nn.Identity(),
-        nn.Identity(),
+        Vote(),
         num_classes=num_classes,
         hardest=hardest,
         score_thresh=score_thresh,
@@ -82,7 +82,7 @@ def rfcn(
 
 
 class PositionSensitiveMaps(nn.Module):
-    """Scores `[R, C]` and boxes `[R, 8]` (background, object) of RoIs, by voting over position-sensitive bins."""
+    """The bins of RoIs: scores `[R, C, k, k]` and boxes `[R, 8, k, k]` (background, object)."""
 
     def __init__(self, in_channels: int, num_classes: int, bins: int, *, deform: bool, sampling: str) -> None:
         super().__init__()
@@ -104,10 +104,17 @@ class PositionSensitiveMaps(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         reduced = F.relu(self.reduce(features["conv5"]))
         rois = rois_of(boxes, reduced, self.sampling)
-        scores = _vote(self.score_pool, self.scores(reduced), reduced, rois)
-        return scores, _vote(self.box_pool, self.boxes(reduced), reduced, rois)
+        scores = _pool(self.score_pool, self.scores(reduced), reduced, rois)
+        return scores, _pool(self.box_pool, self.boxes(reduced), reduced, rois)
 
 
-def _vote(pool: DeformPSRoIPool | PSRoIPool, maps: Tensor, features: Tensor, rois: Tensor) -> Tensor:
-    bins = pool(maps, features, rois) if isinstance(pool, DeformPSRoIPool) else pool(maps, rois)  # [R, C, k, k]
-    return bins.mean(dim=(2, 3))
+class Vote(nn.Module):
+    """Scores `[R, C]` and boxes `[R, 8]` of RoIs, each the mean of its bins."""
+
+    def forward(self, bins: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        scores, boxes = bins
+        return scores.mean(dim=(2, 3)), boxes.mean(dim=(2, 3))
+
+
+def _pool(pool: DeformPSRoIPool | PSRoIPool, maps: Tensor, features: Tensor, rois: Tensor) -> Tensor:
+    return pool(maps, features, rois) if isinstance(pool, DeformPSRoIPool) else pool(maps, rois)
