@@ -64,7 +64,7 @@ class BoxHead(PoolingHeads):
 
     Args:
         box_roi_pool, box_head, box_predictor: called one after the other, the first with features, boxes and image
-            sizes, to give features `[R, ...]` or a tuple that begins with the bins `[R, C, k, k]` of each class's score;
+            sizes, to give features `[R, ...]` or a tuple that begins with the bins `[R, C, k, k]` of the scores;
             the last gives scores `[R, C]` and boxes `[R, 4 * C]`, background first, or `[R, 8]` for boxes
             without classes.
         num_classes: C, with the background.
