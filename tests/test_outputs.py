@@ -21,6 +21,7 @@ from pliant.engine import write_weights
 from pliant.outputs import LIST, Outputs, is_free, unique_names, wrote
 from pliant.recipes import voc
 from pliant.recipes.base import kind_of, to_fields
+from pliant.recipes.evaluate import _is_report
 from pliant.recipes.networks import build_model
 
 
@@ -67,6 +68,17 @@ def test_what_is_there_stops_it(tmp_path: Path, make: Callable[..., Any]) -> Non
         Outputs(tmp_path, ["a"])
     assert state(tmp_path) == before
     assert not (tmp_path / LIST).exists()
+
+
+def test_a_file_that_an_earlier_version_left_without_a_list_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(ValueError, match="a is there already"):
+        Outputs.file(tmp_path / "a", recognised=lambda path: path.read_text() == "older")
+    known = {"recognised": lambda path: path.read_text() in ("old", "mine")}
+    put(Outputs.file(tmp_path / "a", **known), a="new")
+    (tmp_path / "a").write_text("mine")  # now it is on the list, and was changed
+    with pytest.raises(ValueError, match="a is there already"):
+        Outputs.file(tmp_path / "a", **known)
 
 
 def test_a_link_to_a_file_that_pliant_wrote_is_not_followed(tmp_path: Path) -> None:
@@ -256,6 +268,15 @@ def test_eval_on_other_data_has_a_report_of_its_own(weights: Path, tmp_path: Pat
     names = ("eval-test.json", "eval-test-set.json", "eval-test-set-2.json")
     found = {path.name: json.loads(path.read_text())["data"] for path in tmp_path.glob("eval*")}
     assert found == dict(zip(names, map(str, made), strict=True))
+
+
+def test_eval_knows_its_reports_of_an_earlier_version(tmp_path: Path) -> None:
+    path = tmp_path / "eval-test.json"
+    report = {"weights": "w", "recipe": "voc.rfcn", "split": "test", "procedure": {}, "results": {}}
+    for content in (json.dumps(report), "[]", "{}", "no JSON"):
+        path.write_text(content)
+        assert _is_report(path) == (content == json.dumps(report))
+    assert not _is_report(tmp_path)
 
 
 def test_eval_on_data_that_does_not_fit(weights: Path, tmp_path: Path, miniature: Any) -> None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 LIST = ".pliant-files"
@@ -32,6 +32,7 @@ class Outputs:
         names: Of all the files that there may be.
         inputs: Files that the command reads, which it must not write over, even if Pliant wrote them.
         own: Whether the folder must be empty, or one that Pliant wrote into before.
+        recognised: Whether a file that was never listed is Pliant's by its content, from a version that kept no list.
 
     Raises:
         ValueError: If a file that is not Pliant's is there by one of these names, the folder cannot be one, or it holds
@@ -40,9 +41,16 @@ class Outputs:
     """
 
     def __init__(
-        self, folder: str | Path, names: Iterable[str], *, inputs: Iterable[Path] = (), own: bool = False
+        self,
+        folder: str | Path,
+        names: Iterable[str],
+        *,
+        inputs: Iterable[Path] = (),
+        own: bool = False,
+        recognised: Callable[[Path], bool] = lambda path: False,
     ) -> None:
         self.folder = Path(folder)
+        self._recognised = recognised
         self.names = list(names)
         require_folder(self.folder)
         if own and not is_free(self.folder) and not _is_list(self.folder / LIST):
@@ -51,14 +59,16 @@ class Outputs:
         self._refuse_others(self.names, [path for path in inputs if path.exists()])
 
     @classmethod
-    def file(cls, path: str | Path, *, inputs: Iterable[Path] = ()) -> Outputs:
+    def file(
+        cls, path: str | Path, *, inputs: Iterable[Path] = (), recognised: Callable[[Path], bool] = lambda path: False
+    ) -> Outputs:
         """A single file, in a folder that must be there."""
         path = Path(path)
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name the file to write")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
-        return cls(path.parent, [path.name], inputs=inputs)
+        return cls(path.parent, [path.name], inputs=inputs, recognised=recognised)
 
     @contextlib.contextmanager
     def writing(self, *names: str) -> Iterator[list[Path]]:
@@ -93,6 +103,9 @@ class Outputs:
             with path.open("ab") as file:
                 file.write(b"\n")
 
+    def _is_of_old(self, path: Path) -> bool:
+        return path.name not in self._listed and not path.is_symlink() and self._recognised(path)
+
     def _list(self, name: str, digest: str) -> None:
         digests = self._listed.setdefault(name, set())
         if digest not in digests:
@@ -115,7 +128,7 @@ class Outputs:
                 continue
             if any(os.path.samefile(path, each) for each in inputs if path.exists()):
                 raise ValueError(f"{path} is an input, and would be written over; choose another place to write to")
-            if not _is_listed(path, self._listed):
+            if not _is_listed(path, self._listed) and not self._is_of_old(path):
                 others.append(path)
         if others:
             more = f", and {len(others) - 1} more" if len(others) > 1 else ""

@@ -75,7 +75,7 @@ def evaluate(
     trained = open_trained(source)
     root, name = data_and_split(trained, data, split)
     path = _place(trained, root, name) if out is None else out
-    reports = Outputs.file(path, inputs=[trained.path])
+    reports = Outputs.file(path, inputs=[trained.path], recognised=_is_report)
     if devices is not None and processes.must_launch(devices):
         processes.require_gpus(devices, trained.recipe.accelerator)
         flags = ["--strict"] * strict + ["--voc-results"] * voc_results + _options(procedure or Procedure())
@@ -123,6 +123,15 @@ def _judge(module: TrainingModule, dataset: ImageSet, recipe: Recipe, show: bool
         # Where no image can be read, which is an error below.
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
         return judge(module, dataset, collate_for_evaluation(recipe), settings, show=show)
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is one that `evaluate` wrote."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"weights", "recipe", "split", "procedure"} <= content.keys()
 
 
 def _options(procedure: Procedure) -> list[str]:
