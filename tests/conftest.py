@@ -14,6 +14,10 @@ from pathlib import Path
 for _library in ("OMP", "MKL", "OPENBLAS"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
+# The width of a terminal, which readline puts there in the process that starts the workers.
+for _size in ("COLUMNS", "LINES"):
+    os.environ.pop(_size, None)
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,8 +127,12 @@ def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / LIST).write_text("my own notes")
     with pytest.raises(ValueError, match="is not the list"):
         Outputs(tmp_path, ["a"])
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(PermissionError, match="does not allow"):
+
+    def refuse(dir: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/tmp1234")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(PermissionError, match=f"Permission denied: '{tmp_path}/new'"):
         Outputs(tmp_path / "new", ["a"])
 
 

@@ -122,7 +122,7 @@ class DeformConv2dSame(DeformConv2d):
     Args:
         in_channels, out_channels, kernel_size, stride: as torch.nn.Conv2d.
         padding: not used; timm's layer has the argument too.
-        others: as `DeformConv2d`.
+        args, kwargs: the other arguments of `DeformConv2d`.
 
     Shape: `[B, in_channels, H, W]` to `[B, out_channels, ceil(H / stride), ceil(W / stride)]`.
     """

@@ -179,8 +179,10 @@ def require_folder(folder: Path) -> None:
     if not place.is_dir():
         kind = ValueError if place == folder else NotADirectoryError
         raise kind(f"{folder} cannot be written to: {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be written to: the system does not allow it")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
     path = folder / LIST
     if os.path.lexists(path) and not _is_list(path):
         raise ValueError(f"{path} is not the list that Pliant keeps of its files; choose another place to write to")

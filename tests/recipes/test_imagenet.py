@@ -64,7 +64,7 @@ def test_schedule_of_imagenet() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("crop=300", "1 <= crop <= short_side is needed, got 300 and 256"),
+        ("crop=300", "crop must be at most short_side, got 300 and 256"),
         ("dilation=2", "a classifier has no dilation=2"),
         ("layout=voc", "layout must be folders, got 'voc'"),
     ],

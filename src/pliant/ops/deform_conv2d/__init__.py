@@ -126,7 +126,9 @@ def check(
 
 def _check_channels(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     (channels, height, width), (out_channels, per_group) = input.shape[-3:], weight.shape[:2]
-    if min(*weight.shape[2:], height, width) < 1:
+    if any(
+        size < 1 for size in (*weight.shape[2:], height, width)
+    ):  # min() would compare one dynamic size with another
         raise _checks.ShapeError(
             f"kernel and map must not be empty, got weight {list(weight.shape)}, input {list(input.shape)}"
         )
