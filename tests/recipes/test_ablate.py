@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from pliant.engine.training import TrainingModule
 from pliant.outputs import is_free
 from pliant.recipes import ablate as ablation
 from pliant.recipes import coco, imagenet, voc
 from pliant.recipes.ablate import ablate, parse_duration
 from pliant.recipes.ablation_grid import cells, table_rows, variants
 from pliant.recipes.ablation_report import mean_and_spread
+from pliant.recipes.train import build_module
 
 TINY = (
     "backbone=timm/resnet10t",
@@ -103,6 +107,36 @@ def test_an_interrupted_ablation_goes_on(data: Path, tmp_path: Path, monkeypatch
         assert (tmp_path / "out" / f"ablation.{suffix}").stat().st_size > 1000
     with pytest.raises(ValueError, match="seeds is 1 there and 2 here"):
         ablate(tmp_path / "out", data=data, assignments=TINY, seeds=2)
+
+
+def test_the_networks_of_former_cells_are_not_kept(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, alive = [], []
+
+    def building(*arguments: Any, **options: Any) -> Any:
+        alive.append(sum(network() is not None for network in kept))
+        module = build_module(*arguments, **options)
+        kept.append(weakref.ref(module.model))
+        return module
+
+    def failing(module: Any, losses: Any) -> Any:
+        if len(kept) == 2:
+            raise FloatingPointError("the loss of step 1 is not finite")
+        return total_loss(module, losses)
+
+    total_loss = TrainingModule.total_loss
+    monkeypatch.setattr(TrainingModule, "total_loss", failing)
+    monkeypatch.setattr(ablation, "build_module", building)
+    chosen = variants(voc.deeplab())
+    monkeypatch.setattr(ablation, "variants", lambda recipe: [chosen[0], chosen[3], chosen[1]])
+    gc.collect()
+    gc.disable()  # which comes too late for what is as large as a network
+    try:
+        ablate(tmp_path / "out", data, assignments=TINY, seeds=1)
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]
+    assert len(list((tmp_path / "out").glob("cells/*/failed.json"))) == 1
+    assert len(list((tmp_path / "out").glob("cells/*/eval-test.json"))) == 2
 
 
 def test_a_budget_sets_the_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

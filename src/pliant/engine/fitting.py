@@ -156,21 +156,19 @@ def _fit(
     if processes.is_first():
         loggers.append(CSVLog(run.path, start))
         loggers.append(TensorBoardLogger(run.path, name="tensorboard", version="", purge_step=start + 1))
-    with _quiet():
-        trainer = lightning.Trainer(
-            **_devices(settings),
-            max_steps=steps,
-            gradient_clip_val=settings.clip,
-            val_check_interval=validate_every,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            limit_val_batches=0 if validation is None else None,
-            logger=loggers,
-            callbacks=callbacks,
-            plugins=WholeFiles(),
-            default_root_dir=run.path,
-            enable_progress_bar=False,
-        )
+    options: dict[str, Any] = {
+        "max_steps": steps,
+        "gradient_clip_val": settings.clip,
+        "val_check_interval": validate_every,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0 if validation is None else None,
+        "logger": loggers,
+        "callbacks": callbacks,
+        "plugins": WholeFiles(),
+        "default_root_dir": run.path,
+    }
+    with _trainer(module, settings, options) as trainer:
         _synchronise_norms(module, trainer)
         with _ending_plainly(), progress:
             trainer.fit(module, train, validation, ckpt_path=run.last if start else None)
@@ -197,16 +195,26 @@ def judge(
     """
     loader = _evaluation_loader(dataset, collate, settings)
     progress = Progress(quiet=not (show and processes.is_first()))
-    with _quiet():
-        trainer = lightning.Trainer(
-            **_devices(settings),
-            logger=False,
-            callbacks=[ShowProgress(progress)],
-            enable_progress_bar=False,
-        )
-        with _ending_plainly(), progress:
-            trainer.test(module, loader, verbose=False)
+    options = {"logger": False, "callbacks": [ShowProgress(progress)]}
+    with _trainer(module, settings, options) as trainer, _ending_plainly(), progress:
+        trainer.test(module, loader, verbose=False)
     return module.results
+
+
+@contextlib.contextmanager
+def _trainer(module: TrainingModule, settings: FitSettings, options: Mapping[str, Any]) -> Iterator[lightning.Trainer]:
+    """A trainer of Lightning for a module, which holds nothing once the block is left, however it is left.
+
+    A trainer, its loops and its module refer to each other. Left so, the weights, their momentum and the gradients
+    stay in memory until Python looks for such cycles, which it does after so many objects, however large they are.
+    """
+    with _quiet():
+        trainer = lightning.Trainer(**_devices(settings), **options)
+        try:
+            yield trainer
+        finally:
+            module.trainer = None
+            vars(trainer).clear()
 
 
 def _evaluation_loader(dataset: MapDataset, collate: Collate, settings: FitSettings) -> DataLoader[Any]:
@@ -257,6 +265,7 @@ def _devices(settings: FitSettings) -> dict[str, Any]:
         "use_distributed_sampler": False,
         "enable_checkpointing": False,
         "enable_model_summary": False,
+        "enable_progress_bar": False,
         # The anchors that torchvision keeps between steps may not be inference tensors.
         "inference_mode": False,
     }

@@ -58,13 +58,9 @@ class TrainingModule(lightning.LightningModule):
         self._offsets: dict[str, Tensor] = {}
         for name, layer in model.named_modules():
             if isinstance(layer, DeformConv2d):
-                layer.offset_conv.register_forward_hook(partial(self._measure, name, layer))
-
-    def _measure(self, name: str, layer: DeformConv2d, conv: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self.training:
-            taps = layer.kernel_size[0] * layer.kernel_size[1]
-            # With modulation, mask logits follow the offsets.
-            self._offsets[name] = output[:, : 2 * layer.offset_groups * taps].detach().abs().mean()
+                channels = 2 * layer.offset_groups * layer.kernel_size[0] * layer.kernel_size[1]
+                # What a hook refers to may not refer to the layer, or the network would keep itself in memory.
+                layer.offset_conv.register_forward_hook(partial(_measure, self._offsets, name, channels))
 
     def mean_offset(self) -> float | None:
         """The mean size of the offsets of deformable convolutions in the last training step.
@@ -120,3 +116,12 @@ class TrainingModule(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.results = self.metrics.compute()
         self.metrics.reset()
+
+
+def _measure(sizes: dict[str, Tensor], name: str, channels: int, conv: nn.Module, inputs: Any, output: Tensor) -> None:
+    """A hook that keeps the mean size of what a convolution in training gives in its first channels.
+
+    With modulation, mask logits follow the offsets.
+    """
+    if conv.training:
+        sizes[name] = output[:, :channels].detach().abs().mean()
