@@ -87,10 +87,10 @@ def run(words: list[str]) -> None:
     if words[0] == "export":  # a detector's takes half a minute, and is in tests/recipes/test_export.py
         smaller[DETECTOR] = SEGMENTER
     words = [smaller.get(word, word) for word in words]
-    if words[0] == "train" and "--resume" not in words:
+    if words[0] in ("check", "train") and "--resume" not in words:
         settings = SMALL if words[1].startswith("voc.deeplab") else f"{SMALL} {DETECTION}"
         words += [part for setting in settings.split() for part in ("--set", setting)]
-        if "--run" not in words and Path("runs", words[1]).exists():
+        if words[0] == "train" and "--run" not in words and Path("runs", words[1]).exists():
             words += ["--run", f"runs/{len(os.listdir('runs'))}"]
     done = CliRunner().invoke(app, words, catch_exceptions=False, env={"COLUMNS": "200"})
     assert done.exit_code == 0, f"{shlex.join(words)}\n{done.output}"

@@ -85,11 +85,11 @@ def test_nothing_to_learn_is_an_error_before_anything_is_written(tmp_path: Path,
     with pytest.raises(DataError, match=r"nothing to train on: background, a: .* 6,144 of 6,144 pixels are 255"):
         train("voc.deeplab", root, assignments=["classes=background,a", "weights=random"], run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert not check("voc.deeplab", root, assignments=["classes=background,a"])
+    assert not check("voc.deeplab", root, assignments=["classes=background,a", "weights=random"])
 
 
 def checked(capsys: pytest.CaptureFixture[str], name: str, root: Path, *assignments: str) -> str:
-    assert check(name, root, assignments=assignments)
+    assert check(name, root, assignments=["weights=random", *assignments])
     shown = capsys.readouterr().out
     assert "Training can start." in shown
     assert "layout that is expected" not in shown

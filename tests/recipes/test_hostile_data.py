@@ -46,7 +46,7 @@ def folder(root: Path) -> Path:
 
 
 def test_names_that_are_markup_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check("voc.faster_rcnn", folder(tmp_path / "set"), deep=True)
+    assert check("voc.faster_rcnn", folder(tmp_path / "set"), assignments=["weights=random"], deep=True)
     shown = capsys.readouterr().out
     for name in ("[/red]", "[bold", "../../cat", "a\\x9b2J", "\\u202eb", "[/2].png"):
         assert name in shown

@@ -30,6 +30,8 @@ TINY = (
     "accelerator=cpu",
 )
 
+WEIGHTS = ("--set", "weights=random")
+
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory, miniature: ModuleType) -> dict[str, Path]:
@@ -60,7 +62,7 @@ def test_a_recipe_finds_its_splits(name: str, roots: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_check_counts_what_is_there(name: str, roots: dict[str, Path]) -> None:
-    result = run("check", name, "--data", roots[name.split(".")[0]], "--deep")
+    result = run("check", name, "--data", roots[name.split(".")[0]], "--deep", *WEIGHTS)
     assert result.exit_code == 0, result.output
     assert "Training can start." in result.output
     assert "asks for" not in result.output
@@ -85,7 +87,7 @@ def test_trains_and_judges(name: str, roots: dict[str, Path], tmp_path: Path) ->
 
 def test_what_is_missing_is_said(roots: dict[str, Path], tmp_path: Path, miniature: ModuleType) -> None:
     alone = miniature.make_devkit(tmp_path / "voc")
-    result = run("check", "voc.deeplab", "--data", alone)
+    result = run("check", "voc.deeplab", "--data", alone, *WEIGHTS)
     assert result.exit_code == 0
     assert "the recipe asks for 2012_train+sbd; 2012_train is taken" in result.output
     assert "benchmark_RELEASE/dataset/" in result.output
@@ -222,8 +224,8 @@ def test_a_deep_check_finds_damaged_pixels(tmp_path: Path, miniature: ModuleType
         content = bytearray(image.read_bytes())
         content[1000:2000] = bytes(1000)
         image.write_bytes(content)
-        assert run("check", "cityscapes.deeplab", "--data", root).exit_code == 0
-        result = run("check", "cityscapes.deeplab", "--data", root, "--deep")
+        assert run("check", "cityscapes.deeplab", "--data", root, *WEIGHTS).exit_code == 0
+        result = run("check", "cityscapes.deeplab", "--data", root, "--deep", *WEIGHTS)
         assert f"unreadable image: {number}" in result.output
         assert image.name in result.output
         assert result.exit_code == (2 if number == len(damaged) else 0)

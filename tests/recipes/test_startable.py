@@ -11,6 +11,7 @@ import pytest
 from pliant.recipes import startable
 from pliant.recipes.ablate import ablate
 from pliant.recipes.base import find_recipe, from_fields, kind_of, override, to_fields
+from pliant.recipes.check import check
 from pliant.recipes.networks import build_model
 from pliant.recipes.startable import require_startable, unfitting_anchors
 from pliant.recipes.train import train
@@ -32,6 +33,23 @@ def test_a_frozen_backbone_needs_weights(name: str, tmp_path: Path, miniature: M
     with pytest.raises(ValueError, match="is frozen"):
         ablate(tmp_path / "out", data, name=name)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_check_tells_of_the_data_and_that_weights_are_missing(
+    tmp_path: Path, miniature: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = miniature.make_voc(tmp_path / "data", {"train": 2, "test": 1})
+    assert not check("voc.deeplab", data)
+    shown = capsys.readouterr().out
+    assert "train: train, 2 images" in shown
+    assert "judge: test, 1 images" in shown
+    assert "recipe: resnet101 is frozen" in shown
+    assert "layout that is expected" not in shown
+    assert shown.endswith("Training cannot start.\n")
+    assert not check("voc.deeplab", data, assignments=["weights=gone.pth"])
+    assert "recipe: weights: there is no file gone.pth" in capsys.readouterr().out
+    assert check("voc.deeplab", data, assignments=["weights=random"])
+    assert "recipe:" not in capsys.readouterr().out
 
 
 def test_what_may_start_without_weights(tmp_path: Path) -> None:

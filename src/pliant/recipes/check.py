@@ -12,6 +12,7 @@ from pliant.data.base import some
 from pliant.data.images import UnreadableFileError, read_image
 from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, find_recipe, override
 from pliant.recipes.datasets import Splits, choose_splits, open_split, require_content
+from pliant.recipes.startable import require_startable
 
 _MOST_NAMES = 10
 _VOC = """\
@@ -39,7 +40,7 @@ From image-net.org, or any images that you sort so."""
 
 
 def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool = False) -> bool:
-    """Open what a recipe trains and judges on, and print what is there and what is not.
+    """Open what a recipe trains and judges on, and print what is there and what is not, weights included.
 
     Args:
         name: Of the recipe.
@@ -81,11 +82,22 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
         _say_content(console, purpose, split, dataset)
     if not can_train:
         _say_layout(console, recipe)
-    if can_train:
+    startable = _say_whether_startable(console, recipe)
+    if can_train and startable:
         console.print("Training can start.", style="green")
     else:
         console.print("Training cannot start.", style="red")
-    return can_train
+    return can_train and startable
+
+
+def _say_whether_startable(console: Console, recipe: Recipe) -> bool:
+    """Print what is missing beside the data, such as weights."""
+    try:
+        require_startable(recipe)
+    except (ValueError, OSError) as error:
+        console.print(styled("recipe:", "red"), str(error))
+        return False
+    return True
 
 
 def _say_splits(console: Console, recipe: Recipe, splits: Splits) -> None:
