@@ -15,7 +15,12 @@ from pliant.nn import DeformPSRoIPool, DeformRoIPool
 
 # Of torch 2.6's exporter.
 pytestmark = pytest.mark.filterwarnings("ignore:.*get_attr:UserWarning")
-SMALL: dict[str, Any] = {"backbone": "resnet10t", "deform_layers": 0, "anchor_scales": (1, 2, 4), "score_thresh": 0.0}
+SMALL: dict[str, Any] = {
+    "backbone": "timm/test_resnet",
+    "deform_layers": 0,
+    "anchor_scales": (1, 2, 4),
+    "score_thresh": 0.0,
+}
 AUTHORS: dict[str, Any] = {"framing": "authors", "sampling": "authors"}
 DEFORMABLE: dict[str, Any] = {
     "faster_rcnn": lambda: faster_rcnn(2, **SMALL),
@@ -28,7 +33,7 @@ BUILDS: dict[str, Any] = {
     "faster_rcnn, plain": lambda: faster_rcnn(2, **SMALL, deform_roi=False),
     "faster_rcnn, authors, plain": lambda: faster_rcnn(2, **SMALL, **AUTHORS, deform_roi=False),
     "rfcn, plain": lambda: rfcn(2, **SMALL, bins=3, deform_roi=False),
-    "fpn_faster_rcnn": lambda: fpn_faster_rcnn(2, backbone="timm/resnet10t", deform_stages=0, score_thresh=0.0),
+    "fpn_faster_rcnn": lambda: fpn_faster_rcnn(2, backbone="timm/test_resnet", deform_stages=0, score_thresh=0.0),
 }
 SIZE = (64, 96)
 INSIDE, OUTSIDE = [8.0, 8, 60, 50], [-90.0, -70, -40, -30]
@@ -92,13 +97,15 @@ def test_rois_whose_bins_all_moved_outside_are_no_objects(name: str) -> None:
     model = detector(DEFORMABLE[name])
     images, sizes = torch.rand(2, 3, *SIZE), torch.tensor([SIZE, SIZE])
     batched, single = BatchedDetector(model), Scores(model.roi_heads).eval()
-    conv5, rois = torch.rand(2, 512, 4, 6), torch.tensor([[0, *INSIDE], [1, *INSIDE]])
+    conv5, rois = torch.rand(2, model.backbone.conv5_channels, 4, 6), torch.tensor([[0, *INSIDE], [1, *INSIDE]])
     assert (single(conv5, rois)[:, 1] > 0).all()
     assert (batched(images, sizes)[2] > 0).any()
     scatter_bins(model)
     assert single(conv5, rois)[:, 1].tolist() == [0, 0]
     assert not (batched(images, sizes)[2] > 0).any()
-    exported = to_program(single, (conv5, rois), standard=True).module()
+    program = to_program(single, (conv5, rois), fixed=True, standard=True)
+    assert not any("pliant" in str(node.target) for node in program.graph.nodes)
+    exported = program.module()
     assert exported(conv5, rois)[:, 1].tolist() == [0, 0]
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pliant.ops import bilinear
-from pliant.ops.deform_conv2d import reference as convolution
-from pliant.ops.deform_conv2d.reference import Geometry
-from pliant.ops.roi_pool import decomposed as pooling
-from pliant.ops.roi_pool.reference import Pooling
+from pliant.ops._onnx import for_translation
 
 
 def to_program(
@@ -39,9 +35,8 @@ def to_program(
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     named = _arguments(model, inputs)
     shapes = None if fixed else {name: _free(value) for name, value in named.items()}
-    with torch.no_grad():
-        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
-        return program.run_decompositions(_decompositions()) if standard else program
+    with torch.no_grad(), for_translation() if standard else contextlib.nullcontext():
+        return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
 
 
 def _arguments(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -63,33 +58,3 @@ def _free(example: Tensor | tuple[Tensor, ...]) -> Any:
     if isinstance(example, tuple):
         return tuple(map(_free, example))
     return dict.fromkeys((0, 2, 3) if example.dim() == 4 else (0,), torch.export.Dim.DYNAMIC)
-
-
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    table = torch.export.default_decompositions()
-    table[torch.ops.pliant.roi_pool.default] = _roi_pool
-    table[torch.ops.pliant.deform_conv2d.default] = _deform_conv2d
-    return table
-
-
-def _roi_pool(
-    input: Tensor, rois: Tensor, offset: Tensor | None, output_size: Any, group_size: Any, *rest: Any
-) -> Tensor:
-    return pooling.roi_pool(input, rois, offset, Pooling(tuple(output_size), tuple(group_size), *rest))
-
-
-def _deform_conv2d(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    border: str,
-) -> Any:
-    if border == "paper":
-        return NotImplemented
-    geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), border)
-    return convolution.deform_conv2d(input, offset, weight, bias, mask, geometry, bilinear.gathered_rows)

@@ -1,12 +1,13 @@
-"""The operators while torch.onnx.export captures a model, as standard ONNX operators.
+"""The operators as standard ones while a model is captured for another format, by torch.onnx.export or `to_program`.
 
-`pliant.export.to_onnx` does the same to a program that has been captured.
+Operators that are taken apart at once spare a pass over the captured program, which costs a detector's export seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,15 +20,32 @@ from pliant.ops.deform_conv2d.reference import Geometry
 OPSET = 19  # the first that has DeformConv
 
 
+_for_translation = False
+
+
+@contextlib.contextmanager
+def for_translation() -> Iterator[None]:
+    """Take apart what `to_onnx` does not translate, in what torch.export captures here; `deform_conv2d` stays whole."""
+    global _for_translation
+    before, _for_translation = _for_translation, True
+    try:
+        yield
+    finally:
+        _for_translation = before
+
+
 def exporting() -> bool:
-    """Whether torch.onnx.export is capturing a model."""
-    return (torch.jit.is_tracing() or torch.compiler.is_compiling()) and torch.onnx.is_in_onnx_export()
+    """Whether a model is being captured for another format."""
+    capturing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return capturing and (_for_translation or torch.onnx.is_in_onnx_export())
 
 
 def deform_conv2d(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *geometry: Any
 ) -> Tensor:
     stride, padding, dilation, border = geometry
+    if border == "paper" and _for_translation:
+        return torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, *geometry)
     if border == "paper" and torch.jit.is_tracing():
         _register_symbolic()
         return torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, *geometry)

@@ -25,7 +25,7 @@ _EDGES = {"whole_cells": bins.whole_cells_edges, "authors_whole_cells": bins.aut
 
 
 class _Reads(NamedTuple):
-    """Four reads of the running sum on one axis: two at the far edge of a bin, two taken off at the near one."""
+    """Reads of the running sum on one axis: those at the far edge of a bin, and those taken off at the near one."""
 
     cell: list[Tensor]  # each [R, T, Ph, Pw]
     weight: list[Tensor]
@@ -65,17 +65,20 @@ def _rectangles(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poo
     (bins_y, bins_x), (groups_y, groups_x) = pooling.output_size, pooling.group_size
     low_y, high_y, side_y = _EDGES[pooling.rule](rois[:, 2], rois[:, 4], pooling.spatial_scale, bins_y, height)
     low_x, high_x, side_x = _EDGES[pooling.rule](rois[:, 1], rois[:, 3], pooling.spatial_scale, bins_x, width)
-    classes, move_y, move_x = 1, rois.new_zeros(1, 1, 1, 1), rois.new_zeros(1, 1, 1, 1)
+    low_y, high_y = low_y[:, None, :, None], high_y[:, None, :, None]  # [R, 1, Ph, 1]
+    low_x, high_x = low_x[:, None, None, :], high_x[:, None, None, :]
+    count = (high_y - low_y).clamp(min=0) * (high_x - low_x).clamp(min=0)  # [R, 1, Ph, Pw]
+    classes = 1
     if offset is not None:
         classes = offset.shape[1] // 2
         of_bin = reference.offsets_of_bins(offset.to(wide), pooling)  # [R, T, 2, Ph, Pw], x first
         move_x = of_bin[:, :, 0] * (side_x * pooling.gamma).view(-1, 1, 1, 1)
         move_y = of_bin[:, :, 1] * (side_y * pooling.gamma).view(-1, 1, 1, 1)
-    low_y, high_y = low_y[:, None, :, None], high_y[:, None, :, None]  # [R, 1, Ph, 1]
-    low_x, high_x = low_x[:, None, None, :], high_x[:, None, None, :]
-    y = _reads(low_y + move_y, high_y + move_y, height)
-    x = _reads(low_x + move_x, high_x + move_x, width)
-    count = (high_y - low_y).clamp(min=0) * (high_x - low_x).clamp(min=0)  # [R, 1, Ph, Pw]
+        # Only what moves is clamped again: onnxscript 0.7 names the bounds of two clamps of one value alike.
+        low_y, high_y = (low_y + move_y).clamp(0, height), (high_y + move_y).clamp(0, height)
+        low_x, high_x = (low_x + move_x).clamp(0, width), (high_x + move_x).clamp(0, width)
+    reads = _reads_of_whole_cells if offset is None else _reads
+    y, x = reads(low_y, high_y, height), reads(low_x, high_x, width)
 
     table = _running_sums(input, groups_y * groups_x, classes)
     image = rois[:, 0].long().view(-1, 1, 1, 1)
@@ -94,16 +97,21 @@ def _rectangles(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poo
 
 
 def _reads(low: Tensor, high: Tensor, size: int) -> _Reads:
-    """The integral between edges as reads of the running sum, `[R, T, Ph, Pw]` each; NaN stays NaN."""
-    outside = high.clamp(0, size) == low.clamp(0, size)
+    """The integral between edges in 0..size as reads of the running sum, `[R, T, Ph, Pw]` each; NaN stays NaN."""
     cells, weights = [], []
     for edge, sign in ((high, 1.0), (low, -1.0)):
-        inner = edge.clamp(0, size)
-        floor = inner.nan_to_num(0.0).floor().clamp(max=size - 1)
-        fraction = inner - floor
+        floor = edge.nan_to_num(0.0).floor().clamp(max=size - 1)
+        fraction = edge - floor
         cells += [floor.long(), floor.long() + 1]
         weights += [sign * (1 - fraction), sign * fraction]
-    return _Reads(cells, weights, outside)
+    return _Reads(cells, weights, high == low)
+
+
+def _reads_of_whole_cells(low: Tensor, high: Tensor, size: int) -> _Reads:
+    """As `_reads`, of edges that lie between cells: half of its reads have no weight."""
+    cells = [edge.nan_to_num(0.0) for edge in (high, low)]
+    weights = [sign * (1 + edge - cell) for edge, cell, sign in zip((high, low), cells, (1.0, -1.0), strict=True)]
+    return _Reads([cell.long() for cell in cells], weights, high == low)
 
 
 def _running_sums(input: Tensor, groups: int, classes: int) -> Tensor:
