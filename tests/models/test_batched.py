@@ -15,7 +15,12 @@ from pliant.models.batched import BatchedDetector
 
 # Of torch 2.6's exporter.
 pytestmark = pytest.mark.filterwarnings("ignore:.*get_attr:UserWarning")
-SMALL: dict[str, Any] = {"backbone": "resnet10t", "deform_layers": 2, "anchor_scales": (1, 2, 4), "nms_thresh": 0.4}
+SMALL: dict[str, Any] = {
+    "backbone": "timm/test_resnet",
+    "deform_layers": 2,
+    "anchor_scales": (1, 2, 4),
+    "nms_thresh": 0.4,
+}
 AUTHORS: dict[str, Any] = {"framing": "authors", "sampling": "authors"}
 BUILDS: dict[str, Any] = {
     "faster_rcnn": lambda: faster_rcnn(4, **SMALL),
@@ -24,7 +29,7 @@ BUILDS: dict[str, Any] = {
     "rfcn": lambda: rfcn(4, **SMALL, bins=3),
     "rfcn, authors": lambda: rfcn(4, **SMALL, bins=3, **AUTHORS),
     "class_aware_rpn": lambda: class_aware_rpn(4, **SMALL),
-    "fpn_faster_rcnn": lambda: fpn_faster_rcnn(4, backbone="resnet10t", deform_stages=2, score_thresh=0.0),
+    "fpn_faster_rcnn": lambda: fpn_faster_rcnn(4, backbone="timm/test_resnet", deform_stages=2, score_thresh=0.0),
 }
 
 
