@@ -23,7 +23,7 @@ from pliant.recipes.networks import build_model
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-TINY: dict[str, Any] = {"backbone": "timm/resnet10t", "weights": None, "accelerator": "cpu"}
+TINY: dict[str, Any] = {"backbone": "timm/test_resnet", "weights": None, "accelerator": "cpu"}
 
 
 def weights(path: Path, recipe: Recipe, classes: tuple[str, ...], **changes: Any) -> Path:
