@@ -67,7 +67,7 @@ def fields(kind: str) -> Iterator[tuple[str, Any]]:
     """Fields that have more than a few named values, with their types."""
     hints = typing.get_type_hints(KINDS[kind])
     for field in dataclasses.fields(KINDS[kind]):
-        if hints[field.name] is not bool and typing.get_origin(hints[field.name]) is not Literal:
+        if hints[field.name] not in (bool, bool | None) and typing.get_origin(hints[field.name]) is not Literal:
             yield field.name, hints[field.name]
 
 

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from torch import nn
 
 from pliant.recipes import startable
 from pliant.recipes.ablate import ablate
@@ -25,12 +26,12 @@ def recipe(*changes: str, name: str = "voc.faster_rcnn_deform") -> Any:
 def test_a_frozen_backbone_needs_weights(name: str, tmp_path: Path, miniature: ModuleType) -> None:
     data = miniature.make_voc(tmp_path / "data", {"train": 2, "test": 1})
     with pytest.raises(
-        ValueError, match=r"is frozen .* weights=FILE.*weights=pretrained.*frozen=false.*weights=random"
+        ValueError, match=r"has fixed batch norms .* weights=FILE.*weights=pretrained.*backbone=timm.*weights=random"
     ):
         train(name, data, run=tmp_path / "run")
-    with pytest.raises(ValueError, match="is frozen"):
-        train(name, data, assignments=["backbone=timm/resnet10t"], run=tmp_path / "run")
-    with pytest.raises(ValueError, match="is frozen"):
+    with pytest.raises(ValueError, match="has fixed batch norms"):
+        train(name, data, assignments=["backbone=timm/resnet10t", "frozen=true"], run=tmp_path / "run")
+    with pytest.raises(ValueError, match="has fixed batch norms"):
         ablate(tmp_path / "out", data, name=name)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -39,21 +40,22 @@ def test_check_tells_of_the_data_and_that_weights_are_missing(
     tmp_path: Path, miniature: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = miniature.make_voc(tmp_path / "data", {"train": 2, "test": 1})
-    assert not check("voc.deeplab", data)
+    assert check("voc.deeplab", data)
     shown = capsys.readouterr().out
     assert "train: train, 2 images" in shown
     assert "judge: test, 1 images" in shown
-    assert "recipe: resnet101 is frozen" in shown
+    assert "recipe: resnet101 has fixed batch norms and no weights" in shown
     assert "layout that is expected" not in shown
-    assert shown.endswith("Training cannot start.\n")
-    assert not check("voc.deeplab", data, assignments=["weights=gone.pth"])
+    assert shown.endswith("The data can be trained on, once that is set.\n")
+    assert check("voc.deeplab", data, assignments=["weights=gone.pth"])
     assert "recipe: weights: there is no file gone.pth" in capsys.readouterr().out
     assert check("voc.deeplab", data, assignments=["weights=random"])
-    assert "recipe:" not in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("Training can start.\n")
 
 
 def test_what_may_start_without_weights(tmp_path: Path) -> None:
     require_startable(recipe("weights=random"))
+    require_startable(recipe("backbone=timm/resnet10t"))
     require_startable(recipe("backbone=timm/resnet10t", "frozen=false"))
     require_startable(recipe(name="imagenet.resnet101"))
     (tmp_path / "w.pth").touch()
@@ -63,11 +65,26 @@ def test_what_may_start_without_weights(tmp_path: Path) -> None:
 
 
 def test_runs_that_began_without_weights_still_open() -> None:
-    old = recipe("backbone=timm/resnet10t")
+    old = recipe("backbone=timm/resnet10t", "frozen=true")  # as its file says
     assert old.weights is None
     assert from_fields(kind_of(old), to_fields(old)) == old
     assert build_model(old, ("a",))
     assert build_model(recipe("backbone=timm/resnet10t", "weights=random"), ("a",))
+
+
+def test_batch_norms_are_trained_where_nothing_is_known_of_them() -> None:
+    for changes, fixed in {
+        (): True,  # the paper's networks have no others
+        ("backbone=timm/resnet10t",): False,
+        ("backbone=timm/resnet10t", "weights=pretrained"): True,
+        ("backbone=timm/resnet10t", "weights=random"): True,
+        ("backbone=timm/resnet10t", "frozen=true"): True,
+        ("backbone=timm/resnet10t", "weights=pretrained", "frozen=false"): False,
+    }.items():
+        assert recipe(*changes).fixed_norms is fixed, changes
+    free = build_model(recipe("backbone=timm/test_resnet"), ("a",))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in free.modules())
+    assert not recipe(name="imagenet.resnet101").fixed_norms
 
 
 def test_timms_weights_are_looked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +97,7 @@ def test_timms_weights_are_looked_for_at_once(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(startable, "get_session", Session)
     monkeypatch.setattr(startable, "try_to_load_from_cache", lambda *_: None)
-    with pytest.raises(ConnectionError, match=r"not on this machine.*weights=FILE.*weights=none --set frozen=false"):
+    with pytest.raises(ConnectionError, match=r"not on this machine.*weights=FILE.*weights=none"):
         require_startable(recipe("backbone=timm/resnet50", "weights=pretrained"))
     assert len(Session.asked) == 1
     monkeypatch.setattr(startable, "try_to_load_from_cache", lambda *_: "model.safetensors")

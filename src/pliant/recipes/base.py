@@ -27,8 +27,9 @@ class Recipe:
         backbone: ``"resnet101"``, ``"resnet50"`` or ``"aligned_inception_resnet"`` as in the paper, or any timm name
             after ``"timm/"``.
         weights: First weights of the backbone: a file, ``"pretrained"`` for timm's own, ``"random"`` for random
-            numbers. None is random as well, and refused where the batch norms are frozen.
-        frozen: Whether the batch norms are fixed; below detectors and segmenters only timm's can be trained.
+            numbers. None is random as well, and refused where the batch norms are fixed.
+        frozen: Whether the batch norms are fixed. None: they are, except in a timm model that has no weights; below
+            detectors and segmenters, only those of timm models can be trained.
         deform_layers: How many of the last 3x3 convolutions of the backbone are deformable.
         dilation: Of the 3x3 convolutions of the last stage.
         padded_pool: The first pooling of the paper's ResNets with padding, as Keras' port of the weights has it.
@@ -73,7 +74,7 @@ class Recipe:
 
     backbone: Annotated[str, ranges.Text()] = "resnet101"
     weights: Annotated[str | None, ranges.Text()] = None
-    frozen: bool = True
+    frozen: bool | None = None
     deform_layers: Annotated[int, ranges.LAYERS] = 0
     dilation: Annotated[int, ranges.DILATION] = 2
     padded_pool: bool = False
@@ -119,6 +120,13 @@ class Recipe:
         ranges.check_fields(self)
         if self.short_side > self.max_side:
             raise ValueError(f"short_side must be at most max_side, got {self.short_side} and {self.max_side}")
+
+    @property
+    def fixed_norms(self) -> bool:
+        """Whether the batch norms of the backbone are fixed."""
+        if self.frozen is not None:
+            return self.frozen
+        return self.weights is not None or not self.backbone.startswith("timm/")
 
     @property
     def scaled_lr(self) -> float:

@@ -83,19 +83,21 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
     if not can_train:
         _say_layout(console, recipe)
     startable = _say_whether_startable(console, recipe)
-    if can_train and startable:
+    if not can_train:
+        console.print("Training cannot start.", style="red")
+    elif startable:
         console.print("Training can start.", style="green")
     else:
-        console.print("Training cannot start.", style="red")
-    return can_train and startable
+        console.print("The data can be trained on, once that is set.", style="green")
+    return can_train
 
 
 def _say_whether_startable(console: Console, recipe: Recipe) -> bool:
-    """Print what is missing beside the data, such as weights."""
+    """Print what training lacks beside the data, such as weights."""
     try:
         require_startable(recipe)
     except (ValueError, OSError) as error:
-        console.print(styled("recipe:", "red"), str(error))
+        console.print(f"recipe: {error}", style="yellow")
         return False
     return True
 

@@ -169,6 +169,7 @@ def _mmdetection(source: Path) -> _Found:
     recipe = dataclasses.replace(
         base,
         backbone=f"timm/resnet{network.depth}",
+        frozen=True,
         weights=None,
         deform_stages=network.deform_stages,
         offset_groups=network.offset_groups,

@@ -31,7 +31,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], *, pretrained: bool = 
     common: dict[str, Any] = {
         "backbone": recipe.backbone,
         "weights": weights,
-        "frozen": recipe.frozen,
+        "frozen": recipe.fixed_norms,
         "padded_pool": recipe.padded_pool,
         "border": recipe.border,
         "offset_groups": recipe.offset_groups,

@@ -32,13 +32,12 @@ def require_startable(recipe: Recipe) -> None:
 
 
 def _require_weights(recipe: Recipe) -> None:
-    if recipe.weights is None and recipe.frozen:
+    if recipe.weights is None and recipe.fixed_norms:
         raise ValueError(
-            f"{recipe.backbone} is frozen (its batch norms are fixed) and has no weights, so it cannot learn: give it "
-            "a file with --set weights=FILE; or take timm's ImageNet weights, downloaded at the first use, with "
-            "--set backbone=timm/resnet50 --set weights=pretrained; or train all of a timm model with "
-            "--set backbone=timm/resnet50 --set frozen=false; --set weights=random starts from random numbers all the "
-            "same"
+            f"{recipe.backbone} has fixed batch norms and no weights, so it cannot learn: give it a file with --set "
+            "weights=FILE; or take timm's ImageNet weights, downloaded at the first use, with --set "
+            "backbone=timm/resnet50 --set weights=pretrained; or train all of a timm model from random numbers with "
+            "--set backbone=timm/resnet50 (frozen=none); --set weights=random starts from random numbers all the same"
         )
     if recipe.weights == PRETRAINED:
         _require_timms_weights(recipe.backbone)
@@ -63,8 +62,8 @@ def _require_timms_weights(backbone: str) -> None:
     except Exception as error:  # the session is of requests or httpx
         raise ConnectionError(
             f"timm's weights of {backbone} are not on this machine, and {constants.ENDPOINT} cannot be reached for "
-            "them: give a file with --set weights=FILE, or train all of the network with --set weights=none "
-            "--set frozen=false"
+            "them: give a file with --set weights=FILE, or train all of the network from random numbers with --set "
+            "weights=none"
         ) from error
 
 

@@ -239,7 +239,10 @@ def _say_what(
     if validation is not None:
         said["validate"] = f"{splits.validation}, {len(validation)} images"
     if recipe.weights in (None, RANDOM) and not isinstance(recipe, ClassificationRecipe):
-        said["weights"] = "none: the backbone starts from random numbers (--set weights=FILE)"
+        said["weights"] = (
+            f"none: {'the backbone starts' if recipe.fixed_norms else 'all of the backbone is trained'} from random "
+            "numbers (--set weights=FILE)"
+        )
     if unfit := unfitting_anchors(recipe):
         said["anchors"] = unfit
     for key, value in said.items():
