@@ -18,7 +18,7 @@ from pliant.recipes import ablate as ablation
 from pliant.recipes import coco, imagenet, voc
 from pliant.recipes.ablate import ablate, parse_duration
 from pliant.recipes.ablation_grid import cells, table_rows, variants
-from pliant.recipes.ablation_report import mean_and_spread
+from pliant.recipes.ablation_report import mean_and_spread, one_class_alone
 from pliant.recipes.train import build_module
 
 TINY = (
@@ -59,6 +59,28 @@ def test_the_networks_of_the_tables() -> None:
         assert roi.changes == plain | {"deform_roi": True}
         assert both.changes == {"deform_layers": 3, "dilation": 2, "deform_roi": True}
         assert all(each.changes["deform_roi"] is False for each in table_rows(variants(recipe), 1))
+
+
+def test_tables_of_one_class_say_so(tmp_path: Path) -> None:
+    todo = cells(variants(voc.deeplab()), 1, tmp_path)
+
+    def judge(index: int, key: str, **values: float | None) -> None:
+        todo[index].folder.mkdir(parents=True, exist_ok=True)
+        content = {"results": {"per_class": {name: {key: value} for name, value in values.items()}}}
+        (todo[index].folder / "eval-test.json").write_text(json.dumps(content))
+
+    assert one_class_alone(todo, "test", voc.deeplab()) is None
+    for index in (0, 1):
+        judge(index, "IoU", background=0.7, leaf=0.0, absent=float("nan"), unknown=None)
+    assert "background alone has IoU above 0, so these" in str(one_class_alone(todo, "test", voc.deeplab()))
+    judge(1, "IoU", background=0.7, leaf=0.1)
+    assert one_class_alone(todo, "test", voc.deeplab()) is None
+    for index in (0, 1):
+        judge(index, "VOC_AP50", red=0.0, green=0.0)
+    assert "In every cell no class has VOC AP50 above 0" in str(one_class_alone(todo, "test", voc.rfcn()))
+    judge(0, "VOC_AP50", red=0.0)  # of a single class there is nothing else to find
+    judge(1, "VOC_AP50", red=0.0)
+    assert one_class_alone(todo, "test", voc.rfcn()) is None
 
 
 @pytest.mark.parametrize("recipe", [coco.fpn_faster_rcnn(), imagenet.resnet101()])

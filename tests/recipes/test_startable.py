@@ -14,7 +14,7 @@ from pliant.recipes.ablate import ablate
 from pliant.recipes.base import find_recipe, from_fields, kind_of, override, to_fields
 from pliant.recipes.check import check
 from pliant.recipes.networks import build_model
-from pliant.recipes.startable import require_startable, unfitting_anchors
+from pliant.recipes.startable import endless_warm_up, require_startable, unfitting_anchors
 from pliant.recipes.train import train
 
 
@@ -113,3 +113,9 @@ def test_anchors_that_fit_into_no_image_are_told() -> None:
     assert unfitting_anchors(recipe(*small, "anchor_scales=4,8")) is None
     assert unfitting_anchors(recipe(*small, name="voc.deeplab")) is None
     assert unfitting_anchors(recipe()) is None
+
+
+def test_a_warm_up_of_all_steps_is_told() -> None:
+    changes = ("lr=0.08", "lr_batch=8", "batch_size=1", "warmup_factor=0.1", "warmup_steps=50")
+    assert endless_warm_up(recipe(*changes, "max_steps=51")) is None
+    assert str(endless_warm_up(recipe(*changes, "max_steps=50"))).endswith("learning rate stays at 0.001")

@@ -16,7 +16,7 @@ import lightning
 from torch.utils.data import Subset
 
 from pliant import processes
-from pliant.console import Progress
+from pliant.console import Console, Progress
 from pliant.data import DataError, ImageSet
 from pliant.data.glyphs_folder import write_glyphs
 from pliant.engine import RunFolder
@@ -24,7 +24,7 @@ from pliant.engine.fitting import fit, judge
 from pliant.engine.runs import write_json
 from pliant.outputs import Outputs
 from pliant.recipes.ablation_grid import Cell, Variant, cells, variants
-from pliant.recipes.ablation_report import REPORT, AblationView, write_report
+from pliant.recipes.ablation_report import REPORT, AblationView, one_class_alone, write_report
 from pliant.recipes.base import Recipe, find_recipe, override
 from pliant.recipes.datasets import (
     Splits,
@@ -151,6 +151,8 @@ def ablate(
                 view.finished(cell)
     finally:
         report = write_report(outputs, todo, test, plan.recipe, {**asked, "steps": steps})
+    if alone := one_class_alone(todo, test, plan.recipe):
+        Console(stderr=True).print(alone, style="yellow")
     return report
 
 

@@ -46,6 +46,19 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
+def one_class_alone(cells: Sequence[Cell], split: str, recipe: Recipe) -> str | None:
+    """A sentence if no network finds more than one of several classes, so that the tables compare nothing."""
+    key = "VOC_AP50" if isinstance(recipe, DetectionRecipe) else "IoU"
+    done = [classes for cell in cells if len(classes := (cell.results(split) or {}).get("per_class", {})) > 1]
+    found = [{name for name, values in classes.items() if (values.get(key) or 0) > 0} for classes in done]
+    if not found or any(len(names) > 1 for names in found):
+        return None
+    names = sorted(set().union(*found))
+    which = f"{' or '.join(names)} alone has" if names else "no class has"
+    metric = key.replace("_", " ")
+    return f"In every cell {which} {metric} above 0, so these tables compare nothing: train for more steps."
+
+
 class AblationView:
     """The table as it fills, and how many steps of all cells are done; a line a cell where there is no terminal."""
 
@@ -147,6 +160,7 @@ def _markdown(cells: Sequence[Cell], split: str, recipe: Recipe, asked: Mapping[
             values = [percentages(cells, variant, split, key) for key in metrics_of(recipe).values()]
             lines.append(f"| {variant.rows[table]} | {' | '.join(map(mean_and_spread, values))} | {len(values[0])} |")
     lines += ["", "![each network's seeds and their mean](ablation.png)", ""]
+    lines += [sentence for sentence in (one_class_alone(cells, split, recipe),) if sentence is not None]
     lines += [f"Failed: {text}." for text in failed]
     lines += [f"pliant {pliant.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads.", ""]
     return "\n".join(lines)

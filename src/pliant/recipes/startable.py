@@ -67,6 +67,16 @@ def _require_timms_weights(backbone: str) -> None:
         ) from error
 
 
+def endless_warm_up(recipe: Recipe) -> str | None:
+    """Why the learning rate is never reached; None if it is."""
+    if recipe.warmup_steps < recipe.max_steps:
+        return None
+    return (
+        f"all steps, as warmup_steps={recipe.warmup_steps} is not below max_steps={recipe.max_steps}: the learning rate "
+        f"stays at {recipe.scaled_lr * recipe.warmup_factor:g}"
+    )
+
+
 def unfitting_anchors(recipe: Recipe) -> str | None:
     """Why a detector learns from no anchor, as those that cross the image's border are left out; None if it can."""
     if not isinstance(recipe, DetectionRecipe) or recipe.network == "fpn_faster_rcnn":

@@ -19,7 +19,7 @@ from pliant.engine.training import TrainingModule
 from pliant.recipes.base import ClassificationRecipe, Recipe, find_recipe, from_fields, kind_of, override, to_fields
 from pliant.recipes.datasets import ImageSet, Splits, choose_splits, open_training_data
 from pliant.recipes.networks import RANDOM, build_model, lr_multipliers
-from pliant.recipes.startable import require_startable, unfitting_anchors
+from pliant.recipes.startable import endless_warm_up, require_startable, unfitting_anchors
 
 _console = Console(stderr=True, quiet=not processes.is_first())
 
@@ -243,10 +243,12 @@ def _say_what(
             f"none: {'the backbone starts' if recipe.fixed_norms else 'all of the backbone is trained'} from random "
             "numbers (--set weights=FILE)"
         )
+    if warm_up := endless_warm_up(recipe):
+        said["warm-up"] = warm_up
     if unfit := unfitting_anchors(recipe):
         said["anchors"] = unfit
     for key, value in said.items():
-        _console.print(f"{key:>10}  {value}", style="yellow" if key in ("weights", "anchors") else None)
+        _console.print(f"{key:>10}  {value}", style="yellow" if key in ("weights", "warm-up", "anchors") else None)
     if absent := training.absent():
         _console.print(f"{splits.train}: {absent}", style="yellow")
 
