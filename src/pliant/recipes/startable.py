@@ -72,8 +72,8 @@ def endless_warm_up(recipe: Recipe) -> str | None:
     if recipe.warmup_steps < recipe.max_steps:
         return None
     return (
-        f"all steps, as warmup_steps={recipe.warmup_steps} is not below max_steps={recipe.max_steps}: the learning rate "
-        f"stays at {recipe.scaled_lr * recipe.warmup_factor:g}"
+        f"all steps, as warmup_steps={recipe.warmup_steps} is not below max_steps={recipe.max_steps}: the learning "
+        f"rate stays at {recipe.scaled_lr * recipe.warmup_factor:g}"
     )
 
 
