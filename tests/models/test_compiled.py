@@ -25,12 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 today = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), reason="torch's compiler before 2.9 stops elsewhere"
 )
-TINY: dict[str, Any] = {"backbone": "resnet10t", "deform_layers": 2}
+TINY: dict[str, Any] = {"backbone": "test_resnet", "deform_layers": 2}
 DETECTORS: dict[str, Callable[[], nn.Module]] = {
     "faster_rcnn": lambda: faster_rcnn(3, **TINY, min_size=64, max_size=96, anchor_scales=(1, 2)),
     "rfcn": lambda: rfcn(3, **TINY, min_size=64, max_size=96, anchor_scales=(1, 2), bins=3),
     "class_aware_rpn": lambda: class_aware_rpn(3, **TINY, min_size=64, max_size=96, anchor_scales=(1, 2)),
-    "fpn_faster_rcnn": lambda: fpn_faster_rcnn(3, backbone="resnet10t", min_size=64, max_size=96),
+    "fpn_faster_rcnn": lambda: fpn_faster_rcnn(3, backbone="test_resnet", min_size=64, max_size=96),
 }
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "deeplab": lambda: deeplab(3, **TINY),
