@@ -32,7 +32,7 @@ settings.register_profile("quick", max_examples=10, derandomize=True, **_any_tim
 settings.register_profile("thorough", max_examples=200, print_blob=True, **_any_time)
 settings.load_profile("quick")
 
-_MORE_WORKERS = 2  # than cores: some wait for processes that they started; beside other work, more of the time is theirs
+_MORE_WORKERS = 2  # than cores: some wait for processes that they started, and other programs want time too
 _MOST_WORKERS = 8
 _WORKERS_MEMORY = 3 << 30  # the tests of a worker hold up to that much at once
 
