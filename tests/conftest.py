@@ -32,14 +32,13 @@ settings.register_profile("quick", max_examples=10, derandomize=True, **_any_tim
 settings.register_profile("thorough", max_examples=200, print_blob=True, **_any_time)
 settings.load_profile("quick")
 
-_MORE_WORKERS = 2  # than cores: some wait for processes that they started, and other programs want time too
 _MOST_WORKERS = 8
 _WORKERS_MEMORY = 3 << 30  # the tests of a worker hold up to that much at once
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two workers more than cores, as far as the memory goes; none where single files are named, or tests in them."""
+    """A worker for each core, as far as the memory goes; none where single files are named, or tests in them."""
     if all(Path(argument.partition("::")[0]).is_file() for argument in config.args):
         return 0
     given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
@@ -49,7 +48,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     memory = _MOST_WORKERS * _WORKERS_MEMORY
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores + _MORE_WORKERS, _MOST_WORKERS, memory // _WORKERS_MEMORY))
+    return max(1, min(cores, _MOST_WORKERS, memory // _WORKERS_MEMORY))
 
 
 def pytest_configure(config: pytest.Config) -> None:
