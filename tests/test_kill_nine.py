@@ -16,6 +16,7 @@ def kill_three_times() -> None:
     runpy.run_path(str(PROGRAM))["main"](kills=3, seed=0, recipe="voc.deeplab_deform", workers=0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a system with SIGKILL")
 def test_three_kills(tmp_path: Path) -> None:
     code = aside.ending(aside.start(tmp_path / "printed", kill_three_times))

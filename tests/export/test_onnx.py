@@ -91,7 +91,10 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=[pytest.mark.slow] * (each not in ("roi_pool", "deform_ps_roi_pool"))) for each in POOLS],
+)
 def test_poolings(tmp_path: Path, name: str) -> None:
     model = Pooling(POOLS[name]()).eval()
     example = torch.randn(2, 36, 8, 10), torch.tensor(ROIS[:3])

@@ -92,7 +92,16 @@ def test_same_detections(name: str) -> None:
     same(BatchedDetector(model)(images, sizes), as_it_is(model, images, sizes))
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn", "rfcn, authors", "class_aware_rpn", "fpn_faster_rcnn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "faster_rcnn",
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("rfcn, authors", "class_aware_rpn", "fpn_faster_rcnn")
+        ),
+    ],
+)
 @torch.no_grad()
 def test_exports_with_any_batch_and_size(name: str) -> None:
     model = detector(name)

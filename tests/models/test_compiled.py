@@ -69,7 +69,9 @@ def test_compiles_without_graph_breaks_forward_and_backward(name: str) -> None:
 
 
 @today
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] * (each != "rfcn")) for each in DETECTORS]
+)
 def test_detectors_break_the_graph_nowhere_in_the_operators(name: str) -> None:
     torch._dynamo.reset()
     model = awake(DETECTORS[name]()).eval()

@@ -91,7 +91,9 @@ class Scores(nn.Module):
         return self.heads.outputs({"conv5": conv5}, rois, [])[0].softmax(dim=1)
 
 
-@pytest.mark.parametrize("name", DEFORMABLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] * (each != "rfcn")) for each in DEFORMABLE]
+)
 @torch.no_grad()
 def test_rois_whose_bins_all_moved_outside_are_no_objects(name: str) -> None:
     model = detector(DEFORMABLE[name])

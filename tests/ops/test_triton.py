@@ -141,11 +141,13 @@ def test_convolution_of_any_memory_layout(layout: str) -> None:
     check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32, layout)
 
 
+@pytest.mark.slow
 @given(call=convolutions(tuple(ROUNDING), **SMALL))
 def test_random_convolutions(call: Call) -> None:
     assert_reference_agrees(call.to(DEVICE))
 
 
+@pytest.mark.slow
 @given(call=poolings(tuple(ROUNDING), **SMALL))
 def test_random_poolings(call: Call) -> None:
     assert_reference_agrees(call.to(DEVICE))

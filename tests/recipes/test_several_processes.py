@@ -96,6 +96,7 @@ def test_a_detector_trains_as_in_one_process_though_one_dies(data: Path, tmp_pat
     assert_same_logs(whole, shared)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_a_segmenter_and_judges_it(data: Path, tmp_path: Path, miniature: ModuleType) -> None:
     settings = (*TINY, "max_steps=4", "validate_every=2", "lr=0.001", "crop=32,40")
     shared = RunFolder(tmp_path / "shared")
