@@ -44,6 +44,7 @@ def test_scratch_counts_and_results_do_not() -> None:
 
 
 @linux
+@pytest.mark.slow
 def test_torchvisions_columns_show_in_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its forward writes the columns of the whole map: channels * 9 * height * width floats."""
     monkeypatch.setattr(memory, "CALLS", {"torchvision": memory.CALLS["torchvision"]})

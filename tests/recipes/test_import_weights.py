@@ -57,7 +57,9 @@ def demonstration() -> tuple[nn.Module, dict[str, np.ndarray]]:
     return model, authors_arrays(model, bins=3)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] * (each != "rfcn_dcn_coco")) for each in NETWORKS]
+)
 def test_the_authors_network_is_recognised_and_keeps_its_numbers(tmp_path: Path, name: str) -> None:
     recipe, build, options = NETWORKS[name]
     model = scramble(build(**options))
