@@ -12,6 +12,7 @@ import lightning
 
 from pliant import processes
 from pliant.console import Console, Progress, printable
+from pliant.data.base import some
 from pliant.engine import ClassificationModule, DetectionModule, RunFolder, Schedule, SegmentationModule
 from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.sampling import orientations
@@ -21,6 +22,7 @@ from pliant.recipes.datasets import ImageSet, Splits, choose_splits, open_traini
 from pliant.recipes.networks import RANDOM, build_model, lr_multipliers
 from pliant.recipes.startable import endless_warm_up, require_startable, unfitting_anchors
 
+_MOST_CLASSES = 40  # that are named when a training begins
 _console = Console(stderr=True, quiet=not processes.is_first())
 
 
@@ -232,7 +234,7 @@ def _say_what(
         "train": f"{splits.train}, {len(training)} images",
         "validate": "no split is left for it (--set val_split=NAME)",
         "judge": splits.test or "no split (pliant eval --split NAME)",
-        "classes": _some(training.classes),
+        "classes": some(training.classes, _MOST_CLASSES),
         "steps": f"{recipe.max_steps} of {recipe.batch_size} images, learning rate {recipe.scaled_lr:g}",
         "run folder": folder.path,
     }
@@ -251,8 +253,3 @@ def _say_what(
         _console.print(f"{key:>10}  {value}", style="yellow" if key in ("weights", "warm-up", "anchors") else None)
     if absent := training.absent():
         _console.print(f"{splits.train}: {absent}", style="yellow")
-
-
-def _some(names: Sequence[str], most: int = 40) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
