@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from pliant import processes
+from pliant import distributed, processes
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def test_alone() -> None:
     assert (processes.count(), processes.count_here(), processes.rank()) == (1, 1, 0)
     assert processes.is_first()
     value = torch.tensor([1.0, 2.0])
-    assert processes.mean(value) is value
-    assert processes.gather("own") == ["own"]
+    assert distributed.mean(value) is value
+    assert distributed.gather("own") == ["own"]
     assert processes.must_launch(2)
     assert not processes.must_launch(1)
 

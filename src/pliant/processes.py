@@ -17,10 +17,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, distributed
+
+from pliant import distributed
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -208,24 +209,6 @@ def _ended_by_launcher() -> Iterator[set[int]]:
             logger.propagate = propagate
 
 
-def mean(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, without a gradient; the tensor itself if there is one process."""
-    if not _connected():
-        return value
-    total = value.detach().clone()
-    distributed.all_reduce(total)
-    return total / distributed.get_world_size()
-
-
-def gather(value: Any) -> list[Any]:
-    """What each process has for `value`, which can be pickled, in the order of their ranks."""
-    if not _connected():
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
-
-
 def part_at_exit() -> None:
     """Close the connections to the others before the interpreter ends; threads of theirs may abort a process else."""
     atexit.unregister(_part)
@@ -233,9 +216,5 @@ def part_at_exit() -> None:
 
 
 def _part() -> None:
-    if _connected():
-        distributed.destroy_process_group()
-
-
-def _connected() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    if distributed.connected():
+        torch.distributed.destroy_process_group()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pliant import processes
+from pliant import distributed, processes
 from pliant.engine import DetectionMetrics, VOCAveragePrecision
 from pliant.engine.voc_ap import average_precision, match_detections
 
@@ -205,7 +205,7 @@ def test_images_are_counted_where_targets_have_no_id(monkeypatch: pytest.MonkeyP
                 if process == rank:
                     metrics.update([prediction], [target])
             held.append(metrics.judged())
-        monkeypatch.setattr(processes, "gather", lambda _, held=held: held)
+        monkeypatch.setattr(distributed, "gather", lambda _, held=held: held)
         results.append(metrics.compute())
         monkeypatch.undo()
     assert results[0]["VOC_AP50"] == results[1]["VOC_AP50"] == results[2]["VOC_AP50"]

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pliant import processes
+from pliant import distributed, processes
 from pliant.console import Console, Progress, Task
 from pliant.engine.runs import RunFolder, write_torch, write_weights
 
@@ -125,7 +125,7 @@ class Interruption(Callback):
 
     def asked(self) -> bool:
         """Whether any process was asked to stop."""
-        return bool(processes.mean(torch.tensor(float(self._asked))) > 0)
+        return bool(distributed.mean(torch.tensor(float(self._asked))) > 0)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         if threading.current_thread() is threading.main_thread():

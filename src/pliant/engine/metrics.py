@@ -15,7 +15,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.detection import MeanAveragePrecision
 
-from pliant import processes
+from pliant import distributed, processes
 from pliant.engine.voc_ap import VOCAveragePrecision
 
 IGNORE = 255
@@ -86,7 +86,7 @@ class DetectionMetrics:
 
     def judged(self) -> list[JudgedImage]:
         """The images of all processes, in the order of their ids: the results do not depend on who judged which."""
-        judged = sorted(chain.from_iterable(processes.gather(self._judged)), key=lambda image: image.image_id)
+        judged = sorted(chain.from_iterable(distributed.gather(self._judged)), key=lambda image: image.image_id)
         for image, other in pairwise(judged):
             if image.image_id == other.image_id:
                 raise ValueError(f"image_id must be another number for each image; several have {image.image_id}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pliant import processes
+from pliant import distributed
 from pliant.engine.metrics import IGNORE, SegmentationMetrics, require_ids
 from pliant.engine.schedule import Schedule
 from pliant.engine.training import TrainingModule
@@ -48,7 +48,7 @@ class SegmentationModule(TrainingModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, masks = batch
         # With the mean count as the divisor, DDP's mean of the gradients is that over all pixels of all processes.
-        pixels = processes.mean((masks != IGNORE).sum())
+        pixels = distributed.mean((masks != IGNORE).sum())
         return self.total_loss({"loss_pixel": pixel_loss(self.model(images)["out"], masks, pixels)})
 
     def validation_step(self, batch: tuple[list[Tensor], list[Tensor]], batch_idx: int) -> None:

@@ -10,7 +10,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from pliant import processes
+from pliant import distributed
 from pliant.engine.metrics import ClassificationMetrics, DetectionMetrics, SegmentationMetrics
 from pliant.engine.sampling import derive_seed
 from pliant.engine.schedule import Schedule
@@ -70,7 +70,7 @@ class TrainingModule(lightning.LightningModule):
         """
         if not self._offsets:
             return None
-        return float(processes.mean(torch.stack(list(self._offsets.values())).mean()))
+        return float(distributed.mean(torch.stack(list(self._offsets.values())).mean()))
 
     def configure_optimizers(self) -> Any:
         schedule = self.schedule
@@ -90,7 +90,7 @@ class TrainingModule(lightning.LightningModule):
                 loss scale, so it is let pass there.)
         """
         total = torch.stack(list(losses.values())).sum()
-        means = processes.mean(torch.stack([total, *losses.values()]).detach())
+        means = distributed.mean(torch.stack([total, *losses.values()]).detach())
         self.losses = dict(zip(["loss", *losses], means, strict=True))
         if not torch.isfinite(means[0]) and self.trainer.precision != "16-mixed":
             parts = ", ".join(f"{name} {float(self.losses[name]):g}" for name in losses)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import box_iou
 
-from pliant import processes
+from pliant import distributed
 from pliant.models.box_sampler import BoxSampler
 
 
@@ -119,7 +119,7 @@ class BoxHead(PoolingHeads):
         if self.hardest:
             chosen = self._hardest((classified + placed).detach(), [len(roi) for roi in rois])
             classified, placed = classified[chosen], placed[chosen]
-        count = processes.mean(torch.tensor(len(classified), device=classified.device)).clamp(min=1)
+        count = distributed.mean(torch.tensor(len(classified), device=classified.device)).clamp(min=1)
         return [], {"loss_classifier": classified.sum() / count, "loss_box_reg": placed.sum() / count}
 
     def _hardest(self, loss: Tensor, counts: list[int]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from pliant import processes
+from pliant import distributed
 
 
 class BoxSampler(BalancedPositiveNegativeSampler):
@@ -26,7 +26,7 @@ class BoxSampler(BalancedPositiveNegativeSampler):
             For each image uint8 masks of what was drawn, of objects and of background.
         """
         seed = int(torch.randint(2**62, ()))
-        first = processes.rank() * len(matched_idxs)
+        first = distributed.rank() * len(matched_idxs)
         devices = {labels.device for labels in matched_idxs if labels.is_cuda}
         drawn = []
         with torch.random.fork_rng(devices=devices):

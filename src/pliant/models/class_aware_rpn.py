@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from pliant import processes
+from pliant import distributed
 from pliant.backbones import BackboneOptions
 from pliant.backbones import backbone as build_backbone
 from pliant.models.anchors import STRIDE, Anchors, assign
@@ -155,7 +155,7 @@ class DenseHead(nn.Module):
         labels = torch.stack([label for label, _ in assigned])
         goals = torch.stack(self.box_coder.encode([box for _, box in assigned], [anchors] * len(targets)))
         sampled = positive | negative
-        count = processes.mean(sampled.sum()).clamp(min=1)
+        count = distributed.mean(sampled.sum()).clamp(min=1)
         classified = F.cross_entropy(scores[sampled], labels[sampled], reduction="sum")
         placed = F.smooth_l1_loss(deltas[positive], goals[positive], beta=1 / 9, reduction="sum")
         return {"loss_classifier": classified / count, "loss_box_reg": placed / count}

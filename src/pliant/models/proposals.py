@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 
-from pliant import processes
+from pliant import distributed
 from pliant.models.anchors import STRIDE, Anchors, assign
 from pliant.models.box_sampler import BoxSampler
 from pliant.models.framing import check_framing
@@ -102,7 +102,7 @@ class Conv4RPN(RegionProposalNetwork):
         positive, negative = (torch.cat(chosen).bool() for chosen in self.fg_bg_sampler(labels))
         goals = torch.cat(self.box_coder.encode([box for _, box in assigned], anchors))
         sampled = positive | negative
-        count = processes.mean(sampled.sum()).clamp(min=1)
+        count = distributed.mean(sampled.sum()).clamp(min=1)
         found = F.binary_cross_entropy_with_logits(objectness[sampled], positive[sampled].float(), reduction="sum")
         placed = F.smooth_l1_loss(deltas[positive], goals[positive], beta=1 / 9, reduction="sum")
         return {"loss_objectness": found / count, "loss_rpn_box_reg": placed / count}

@@ -9,7 +9,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from pliant import processes
+from pliant import distributed, processes
 from pliant.console import Console, Progress, Table, styled
 from pliant.data import COCODetection, DataError, DetectionSet, ImageSet, SegmentationSet, VOCDetection
 from pliant.engine import DetectionModule
@@ -96,7 +96,7 @@ def evaluate(
     module = build_module(trained.recipe, trained.classes, pretrained=False)
     module.model = under_procedure(trained.model(), trained.recipe, procedure)
     results = _judge(module, dataset, trained.recipe, show)
-    skipped = sorted(set(chain.from_iterable(processes.gather(dataset.skipped))))
+    skipped = sorted(set(chain.from_iterable(distributed.gather(dataset.skipped))))
     if len(skipped) == len(dataset):
         raise DataError(dataset.root, f"no image can be read: {', '.join(map(str, skipped[:5]))}")
     report = _describe(trained, root, name, dataset, skipped, procedure or Procedure())
