@@ -19,9 +19,9 @@ except metadata.PackageNotFoundError:  # run from its sources, not installed
 
 if TYPE_CHECKING:
     from pliant import backbones, data, engine, export, introspect, models, nn, ops, recipes
-    from pliant.drop_in import patch_torchvision
     from pliant.explanation import explain
     from pliant.surgery import deform, param_groups, undeform
+    from pliant.torchvision_patch import patch_torchvision
 
 _SUBMODULES = ("backbones", "data", "engine", "export", "introspect", "models", "nn", "ops", "recipes")
 _NAMES = {
@@ -29,7 +29,7 @@ _NAMES = {
     "undeform": "pliant.surgery",
     "param_groups": "pliant.surgery",
     "explain": "pliant.explanation",
-    "patch_torchvision": "pliant.drop_in",
+    "patch_torchvision": "pliant.torchvision_patch",
 }
 
 __all__ = [
@@ -53,7 +53,6 @@ __all__ = [
 
 def _register_operators() -> None:
     importlib.import_module("pliant.ops")
-    importlib.import_module("pliant.export.nms")
 
 
 after_import("torch", _register_operators)

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-MODULES = ("ops", "nn", "surgery", "drop_in", "explanation", "models", "backbones", "data", "introspect", "export")
+MODULES = (
+    *("ops", "nn", "surgery", "torchvision_patch", "explanation"),
+    *("models", "backbones", "data", "introspect", "export"),
+)
 
 
 def documented() -> Iterator[Any]:

@@ -11,7 +11,7 @@ from torch import nn
 from pliant import surgery
 from pliant.backbones.aligned_inception_resnet import AlignedInceptionResNet, AlignedInceptionResNetBackbone
 from pliant.backbones.caffe_resnet import CaffeResNet, CaffeResNetBackbone
-from pliant.backbones.timm_features import TimmBackbone
+from pliant.backbones.timm_backbone import TimmBackbone
 from pliant.backbones.weights import load_weights
 
 __all__ = [

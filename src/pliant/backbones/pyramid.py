@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pliant import surgery
 from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD, CaffeResNet
-from pliant.backbones.timm_features import timm_body, wake
+from pliant.backbones.timm_backbone import timm_body, undo_zero_init
 from pliant.backbones.weights import load_weights
 
 STRIDES = (4, 8, 16, 32)
@@ -48,7 +48,7 @@ class TimmPyramid(nn.Module):
 
     Args:
         name: a timm model that has these strides.
-        weights: see `pliant.backbones.timm_features.timm_model`.
+        weights: see `pliant.backbones.timm_backbone.timm_model`.
         frozen: batch norms with fixed statistics and affine parts, and the layers up to stride 4 without training.
 
     Shape: normalised images `[N, 3, H, W]` to maps `"0"` to `"3"`, of strides 4 to 32.
@@ -63,7 +63,7 @@ class TimmPyramid(nn.Module):
         config = body.pretrained_cfg
         self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
         if frozen and weights is None:
-            wake(body)
+            undo_zero_init(body)
         self.body = freeze_batch_norm_2d(body) if frozen else body
         if frozen:
             self._freeze_first_stage()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pliant.data.base import ImageSet, Transforms, check_classes
 from pliant.data.files import is_text
+from pliant.data.image_set import ImageSet, Transforms, check_classes
 from pliant.data.images import IMAGE_SUFFIXES, images_below
 from pliant.data.problems import DataError
 

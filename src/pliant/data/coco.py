@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Self, TypeGuard
 from urllib.parse import unquote
 
-from pliant.data.base import Boxes, DetectionSet, Transforms, check_classes
-from pliant.data.boxes import Corners, clip, degenerate, normalised
+from pliant.data.box_checks import Corners, clip, degenerate, normalised
+from pliant.data.detection_set import Boxes, DetectionSet
 from pliant.data.files import FileFinder, is_text, relative_path
+from pliant.data.image_set import Transforms, check_classes
 from pliant.data.images import ImageHeader
 from pliant.data.problems import DataError
 

@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from pliant.data.base import Boxes, Transforms, detection_target
+from pliant.data.detection_set import Boxes, detection_target
+from pliant.data.image_set import Transforms
 from pliant.data.problems import ProblemLog
 
 DIGITS = tuple("0123456789")

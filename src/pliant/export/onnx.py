@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torchvision  # noqa: F401  (registers its operators)
 from torch import Tensor, nn
 
 from pliant.export.program import to_program
@@ -103,12 +104,11 @@ def _libraries() -> tuple[Any, dict[Any, Callable[..., Any]]]:
         limits = (of_18.Constant(value_float=value) for value in (iou_threshold, score_threshold))
         return of_18.NonMaxSuppression(boxes, scores, every, *limits)
 
-    translations: dict[Any, Callable[..., Any]] = {torch.ops.pliant.deform_conv2d.default: deform_conv2d}
-    if hasattr(torch.ops.torchvision, "deform_conv2d"):
-        translations[torch.ops.torchvision.deform_conv2d.default] = of_torchvision
-    if hasattr(torch.ops.pliant, "batched_nms"):
-        translations[torch.ops.pliant.batched_nms.default] = batched_nms
-    return onnx, translations
+    return onnx, {
+        torch.ops.pliant.deform_conv2d.default: deform_conv2d,
+        torch.ops.torchvision.deform_conv2d.default: of_torchvision,
+        torch.ops.pliant.batched_nms.default: batched_nms,
+    }
 
 
 def _name_axes(proto: Any) -> None:

@@ -2,8 +2,8 @@
 
 from pliant.introspect.complexity import Comparison, Complexity, compare_with_plain, complexity
 from pliant.introspect.effective_dilation import EffectiveDilation, Spread
-from pliant.introspect.part_offsets import RoIParts, roi_parts
-from pliant.introspect.sampling import SamplingPoints, Trace, sampling_points
+from pliant.introspect.roi_parts import RoIParts, roi_parts
+from pliant.introspect.sampling_points import SamplingPoints, Trace, sampling_points
 
 __all__ = [
     "Comparison",

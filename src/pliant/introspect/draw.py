@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pliant.console import printable
 from pliant.introspect.effective_dilation import GROUPS, Spread
-from pliant.introspect.sampling import SamplingPoints
+from pliant.introspect.sampling_points import SamplingPoints
 
 # Okabe and Ito's eight colours, and two more for ten classes; black is the background.
 COLOURS = (

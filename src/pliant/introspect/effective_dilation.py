@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.introspect.recording import Window
-from pliant.introspect.sampling import Trace, taps
+from pliant.introspect.sampling_points import Trace, taps
 
 GROUPS = ("small", "medium", "large", "background")
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pliant.introspect.part_offsets import RoIParts
 from pliant.introspect.recording import Step, Window
-from pliant.introspect.sampling import Trace
+from pliant.introspect.roi_parts import RoIParts
+from pliant.introspect.sampling_points import Trace
 
 _OFFSET_BYTES = 2_500_000  # of the layers of an image
 _LONGEST_SIDE = 1600  # of its picture

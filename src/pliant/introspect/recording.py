@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pliant import ops  # noqa: F401  (registers the operators)
-from pliant.introspect.places import keeps_places
+from pliant.introspect.positionwise import keeps_places
 
 Pair = tuple[float, float]
 Size = tuple[int, int]

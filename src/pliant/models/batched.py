@@ -11,10 +11,10 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
-from pliant.export.nms import batched_nms
-from pliant.models.box_head import for_classes
 from pliant.models.class_aware_rpn import DenseHead
-from pliant.models.proposals import Conv4RPN
+from pliant.models.roi_heads import for_classes
+from pliant.models.rpn import Conv4RPN
+from pliant.ops.batched_nms import batched_nms
 
 
 class _Candidates(NamedTuple):

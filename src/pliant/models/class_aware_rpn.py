@@ -17,8 +17,8 @@ from pliant.backbones import backbone as build_backbone
 from pliant.models.anchors import STRIDE, Anchors, assign
 from pliant.models.box_sampler import BoxSampler
 from pliant.models.detector import Detector, arguments, start
-from pliant.models.framing import image_transform
 from pliant.models.hub import builds
+from pliant.models.transform import image_transform
 
 
 class ClassAwareRPN(Detector):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pliant.backbones import AlignedInceptionResNet, CaffeResNet, deform_last, load_weights
 from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD
-from pliant.backbones.timm_features import timm_model, wake
+from pliant.backbones.timm_backbone import timm_model, undo_zero_init
 from pliant.models.detector import check_arguments
 from pliant.models.hub import OnHub, builds
 
@@ -116,5 +116,5 @@ def _timm_network(name: str, num_classes: int, weights: str | Path | None, froze
     if not frozen:
         return network
     if weights is None:
-        wake(network)
+        undo_zero_init(network)
     return freeze_batch_norm_2d(network)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pliant.backbones import Backbone, BackboneOptions
 from pliant.backbones import backbone as build_backbone
 from pliant.models.detector import arguments
-from pliant.models.framing import check_framing
 from pliant.models.hub import OnHub, builds
+from pliant.models.transform import check_framing
 
 STRIDE = 16
 

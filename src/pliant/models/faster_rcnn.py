@@ -15,11 +15,11 @@ from torchvision.ops._utils import convert_boxes_to_roi_format
 from pliant.backbones import BackboneOptions
 from pliant.backbones import backbone as build_backbone
 from pliant.models.anchors import STRIDE
-from pliant.models.box_head import BoxHead
 from pliant.models.detector import Detector, arguments, start
-from pliant.models.framing import image_transform, inclusive
 from pliant.models.hub import builds
-from pliant.models.proposals import Conv4RPN
+from pliant.models.roi_heads import BoxHead
+from pliant.models.rpn import Conv4RPN
+from pliant.models.transform import image_transform, inclusive
 from pliant.nn import DeformRoIPool, RoIPool
 
 

@@ -17,10 +17,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pliant.backbones.pyramid import STRIDES, Pyramid
 from pliant.backbones.pyramid import pyramid as build_pyramid
-from pliant.models.box_head import PoolingHeads
 from pliant.models.box_sampler import BoxSampler
 from pliant.models.detector import arguments
 from pliant.models.hub import OnHub, builds
+from pliant.models.roi_heads import PoolingHeads
 from pliant.models.targets import ChecksTargets
 
 CHANNELS = 256

@@ -1,5 +1,6 @@
 """The operators of deformable networks, as functions; each one's folder holds its mathematics and kernels."""
 
+from pliant.ops import batched_nms as _batched_nms  # noqa: F401  (registers the operator)
 from pliant.ops.deform_conv2d import BORDERS, deform_conv2d
 from pliant.ops.roi_pool import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_pool
 

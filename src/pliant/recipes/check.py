@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pliant.console import Console, Table, styled
 from pliant.data import DataError, DetectionSet, ImageSet
-from pliant.data.base import some
+from pliant.data.image_set import some
 from pliant.data.images import UnreadableFileError, read_image
 from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, find_recipe, override
 from pliant.recipes.datasets import Splits, choose_splits, open_split, require_content

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import to_dtype
 from pliant.data import transforms
 from pliant.export import OnnxModule, to_onnx
 from pliant.models.batched import BatchedDetector
-from pliant.models.framing import image_transform
+from pliant.models.transform import image_transform
 from pliant.recipes.base import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe, kind_of, to_fields
 from pliant.recipes.trained import Trained, described, load_trained
 

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 
-from pliant.backbones.timm_features import timm_name
+from pliant.backbones.timm_backbone import timm_name
 from pliant.models.anchors import STRIDE
 from pliant.recipes.base import DetectionRecipe, Recipe
 from pliant.recipes.networks import PRETRAINED, RANDOM

@@ -12,7 +12,7 @@ import lightning
 
 from pliant import processes
 from pliant.console import Console, Progress, printable
-from pliant.data.base import some
+from pliant.data.image_set import some
 from pliant.engine import ClassificationModule, DetectionModule, RunFolder, Schedule, SegmentationModule
 from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.sampling import orientations

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pliant.data.boxes import clip, degenerate, normalised
+from pliant.data.box_checks import clip, degenerate, normalised
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_p
 from pliant import distributed
 from pliant.models.anchors import STRIDE, Anchors, assign
 from pliant.models.box_sampler import BoxSampler
-from pliant.models.framing import check_framing
+from pliant.models.transform import check_framing
 
 
 class RPNHead(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from pliant.data.base import ImageSet, Transforms
+from pliant.data.image_set import ImageSet, Transforms
 from pliant.data.images import UnreadableFileError, read_mask
 
 IGNORE = 255

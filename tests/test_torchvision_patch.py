@@ -10,7 +10,7 @@ from cases import CONV_CASES, ConvCase
 from torch import Tensor
 
 import pliant
-from pliant import drop_in
+from pliant import torchvision_patch
 from pliant.ops import _native
 
 pytestmark = pytest.mark.skipif(_native.kernels is None, reason="the compiled kernels are not installed")
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(_native.kernels is None, reason="the compiled ke
 @pytest.fixture(autouse=True)
 def _no_patch_is_left() -> Iterator[None]:
     yield
-    assert drop_in._patches == 0
-    assert drop_in._library is None
+    assert torchvision_patch._patches == 0
+    assert torchvision_patch._library is None
 
 
 def theirs(tensors: dict[str, Tensor], case: ConvCase) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.introspect.recording import Pooled, Step, record
-from pliant.introspect.sampling import centring
+from pliant.introspect.sampling_points import centring
 from pliant.nn import DeformPSRoIPool, DeformRoIPool
 from pliant.ops.roi_pool import bins
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pliant
 from pliant.introspect import sampling_points
-from pliant.introspect.places import keeps_places
+from pliant.introspect.positionwise import keeps_places
 
 _aten = torch.ops.aten
 MAP = torch.randn(2, 4, 3, 5)

@@ -46,7 +46,7 @@ class TimmBackbone(nn.Module):
         config = body.pretrained_cfg
         self.image_mean, self.image_std = tuple(config["mean"]), tuple(config["std"])
         if frozen and weights is None:
-            wake(body)
+            undo_zero_init(body)
         self.body = freeze_batch_norm_2d(body) if frozen else body
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
@@ -122,7 +122,7 @@ def _dilate(body: nn.Module, name: str, dilation: int) -> None:
 
 
 @torch.no_grad()
-def wake(body: nn.Module) -> None:
+def undo_zero_init(body: nn.Module) -> None:
     """Scale by one where timm starts a residual branch at zero: once fixed, such a norm would never let it train."""
     for module in body.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():

@@ -1,4 +1,4 @@
-"""Non-maximum suppression over a batch as one operator, which ONNX has as a standard one."""
+"""Non-maximum suppression over a batch as one operator: ONNX's `NonMaxSuppression`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ torch.library.define(
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float) -> Tensor:
-    """Which boxes are left of each list.
+    """The boxes that non-maximum suppression keeps, for each class of each image.
 
-    Unlike `torchvision.ops.batched_nms` it moves no boxes apart, so that its numbers are those of single lists.
+    Unlike `torchvision.ops.batched_nms` it does not shift boxes by class, so no precision is lost.
 
     Args:
         boxes: `[B, P, 4]`, (x0, y0, x1, y1).
-        scores: `[B, C, P]`: every class of every batch entry is a list of its own, over the same boxes.
-        iou_threshold: a box that overlaps a better one by more is dropped.
-        score_threshold: boxes whose score is not above it are no part of the list.
+        scores: `[B, C, P]`: each class of each image is suppressed on its own, over the same boxes.
+        iou_threshold: a box that overlaps a better one by more than this is dropped.
+        score_threshold: boxes whose score is not above this are dropped.
 
     Returns:
-        bool `[B, C, P]`.
+        Bool `[B, C, P]`, true where a box is kept.
     """
     which = torch.ops.pliant.batched_nms(boxes, scores, iou_threshold, score_threshold)
     kept = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
@@ -31,8 +31,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thres
 
 @torch.library.impl("pliant::batched_nms", "default")
 def _batched_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float) -> Tensor:
-    """Indices `[K, 3]` of batch entry, class and box, as ONNX's NonMaxSuppression gives them."""
-    from torchvision.ops import nms  # not above: the operator is registered wherever Pliant is imported
+    """Indices `[K, 3]` of batch entry, class and box, as ONNX's NonMaxSuppression returns them."""
+    from torchvision.ops import nms  # here, so that importing Pliant does not import torchvision
 
     found = [torch.zeros(0, 3, dtype=torch.int64, device=boxes.device)]
     for entry in range(scores.shape[0]):
