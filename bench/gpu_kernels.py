@@ -92,7 +92,7 @@ def _source(launch: Launch) -> ASTSource:
 
 def _type(value: Tensor | float) -> str:
     if isinstance(value, Tensor):
-        names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+        names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32"}
         return "*" + names[value.dtype]
     if isinstance(value, float):
         return "fp32"

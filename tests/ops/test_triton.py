@@ -16,7 +16,8 @@ from torch import Tensor
 import pliant
 from pliant import ops
 from pliant.ops import _gpu, _native
-from pliant.ops.deform_conv2d import gpu as convolution
+from pliant.ops.deform_conv2d import tiles as launching
+from pliant.ops.deform_conv2d.tiles import Tiles
 from pliant.ops.roi_pool import gpu as pooling
 
 triton = pytest.importorskip("triton")
@@ -99,6 +100,38 @@ def test_convolution(name: str, launched: list[str]) -> None:
         del tensors["mask"], tensors["bias"]
     check(lambda **values: ops.deform_conv2d(**values, **case.geometry), tensors, torch.float32)
     assert launched == ([] if case.batch == 0 else ["forward", "backward_samples", "backward_weight"])
+
+
+COLUMNS = {"forward_by_columns": True, "backward_by_columns": True}
+SMALL_TILES = {name: Tiles(16, 16, 0, 4, 1, 4) for name in ("columns", "columns_backward", "gather")}
+DESIGNS = {
+    "multiplied as gathered": {"forward_by_columns": False, "backward_by_columns": False},
+    "in patches": {
+        "forward": Tiles(32, 16, 32, 4, 1, 8, 2),
+        "backward_samples": Tiles(32, 16, 32, 4, 1, 8),
+        "backward_weight": Tiles(32, 16, 32, 4, 1, 8),
+        "backward_by_columns": False,
+    },
+    "by columns": COLUMNS,
+    "by columns in patches": COLUMNS | SMALL_TILES,
+}
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("name", ["torchvision's", "far offsets", "wide kernel"])
+def test_convolution_in_either_design(name: str, design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "CHUNK_BYTES", 1 << 12)  # several chunks of taps
+    case = replace(CONV_CASES[name], batch=2)
+    with launching.forced(**DESIGNS[design]):
+        check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
+
+
+@pytest.mark.parametrize("border", ["paper", "authors"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_convolution_by_columns_in_half_precision(dtype: torch.dtype, border: str) -> None:
+    case = ConvCase(batch=1, channels=72, out_channels=70, groups=2, offset_groups=1, size=(4, 5))
+    with launching.forced(**COLUMNS):
+        check(lambda **values: ops.deform_conv2d(**values, **case.geometry, border=border), case.tensors(), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -286,19 +319,20 @@ def test_float64_is_the_references(launched: list[str]) -> None:
     assert "float64" in str(_gpu.why_not(tensors["input"]))
 
 
-def test_every_tile_is_a_power_of_two_that_a_matrix_product_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("kernel", launching.KERNELS)
+def test_every_tile_is_a_power_of_two_that_a_matrix_product_takes(
+    kernel: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_native, "interpreting", lambda: False)
-    for dtype in (torch.float16, torch.float32):
-        for unit, outs in ((1, 3), (24, 40), (64, 64), (512, 1024)):
-            some = torch.ones(1, dtype=dtype)
-            for tiles in (
-                convolution.forward_tiles(some, 2394, outs, 1, unit),
-                convolution.samples_tiles(outs, unit),
-                convolution.weight_tiles(some, outs, unit),
-            ):
-                for side in tiles[:3]:
-                    assert side >= 16
-                    assert side & (side - 1) == 0
+    for unit, outs in ((1, 3), (24, 40), (64, 64), (512, 1024)):
+        problem = launching.Problem(dtype, torch.device("cpu"), 2394, outs, 1, unit, 9, far=False)
+        for tiles in (launching.tiles(kernel, problem), *launching.candidates(kernel, dtype)):
+            multiplied = kernel in ("forward", "backward_samples", "backward_weight")
+            for side in (tiles.cells, tiles.channels, *([tiles.outs] if multiplied else [])):
+                assert side >= (16 if multiplied else 1)
+                assert side & (side - 1) == 0
+            assert tiles.patch == 0 or tiles.cells % tiles.patch == 0
 
 
 def test_explain_says_what_runs() -> None:

@@ -1,4 +1,4 @@
-"""Deformable convolution on the Triton kernels (kernels.py)."""
+"""Deformable convolution on the Triton kernels (kernels.py), or by columns (columns.py)."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pliant.ops import _gpu, _native
+from pliant.ops import _gpu
+from pliant.ops.deform_conv2d import tiles as settings
 from pliant.ops.deform_conv2d.reference import Geometry
+from pliant.ops.deform_conv2d.tiles import Tiles, count
+
+_SHARES = 4  # programs a multiprocessor, so that the last ones keep few others waiting
 
 
-class Tiles(NamedTuple):
-    """What one program computes at a time, and the threads that do."""
-
-    cells: int
-    channels: int
-    outs: int
-    warps: int
-    stages: int
-
-
-class _Problem(NamedTuple):
-    """Tensors as the kernels take them, and what all three are told."""
+class Call(NamedTuple):
+    """Tensors as the kernels take them, and what all of them are told."""
 
     input: Tensor  # [B, H, W, C]
     offset: Tensor  # [B, 2 * G * K, Ho * Wo], any strides
     mask: Tensor | None
     weight: Tensor  # [O, kh, kw, C / groups]
     arguments: dict[str, Any]
+    problem: settings.Problem
+
+    def tiles(self, kernel: str) -> Tiles:
+        return settings.tiles(kernel, self.problem)
+
+    def cell_tiles(self, tiles: Tiles) -> int:
+        """How many tiles of output cells there are (`tiles_of` in kernels.py)."""
+        height, width = self.arguments["out_height"], self.arguments["out_width"]
+        if not tiles.patch:
+            return count(self.problem.cells, tiles.cells)
+        images = self.problem.cells // (height * width)
+        return images * count(width, tiles.patch) * count(height, tiles.cells // tiles.patch)
 
 
 def deform_conv2d(
@@ -42,32 +48,35 @@ def deform_conv2d(
         device=input.device,
         memory_format=_gpu.layout(input),
     )
-    if out.numel():
-        problem = _problem(input, offset, weight, mask, geometry, out)
-        cells, outs, unit = (problem.arguments[name] for name in ("cells", "group_outs", "unit"))
-        groups = input.shape[1] // weight.shape[1]
-        far = _gpu.far_apart(problem.input, problem.offset, problem.mask, problem.weight, out)
-        tiles = forward_tiles(input, cells, outs, groups, unit, far=far)
-        grid = _tiles(cells, tiles.cells), _tiles(outs, tiles.outs), groups
-        bias = None if bias is None else bias.contiguous()
-        _launch("forward", grid, tiles, problem, {"bias": bias, "out": out, "BIASED": bias is not None})
+    if not out.numel():
+        return out
+    call = prepared(input, offset, weight, mask, geometry, out)
+    if settings.by_columns(call.problem, backward=False):
+        from pliant.ops.deform_conv2d import columns
+
+        return columns.forward(call, bias, out)
+    tiles = call.tiles("forward")
+    grid = call.cell_tiles(tiles), count(call.problem.outs, tiles.outs), call.problem.groups
+    bias = None if bias is None else bias.contiguous()
+    arguments = {"bias": bias, "out": out, "BIASED": bias is not None, "UNROLL": tiles.unroll}
+    launch("forward", grid, tiles, call, arguments)
     return out
 
 
 def deform_conv2d_backward(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    batch, channels, height, width = input.shape
-    outs, group_channels, *kernel = weight.shape
-    grad_input = input.new_zeros((batch, height, width, channels), dtype=torch.float32)
-    grad_weight = weight.new_zeros((outs, *kernel, group_channels), dtype=torch.float32)
     grad_offset = offset.new_zeros(offset.shape)
     grad_mask = None if mask is None else mask.new_zeros(mask.shape)
-    if grad.numel():
-        grad = grad.flatten(2)
-        problem = _problem(input, offset, weight, mask, geometry, grad)
-        _backward_samples(problem, grad, grad_input, grad_offset, grad_mask)
-        _backward_weight(problem, grad, grad_weight)
+    if not grad.numel():
+        return torch.zeros_like(input), grad_offset, torch.zeros_like(weight), grad_mask
+    call = prepared(input, offset, weight, mask, geometry, grad)
+    if settings.by_columns(call.problem, backward=True):
+        from pliant.ops.deform_conv2d import columns
+
+        grad_input, grad_weight = columns.backward(call, grad, grad_offset, grad_mask)
+    else:
+        grad_input, grad_weight = _backward(call, grad.flatten(2), grad_offset, grad_mask)
     return (
         grad_input.permute(0, 3, 1, 2).to(input.dtype).contiguous(memory_format=_gpu.layout(input)),
         grad_offset,
@@ -76,87 +85,54 @@ def deform_conv2d_backward(
     )
 
 
-def forward_tiles(input: Tensor, cells: int, outs: int, groups: int, unit: int, *, far: bool = False) -> Tiles:
-    """The forward's tiles: as wide in output channels as keeps all multiprocessors busy.
-
-    Every tile of output channels gathers its columns anew. With indices of 64 bits (`far`) the widest would spill.
-    """
-    if _native.interpreting():
-        return Tiles(32, _block(unit, 16), _block(outs, 32), 1, 1)
-    if input.dtype == torch.float32 and _gpu.precision(input.dtype) == "ieee":
-        return Tiles(64, _block(unit, 16), _block(outs, 64), 4, 2)
-    widest = 128 if input.dtype == torch.float32 or far else 256
-    while widest > 64 and _tiles(cells, 64) * _tiles(outs, widest) * groups < _gpu.multiprocessors(input.device):
-        widest //= 2
-    return Tiles(64, _block(unit, 32), _block(outs, widest), 8, 2)
-
-
-def samples_tiles(outs: int, unit: int) -> Tiles:
-    """The tiles of the gradients of input, offset and mask."""
-    if _native.interpreting():
-        return Tiles(32, _block(unit, 16), _block(outs, 32), 1, 1)
-    return Tiles(64, _block(unit, 32), _block(outs, 64), 8, 2)
-
-
-def weight_tiles(input: Tensor, outs: int, unit: int) -> Tiles:
-    """The tiles of the weight's gradient."""
-    if _native.interpreting():
-        return Tiles(32, _block(unit, 16), _block(outs, 32), 1, 1)
-    if input.dtype == torch.float32:
-        return Tiles(32, _block(unit, 32), _block(outs, 64), 4, 2)
-    return Tiles(64, _block(unit, 64), _block(outs, 128), 8, 2)
-
-
-def _backward_samples(
-    problem: _Problem, grad: Tensor, grad_input: Tensor, grad_offset: Tensor, grad_mask: Tensor | None
-) -> None:
-    cells, outs, taps, unit = (problem.arguments[name] for name in ("cells", "group_outs", "taps", "unit"))
-    tiles = samples_tiles(outs, unit)
-    grid = _tiles(cells, tiles.cells), taps, grad_offset.shape[1] // (2 * taps)
+def _backward(call: Call, grad: Tensor, grad_offset: Tensor, grad_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of input [B, H, W, C] and weight [O, kh, kw, C / groups] in float32; the others are filled in."""
+    grad_input = call.input.new_zeros(call.input.shape, dtype=torch.float32)
+    grad_weight = call.weight.new_zeros(call.weight.shape, dtype=torch.float32)
+    problem = call.problem
+    tiles = call.tiles("backward_samples")
+    grid = call.cell_tiles(tiles), problem.taps, grad_offset.shape[1] // (2 * problem.taps)
     arguments = {"grad": grad, "grad_input": grad_input, "grad_offset": grad_offset, "grad_mask": grad_mask}
-    _launch("backward_samples", grid, tiles, problem, arguments)
+    launch("backward_samples", grid, tiles, call, arguments)
+
+    tiles = call.tiles("backward_weight")
+    units = call.arguments["channels"] // problem.unit
+    programs = count(problem.outs, tiles.outs) * problem.taps * units * count(problem.unit, tiles.channels)
+    shares = count(_SHARES * _gpu.multiprocessors(grad.device), programs)
+    shares = min(shares, call.cell_tiles(tiles))
+    launch("backward_weight", (programs, shares), tiles, call, {"grad": grad, "grad_weight": grad_weight}, ("weight",))
+    return grad_input, grad_weight
 
 
-def _backward_weight(problem: _Problem, grad: Tensor, grad_weight: Tensor) -> None:
-    names = "cells", "group_outs", "taps", "unit", "channels"
-    cells, outs, taps, unit, channels = (problem.arguments[name] for name in names)
-    tiles = weight_tiles(problem.input, outs, unit)
-    programs = _tiles(outs, tiles.outs) * taps * (channels // unit) * _tiles(unit, tiles.channels)
-    shares = _tiles(_SHARES * _gpu.multiprocessors(grad.device), programs)
-    grid = programs, min(shares, _tiles(cells, tiles.cells))
-    arguments = {"grad": grad, "grad_weight": grad_weight}
-    _launch("backward_weight", grid, tiles, problem, arguments, without=("weight",))
-
-
-def _problem(
+def prepared(
     input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry, out: Tensor
-) -> _Problem:
+) -> Call:
     """Lay tensors out, and gather what the kernels need to know; `out` has the strides of output or gradient."""
     batch, channels, height, width = input.shape
-    taps = weight.shape[2] * weight.shape[3]
-    out_area, out_width = offset.shape[2] * offset.shape[3], offset.shape[3]
+    outs, group_channels, *kernel = weight.shape
+    taps = kernel[0] * kernel[1]
+    out_height, out_width = offset.shape[2:]
     offset_channels = channels // (offset.shape[1] // (2 * taps))
     rows = input.permute(0, 2, 3, 1).contiguous()
     filters = weight.permute(0, 2, 3, 1).contiguous()
     offset, out = offset.flatten(2), out.flatten(2)
     mask = None if mask is None else mask.flatten(2)
+    groups, unit = channels // group_channels, math.gcd(group_channels, offset_channels)
     arguments: dict[str, Any] = {
-        "cells": batch * out_area,
-        "out_area": out_area,
+        "cells": batch * out_height * out_width,
+        "out_height": out_height,
         "out_width": out_width,
         "height": height,
         "width": width,
-        "taps": taps,
-        "kernel_width": weight.shape[3],
     }
     for name, pair in zip(("stride", "padding", "dilation"), geometry[:3], strict=True):
         arguments |= {f"{name}_y": pair[0], f"{name}_x": pair[1]}
     arguments |= {
         "channels": channels,
-        "group_channels": weight.shape[1],
-        "group_outs": weight.shape[0] * weight.shape[1] // channels,
+        "group_channels": group_channels,
+        "group_outs": outs // groups,
         "offset_channels": offset_channels,
-        "unit": math.gcd(weight.shape[1], offset_channels),
+        "unit": unit,
     }
     for name, tensor in (("offset", offset), ("mask", offset if mask is None else mask), ("out", out)):
         steps = tensor.stride()
@@ -167,36 +143,28 @@ def _problem(
         "INDEX": _gpu.index_type(rows, offset, mask, filters, out),
         "PRODUCT": _gpu.product_type(input.dtype),
         "PRECISION": _gpu.precision(input.dtype),
+        "TAPS": taps,
+        "KERNEL_WIDTH": kernel[1],
     }
-    return _Problem(rows, offset, mask, filters, arguments)
+    far = _gpu.far_apart(rows, offset, mask, filters, out)
+    cells = arguments["cells"]
+    problem = settings.Problem(input.dtype, input.device, cells, outs // groups, groups, unit, taps, far)
+    return Call(rows, offset, mask, filters, arguments, problem)
 
 
-def _launch(
+def launch(
     name: str,
     grid: tuple[int, ...],
     tiles: Tiles,
-    problem: _Problem,
+    call: Call,
     arguments: dict[str, Any],
     without: tuple[str, ...] = (),
 ) -> None:
-    tensors = {"input": problem.input, "offset": problem.offset, "mask": problem.mask, "weight": problem.weight}
-    blocks = {"BLOCK_P": tiles.cells, "BLOCK_C": tiles.channels, "BLOCK_O": tiles.outs}
-    everything = tensors | problem.arguments | arguments | blocks
-    everything["EVEN"] = everything["unit"] % tiles.channels == 0
+    """Run a kernel of kernels.py."""
+    tensors = {"input": call.input, "offset": call.offset, "mask": call.mask, "weight": call.weight}
+    blocks = {"BLOCK_P": tiles.cells, "BLOCK_C": tiles.channels, "BLOCK_O": tiles.outs, "PATCH": tiles.patch}
+    everything = tensors | call.arguments | arguments | blocks
+    everything["EVEN"] = call.problem.unit % (tiles.channels * arguments.get("UNROLL", 1)) == 0
     kernels = importlib.import_module("pliant.ops.deform_conv2d.kernels")
     wanted = {key: value for key, value in everything.items() if key not in without}
-    options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": True}
-    _gpu.launch(getattr(kernels, name), grid, wanted, **options)
-
-
-def _block(length: int, most: int) -> int:
-    """A power of two that covers a length, from what a matrix product takes up to `most`."""
-    return min(most, max(_LEAST, 1 << (length - 1).bit_length()))
-
-
-def _tiles(length: int, block: int) -> int:
-    return -(-length // block)
-
-
-_LEAST = 16
-_SHARES = 4  # programs a multiprocessor, so that the last ones keep few others waiting
+    _gpu.launch(getattr(kernels, name), grid, wanted, **tiles.options)

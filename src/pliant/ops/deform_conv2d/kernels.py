@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 # Not worth a variant of the kernel for each of their values.
-_SIZES = ["cells", "out_area", "out_width", "height", "width", "taps", "kernel_width"]
+_SIZES = ["cells", "out_height", "out_width", "height", "width"]
 _GRID = ["stride_y", "stride_x", "padding_y", "padding_x", "dilation_y", "dilation_x"]
 
 
@@ -40,10 +40,38 @@ def _axis(position, size, AUTHORS: tl.constexpr):
 
 
 @triton.jit
-def _positions(first, cells, out_area, COUNT: tl.constexpr):
-    """Output cells from `first` on: which exist, their images, and their places in the map."""
-    place = first + tl.arange(0, COUNT)
-    return place < cells, place // out_area, place % out_area
+def cells_of(tile, cells, out_height, out_width, BLOCK_P: tl.constexpr, PATCH: tl.constexpr):
+    """The output cells of a tile: which exist, their images, rows, columns, and places in the map.
+
+    Tiles are runs of cells across images, or patches PATCH cells wide: their samples share more of the input.
+    """
+    lane = tl.arange(0, BLOCK_P)
+    if PATCH == 0:
+        place = tile * BLOCK_P + lane
+        live = place < cells
+        image = place // (out_height * out_width)
+        cell = place % (out_height * out_width)
+        y = cell // out_width
+        x = cell % out_width
+    else:
+        across = tl.cdiv(out_width, PATCH)
+        down = tl.cdiv(out_height, BLOCK_P // PATCH)
+        y = tile // across % down * (BLOCK_P // PATCH) + lane // PATCH
+        x = tile % across * PATCH + lane % PATCH
+        image = tile // across // down + tl.zeros_like(x)
+        live = (y < out_height) & (x < out_width)
+        cell = y * out_width + x
+    return live, image, y.to(tl.int32), x.to(tl.int32), cell
+
+
+@triton.jit
+def tiles_of(cells, out_height, out_width, BLOCK_P: tl.constexpr, PATCH: tl.constexpr):
+    """How many tiles of cells there are."""
+    if PATCH == 0:
+        return tl.cdiv(cells, BLOCK_P)
+    else:  # noqa: RET505  (the compiler wants both branches)
+        images = cells // (out_height * out_width)
+        return images * tl.cdiv(out_width, PATCH) * tl.cdiv(out_height, BLOCK_P // PATCH)
 
 
 @triton.jit
@@ -102,55 +130,65 @@ def _add(grad_input, row, inside, channel, live_channel, value, EVEN: tl.constex
 @triton.jit(do_not_specialize=[*_SIZES, *_GRID])
 def forward(
     input, offset, mask, weight, bias, out,
-    cells, out_area, out_width, height, width, taps, kernel_width,
+    cells, out_height, out_width, height, width,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
     channels, group_channels, group_outs, offset_channels, unit,
     offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, out_image, out_channel, out_cell,
     AUTHORS: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PATCH: tl.constexpr, UNROLL: tl.constexpr,
 ):
     # fmt: on
-    """A program is a tile of cells and of a group's output channels: gather columns and multiply, tap by tap."""
-    live, image, cell = _positions(tl.program_id(0).to(INDEX) * BLOCK_P, cells, out_area, BLOCK_P)
-    regular_y = (cell // out_width).to(tl.int32) * stride_y - padding_y
-    regular_x = (cell % out_width).to(tl.int32) * stride_x - padding_x
+    """A program is a tile of cells and of a group's output channels: gather columns and multiply, step by step.
+
+    A step is one tap of UNROLL blocks of channels. Taps follow each other, because they read the same cells of the
+    input while these are in the cache; positions are computed once a step.
+    """
+    live, image, cell_y, cell_x, cell = cells_of(
+        tl.program_id(0).to(INDEX), cells, out_height, out_width, BLOCK_P, PATCH
+    )
+    regular_y = cell_y * stride_y - padding_y
+    regular_x = cell_x * stride_x - padding_x
     group = tl.program_id(2)
     of_group = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     live_out = of_group < group_outs
     filter = (group * group_outs + of_group).to(INDEX)
+    spans = tl.cdiv(unit, BLOCK_C * UNROLL)
 
     total = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
-    for start in range(group * group_channels, (group + 1) * group_channels, unit):
-        for tap in range(taps):
-            line = (start // offset_channels * taps + tap).to(INDEX)
-            base_y = regular_y + tap // kernel_width * dilation_y
-            base_x = regular_x + tap % kernel_width * dilation_x
-            y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
-            modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
-            row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
-                y, x, image, live, height, width, AUTHORS
-            )
-            w00 = wy0 * wx0 * modulation
-            w01 = wy0 * wx1 * modulation
-            w10 = wy1 * wx0 * modulation
-            w11 = wy1 * wx1 * modulation
-            of_tap = weight + (filter * taps + tap) * group_channels - group * group_channels
-            for first in range(start, start + unit, BLOCK_C):
-                if EVEN:
-                    first = tl.multiple_of(first, BLOCK_C)
-                channel = first + tl.arange(0, BLOCK_C)
-                in_unit = channel < start + unit
-                columns = _values(input, row00 * channels, in00, channel, in_unit, EVEN) * w00[:, None]
-                columns += _values(input, row01 * channels, in01, channel, in_unit, EVEN) * w01[:, None]
-                columns += _values(input, row10 * channels, in10, channel, in_unit, EVEN) * w10[:, None]
-                columns += _values(input, row11 * channels, in11, channel, in_unit, EVEN) * w11[:, None]
-                wanted = live_out[None, :]
-                if not EVEN:
-                    wanted = wanted & in_unit[:, None]
-                factor = tl.load(of_tap[None, :] + channel[:, None], mask=wanted, other=0.0)
-                columns = columns.to(factor.dtype).to(PRODUCT)
-                total = tl.dot(columns, factor.to(PRODUCT), total, input_precision=PRECISION)
+    for step in range(group_channels // unit * spans * TAPS):
+        tap = step % TAPS
+        start = group * group_channels + step // TAPS // spans * unit
+        first = start + step // TAPS % spans * (BLOCK_C * UNROLL)
+        line = (start // offset_channels * TAPS + tap).to(INDEX)
+        base_y = regular_y + tap // KERNEL_WIDTH * dilation_y
+        base_x = regular_x + tap % KERNEL_WIDTH * dilation_x
+        y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
+        modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
+        row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
+            y, x, image, live, height, width, AUTHORS
+        )
+        w00 = wy0 * wx0 * modulation
+        w01 = wy0 * wx1 * modulation
+        w10 = wy1 * wx0 * modulation
+        w11 = wy1 * wx1 * modulation
+        of_tap = weight + (filter * TAPS + tap) * group_channels - group * group_channels
+        for block in tl.static_range(UNROLL):
+            block_first = first + block * BLOCK_C
+            if EVEN:
+                block_first = tl.multiple_of(block_first, BLOCK_C)
+            channel = block_first + tl.arange(0, BLOCK_C)
+            in_unit = channel < start + unit
+            columns = _values(input, row00 * channels, in00, channel, in_unit, EVEN) * w00[:, None]
+            columns += _values(input, row01 * channels, in01, channel, in_unit, EVEN) * w01[:, None]
+            columns += _values(input, row10 * channels, in10, channel, in_unit, EVEN) * w10[:, None]
+            columns += _values(input, row11 * channels, in11, channel, in_unit, EVEN) * w11[:, None]
+            wanted = live_out[None, :]
+            if not EVEN:
+                wanted = wanted & in_unit[:, None]
+            factor = tl.load(of_tap[None, :] + channel[:, None], mask=wanted, other=0.0)
+            columns = columns.to(factor.dtype).to(PRODUCT)
+            total = tl.dot(columns, factor.to(PRODUCT), total, input_precision=PRECISION)
 
     if BIASED:
         total += tl.load(bias + filter, mask=live_out, other=0.0).to(tl.float32)[None, :]
@@ -162,13 +200,13 @@ def forward(
 @triton.jit(do_not_specialize=[*_SIZES, *_GRID])
 def backward_samples(
     input, offset, mask, weight, grad, grad_input, grad_offset, grad_mask,
-    cells, out_area, out_width, height, width, taps, kernel_width,
+    cells, out_height, out_width, height, width,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
     channels, group_channels, group_outs, offset_channels, unit,
     offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, out_image, out_channel, out_cell,
     AUTHORS: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PATCH: tl.constexpr,
 ):
     # fmt: on
     """A program is a tile of cells, a tap and an offset group: the columns' gradient, block by block of channels.
@@ -176,12 +214,14 @@ def backward_samples(
     It is scattered to the input's gradient, and multiplied with what was sampled for offset and mask; their
     gradients are contiguous, and whole when the program ends.
     """
-    live, image, cell = _positions(tl.program_id(0).to(INDEX) * BLOCK_P, cells, out_area, BLOCK_P)
+    live, image, cell_y, cell_x, cell = cells_of(
+        tl.program_id(0).to(INDEX), cells, out_height, out_width, BLOCK_P, PATCH
+    )
     tap = tl.program_id(1)
     offset_group = tl.program_id(2)
-    line = (offset_group * taps + tap).to(INDEX)
-    base_y = (cell // out_width).to(tl.int32) * stride_y - padding_y + tap // kernel_width * dilation_y
-    base_x = (cell % out_width).to(tl.int32) * stride_x - padding_x + tap % kernel_width * dilation_x
+    line = (offset_group * TAPS + tap).to(INDEX)
+    base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
+    base_x = cell_x * stride_x - padding_x + tap % KERNEL_WIDTH * dilation_x
     y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
     modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
     row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1 = _corners(
@@ -210,7 +250,7 @@ def backward_samples(
                 wanted = live_out[:, None]
                 if not EVEN:
                     wanted = wanted & in_unit[None, :]
-                of_tap = weight + (filter * taps + tap) * group_channels - group * group_channels
+                of_tap = weight + (filter * TAPS + tap) * group_channels - group * group_channels
                 factor = tl.load(of_tap[:, None] + channel[None, :], mask=wanted, other=0.0)
                 columns = tl.dot(above.to(PRODUCT), factor.to(PRODUCT), columns, input_precision=PRECISION)
 
@@ -224,7 +264,8 @@ def backward_samples(
             _add(grad_input, row10 * channels, in10, channel, in_unit, columns * (wy1 * wx0)[:, None], EVEN)
             _add(grad_input, row11 * channels, in11, channel, in_unit, columns * (wy1 * wx1)[:, None], EVEN)
 
-    row = image * (tl.num_programs(2) * taps) + line  # of the mask's gradient; the offset's has two
+    out_area = out_height * out_width
+    row = image * (tl.num_programs(2) * TAPS) + line  # of the mask's gradient; the offset's has two
     if MASKED:
         of_mask = dot00 * (wy0 * wx0) + dot01 * (wy0 * wx1) + dot10 * (wy1 * wx0) + dot11 * (wy1 * wx1)
         tl.store(grad_mask + row * out_area + cell, of_mask.to(grad_mask.dtype.element_ty), mask=live)
@@ -238,20 +279,20 @@ def backward_samples(
 @triton.jit(do_not_specialize=[*_SIZES, *_GRID])
 def backward_weight(
     input, offset, mask, grad, grad_weight,
-    cells, out_area, out_width, height, width, taps, kernel_width,
+    cells, out_height, out_width, height, width,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
     channels, group_channels, group_outs, offset_channels, unit,
     offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, out_image, out_channel, out_cell,
     AUTHORS: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PATCH: tl.constexpr,
 ):
     # fmt: on
     """A program is a tile of one tap's weights and a share of the cells; the shares are added in memory."""
     out_tiles = tl.cdiv(group_outs, BLOCK_O)
     unit_tiles = tl.cdiv(unit, BLOCK_C)
-    tap = tl.program_id(0) // out_tiles % taps
-    tile = tl.program_id(0) // out_tiles // taps
+    tap = tl.program_id(0) // out_tiles % TAPS
+    tile = tl.program_id(0) // out_tiles // TAPS
     start = tile // unit_tiles * unit
     first = start + tile % unit_tiles * BLOCK_C
     if EVEN:
@@ -262,13 +303,14 @@ def backward_weight(
     of_group = tl.program_id(0) % out_tiles * BLOCK_O + tl.arange(0, BLOCK_O)
     live_out = of_group < group_outs
     filter = (group * group_outs + of_group).to(INDEX)
-    line = (start // offset_channels * taps + tap).to(INDEX)
+    line = (start // offset_channels * TAPS + tap).to(INDEX)
 
     total = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
-    for first_cell in range(tl.program_id(1).to(INDEX) * BLOCK_P, cells, tl.num_programs(1) * BLOCK_P):
-        live, image, cell = _positions(first_cell, cells, out_area, BLOCK_P)
-        base_y = (cell // out_width).to(tl.int32) * stride_y - padding_y + tap // kernel_width * dilation_y
-        base_x = (cell % out_width).to(tl.int32) * stride_x - padding_x + tap % kernel_width * dilation_x
+    tiles = tiles_of(cells, out_height, out_width, BLOCK_P, PATCH)
+    for cell_tile in range(tl.program_id(1).to(INDEX), tiles, tl.num_programs(1)):
+        live, image, cell_y, cell_x, cell = cells_of(cell_tile, cells, out_height, out_width, BLOCK_P, PATCH)
+        base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
+        base_x = cell_x * stride_x - padding_x + tap % KERNEL_WIDTH * dilation_x
         y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
         modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
         row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
@@ -287,5 +329,5 @@ def backward_weight(
         columns = columns.to(above.dtype).to(PRODUCT)
         total = tl.dot(above.to(PRODUCT), columns, total, input_precision=PRECISION)
 
-    at = grad_weight + ((filter * taps + tap) * group_channels - group * group_channels)[:, None] + channel[None, :]
+    at = grad_weight + ((filter * TAPS + tap) * group_channels - group * group_channels)[:, None] + channel[None, :]
     tl.atomic_add(at, total, mask=live_out[:, None] & in_unit[None, :], sem="relaxed")

@@ -1,0 +1,174 @@
+"""How the GPU's kernels of deformable convolution are launched: tiles, threads, and which of two designs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+
+from pliant.ops import _gpu, _native
+
+KERNELS = ("forward", "backward_samples", "backward_weight", "columns", "columns_backward", "gather")
+CHUNK_BYTES = 32 << 20  # of columns: what stays in a large GPU's cache
+_LEAST = 16  # of a side of a matrix product
+
+
+class Tiles(NamedTuple):
+    """What one program computes at a time, and the threads that do."""
+
+    cells: int
+    channels: int
+    outs: int = 0
+    warps: int = 8
+    stages: int = 2
+    patch: int = 0  # the width of a tile of output cells; 0 for a run of cells
+    unroll: int = 1  # blocks of channels for which positions are computed once
+    registers: int = 0  # the most for a thread; 0 lets the compiler choose
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's options of a launch."""
+        limit = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages} | limit
+
+
+class Problem(NamedTuple):
+    """What the choice depends on."""
+
+    dtype: torch.dtype
+    device: torch.device
+    cells: int  # output cells of all images
+    outs: int  # of a group
+    groups: int
+    unit: int  # channels that share a group and an offset group
+    taps: int
+    far: bool  # indices need 64 bits
+
+
+_forced: dict[str, Any] = {}
+
+
+@contextmanager
+def forced(**settings: Any) -> Iterator[None]:
+    """Launch kernels with other tiles, or by columns or not (`by_columns=True`), for measurements."""
+    before = dict(_forced)
+    _forced.update(settings)
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def by_columns(problem: Problem, *, backward: bool) -> bool:
+    """Whether columns are written to memory and multiplied by cuBLAS; else a kernel multiplies as it gathers."""
+    name = "backward_by_columns" if backward else "forward_by_columns"
+    if name in _forced:
+        return bool(_forced[name])
+    return backward and problem.dtype != torch.float32 and problem.unit >= 32 and problem.outs >= 32
+
+
+def tiles(kernel: str, problem: Problem) -> Tiles:
+    """The tiles of a kernel."""
+    if kernel in _forced:
+        return _fitted(_forced[kernel], problem)
+    if _native.interpreting():
+        return Tiles(32, block(problem.unit, 16), block(problem.outs, 32), 1, 1)
+    return _fitted(_chosen(kernel, problem), problem)
+
+
+def _chosen(kernel: str, problem: Problem) -> Tiles:
+    single = problem.dtype == torch.float32
+    exact = single and _gpu.precision(problem.dtype) == "ieee"
+    if kernel == "forward":
+        if exact:
+            return Tiles(64, 16, 64, 4, 2)
+        widest = 128 if single or problem.far else 256
+        programs = count(problem.cells, 64) * problem.groups
+        while widest > 64 and programs * count(problem.outs, widest) < _gpu.multiprocessors(problem.device):
+            widest //= 2
+        return Tiles(64, 32, widest, 8, 2)
+    if kernel == "backward_samples":
+        return Tiles(64, 32, 64, 8, 2)
+    if kernel == "backward_weight":
+        return Tiles(32, 32, 64, 4, 2) if single else Tiles(64, 64, 128, 8, 2)
+    if kernel == "gather":
+        return Tiles(16, 64, 0, 4, 1)
+    return Tiles(16, 128, 0, 4, 1, patch=4)
+
+
+def candidates(kernel: str, dtype: torch.dtype) -> list[Tiles]:
+    """What is worth a measurement."""
+    if kernel not in _CANDIDATES:
+        raise ValueError(f"kernel must be one of {', '.join(_CANDIDATES)}, got {kernel!r}")
+    widest = 64 if dtype == torch.float32 else 256
+    found = []
+    for (cells, channels, outs, warps, unroll), stages, patch in product(*_CANDIDATES[kernel]):
+        if outs == 0 or channels * unroll <= widest:
+            found.append(Tiles(cells, channels, outs, warps, stages, patch and min(patch, cells // 2), unroll))
+    return found
+
+
+_SUMS = [  # of kernels without a product: cells, channels, no outs, warps
+    (cells, channels, 0, warps, 1) for cells, channels, warps in product((4, 8, 16, 32), (64, 128, 256), (2, 4, 8))
+]
+_CANDIDATES: dict[str, tuple[list[tuple[int, int, int, int, int]], tuple[int, ...], tuple[int, ...]]] = {
+    # What a program computes, then stages, then patches.
+    "forward": (
+        [
+            (cells, channels, outs, warps, unroll)
+            for cells, outs, warps in (
+                *((64, 64, 4), (64, 128, 4), (64, 256, 8)),
+                *((128, 128, 8), (128, 256, 8), (64, 512, 8)),
+            )
+            for channels, unroll in ((32, 1), (32, 2), (64, 1), (64, 2))
+        ],
+        (1, 2, 3),
+        (0, 8),
+    ),
+    "backward_samples": (
+        [
+            (cells, channels, outs, warps, 1)
+            for cells, channels, warps in ((64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8))
+            for outs in (32, 64)
+        ],
+        (2, 3),
+        (0, 8),
+    ),
+    "backward_weight": (
+        [
+            (cells, channels, outs, warps, 1)
+            for cells in (32, 64)
+            for channels, outs, warps in (
+                *((32, 64, 4), (64, 64, 4), (64, 128, 4)),
+                *((64, 128, 8), (128, 128, 8), (64, 256, 8), (128, 256, 8)),
+            )
+        ],
+        (1, 2, 3),
+        (0, 8),
+    ),
+    "columns": (_SUMS, (1,), (0, 4)),
+    "columns_backward": (_SUMS, (1,), (0, 4)),
+    "gather": (_SUMS, (1,), (0,)),
+}
+
+
+def _fitted(tiles: Tiles, problem: Problem) -> Tiles:
+    """Blocks no larger than a problem fills."""
+    outs = tiles.outs and block(problem.outs, tiles.outs)
+    channels = block(problem.unit, tiles.channels)
+    unroll = max(1, min(tiles.unroll, problem.unit // channels))
+    return tiles._replace(outs=outs, channels=channels, unroll=unroll)
+
+
+def block(length: int, most: int) -> int:
+    """A power of two that covers a length, from what a matrix product takes up to `most`."""
+    return min(most, max(_LEAST, 1 << (length - 1).bit_length()))
+
+
+def count(length: int, block: int) -> int:
+    """How many blocks cover a length."""
+    return -(-length // block)
