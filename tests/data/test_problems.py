@@ -45,15 +45,6 @@ def test_data_error_survives_the_way_out_of_a_worker():
     assert (error.path, error.detail, str(error)) == (Path("a.xml"), "broken", "a.xml: broken")
 
 
-def test_data_error_made_anew_from_the_text_of_a_traceback():
-    text = (
-        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  ...\npliant.data.problems.DataError"
-    )
-    error = DataError(f"{text}: a.xml: no image can be read. 1 problem\n  missing image: 1 (skipped)\n")
-    assert error.path == Path("a.xml")
-    assert str(error) == "a.xml: no image can be read. 1 problem\n  missing image: 1 (skipped)"
-
-
 def test_summary_shows_names_that_are_no_text():
     log = ProblemLog()
     log.report("a\ud800\x1b[2J.xml", "unknown class", "é\n\u202e")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from pliant.data import COCODetection, DataError, ImageFolder, ImageSet, VOCDetection, VOCSegmentation
+from pliant.engine.loader import Loader
 
 NAMES = [f"{number:02d}" for number in range(12)]
 
@@ -84,7 +84,7 @@ def test_lost_masks_are_one_error(openers: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_folder_lost_while_a_loader_runs(openers: Any, tmp_path: Path, workers: int) -> None:
     data = openers["detection"]()
-    loader = DataLoader(data, num_workers=workers, collate_fn=first, prefetch_factor=1 if workers else None)
+    loader = Loader(data, first, num_workers=workers, prefetch_factor=1 if workers else None)
     batches = iter(loader)
     next(batches)
     images = tmp_path / "set" / "JPEGImages"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -105,14 +106,15 @@ def test_with_flip_a_mirrored_image_gives_mirrored_boxes(detector: FasterRCNN) -
 @torch.no_grad()
 def test_second_pass_pools_at_the_boxes_of_the_first(detector: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.rand(IMAGE)
-    own, calls = detector.roi_heads.forward, []
+    kind, calls = type(detector.roi_heads), []
+    own = kind.forward
 
-    def record(features, proposals, sizes, targets=None):
-        result = own(features, proposals, sizes, targets)
+    def record(self, features, proposals, sizes, targets=None):
+        result = own(self, features, proposals, sizes, targets)
         calls.append((proposals[0], dict(result[0][0])))
         return result
 
-    monkeypatch.setattr(detector.roi_heads, "forward", record)
+    monkeypatch.setattr(kind, "forward", record)
     detector([image])
     averaged = AugmentedDetector(detector, Procedure(box_averaging=True))([image])[0]
     (_, plain), (_, first), (proposals, second) = calls
@@ -257,3 +259,14 @@ def test_segmentation_averages_probabilities() -> None:
     larger = nn.functional.interpolate(images, size=(24, 36), mode="bilinear", antialias=True)
     larger = nn.functional.interpolate(model(larger)["out"].softmax(1), size=(12, 18), mode="bilinear", antialias=True)
     torch.testing.assert_close(both, (model(images)["out"].softmax(1) + larger) / 2)
+
+
+def test_no_setting_of_the_network_is_written(detector: Any) -> None:
+    class Sealed(type(detector.roi_heads)):  # type: ignore[misc]
+        def __setattr__(self, name: str, value: Any) -> None:
+            assert self is not sealed or name == "training", f"{name} was set"
+            super().__setattr__(name, value)
+
+    sealed = detector.roi_heads
+    sealed.__class__ = Sealed
+    AugmentedDetector(detector, Procedure(scales=(40,), flip=True, box_averaging=True))([torch.rand(3, 50, 60)])

@@ -18,23 +18,20 @@ class DataError(ValueError):
 
     Args:
         path: The file or folder at fault.
-        detail: What is wrong with it; if None, `path` is the text of such an error from another process.
+        detail: What is wrong with it.
 
     Attributes:
         path: The file or folder at fault.
         detail: What is wrong with it.
     """
 
-    def __init__(self, path: str | Path, detail: str | None = None) -> None:
-        if detail is None:
-            # A DataLoader makes the error of a worker anew, from the text of its traceback alone.
-            path, _, detail = str(path).rpartition("DataError: ")[2].strip().partition(": ")
+    def __init__(self, path: str | Path, detail: str) -> None:
         super().__init__(f"{path}: {detail}")
         self.path = Path(path)
         self.detail = detail
 
     def __reduce__(self) -> tuple[type[DataError], tuple[Path, str]]:
-        # The default would call DataError(message) and fail on the way out of a DataLoader worker.
+        # The default would call DataError(message), which lacks an argument.
         return type(self), (self.path, self.detail)
 
 

@@ -21,11 +21,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from timm.layers import convert_sync_batchnorm
 from torch import distributed, nn
-from torch.utils.data import DataLoader
 
 from pliant import processes
 from pliant.console import Progress
 from pliant.engine.callbacks import Checkpoints, Interruption, ShowProgress, StepLog, Watch, WholeFiles
+from pliant.engine.loader import Loader
 from pliant.engine.logs import CSVLog
 from pliant.engine.not_finite import NotFinite, sample_names
 from pliant.engine.runs import RunFolder, holding, resume_step
@@ -133,10 +133,10 @@ def _fit(
         rank=processes.rank(),
         world_size=processes.count(),
     )
-    train = DataLoader(
+    train = Loader(
         SeededSamples(data.train, module.seed),
+        data.collate_train,
         batch_sampler=batches(start),
-        collate_fn=data.collate_train,
         **_loading(settings.workers),
     )
     validation = None
@@ -217,15 +217,15 @@ def _trainer(module: TrainingModule, settings: FitSettings, options: Mapping[str
             vars(trainer).clear()
 
 
-def _evaluation_loader(dataset: MapDataset, collate: Collate, settings: FitSettings) -> DataLoader[Any]:
+def _evaluation_loader(dataset: MapDataset, collate: Collate, settings: FitSettings) -> Loader:
     """This process's share of the samples, in order; none is there twice."""
     if len(dataset) < processes.count():
         raise ValueError(f"{processes.count()} processes cannot share {len(dataset)} samples to judge on")
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
+    return Loader(
+        dataset,
+        collate,
         batch_size=settings.evaluation_batch_size,
         sampler=range(processes.rank(), len(dataset), processes.count()),
-        collate_fn=collate,
         **_loading(settings.workers),
     )
 

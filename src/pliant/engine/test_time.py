@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,27 +127,27 @@ class AugmentedDetector(nn.Module):
     def _pass(self, image: Tensor, side: int | None, mirrored: bool) -> Detections:
         """All boxes of one pass before NMS, in the frame of the image."""
         height, width = image.shape[-2:]
-        with _scaled(self.model.transform, side):
-            batch, _ = self.model.transform([image.flip(-1) if mirrored else image])
-            features = self.model.backbone(batch.tensors)
-            if isinstance(features, Tensor):
-                features = {"0": features}
-            proposals, _ = self.model.rpn(batch, features)
-            found = self._candidates(features, proposals, batch.image_sizes)
-            if self.procedure.box_averaging and len(found["boxes"]):
-                heads = self.model.roi_heads
-                best = batched_nms(found["boxes"], found["scores"], found["labels"], heads.nms_thresh)
-                again = [found["boxes"][best[: heads.detections_per_img]]]
-                found = _join([found, self._candidates(features, again, batch.image_sizes)])
-            found = self.model.transform.postprocess([found], batch.image_sizes, [(height, width)])[0]
+        transform = _scaled(self.model.transform, side)
+        batch, _ = transform([image.flip(-1) if mirrored else image])
+        features = self.model.backbone(batch.tensors)
+        if isinstance(features, Tensor):
+            features = {"0": features}
+        proposals, _ = self.model.rpn(batch, features)
+        found = self._candidates(features, proposals, batch.image_sizes)
+        if self.procedure.box_averaging and len(found["boxes"]):
+            heads = self.model.roi_heads
+            best = batched_nms(found["boxes"], found["scores"], found["labels"], heads.nms_thresh)
+            again = [found["boxes"][best[: heads.detections_per_img]]]
+            found = _join([found, self._candidates(features, again, batch.image_sizes)])
+        found = transform.postprocess([found], batch.image_sizes, [(height, width)])[0]
         if mirrored:
             found["boxes"] = mirror(found["boxes"], width)
         return found
 
     def _candidates(self, features: Any, proposals: list[Tensor], sizes: list[tuple[int, int]]) -> Detections:
-        # No overlap exceeds 1, so that nothing is suppressed.
-        with _changed(self.model.roi_heads, nms_thresh=1.0, detections_per_img=_CANDIDATES):
-            return self.model.roi_heads(features, proposals, sizes)[0][0]
+        # No IoU exceeds 1, so nothing is suppressed.
+        heads = _altered(self.model.roi_heads, nms_thresh=1.0, detections_per_img=_CANDIDATES)
+        return heads(features, proposals, sizes)[0][0]
 
 
 class AugmentedSegmenter(nn.Module):
@@ -268,21 +268,16 @@ def _resample(maps: Tensor, size: list[int]) -> Tensor:
     return functional.interpolate(maps, size=size, mode="bilinear", antialias=True)
 
 
-def _scaled(transform: Any, side: int | None) -> contextlib.AbstractContextManager[None]:
+def _scaled(transform: Any, side: int | None) -> Any:
+    """The transform with another short side, and a long side in proportion."""
     if side is None:
-        return contextlib.nullcontext()
-    longest = round(side * transform.max_size / transform.min_size[-1])
-    return _changed(transform, min_size=(side,), max_size=longest)
+        return transform
+    return _altered(transform, min_size=(side,), max_size=round(side * transform.max_size / transform.min_size[-1]))
 
 
-@contextlib.contextmanager
-def _changed(module: Any, **values: Any) -> Iterator[None]:
-    """With other values of public attributes, which are put back."""
-    before = {name: getattr(module, name) for name in values}
+def _altered(module: Any, **values: Any) -> Any:
+    """A module of the same weights with other settings; the network's own module is left as it is."""
+    altered = copy.copy(module)
     for name, value in values.items():
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
+        setattr(altered, name, value)
+    return altered
