@@ -287,14 +287,6 @@ def test_scripts_as_torchvisions_function_does() -> None:
     torch.testing.assert_close(scripted(**tensors, **case.geometry), call(tensors, case), rtol=0, atol=0)
 
 
-def test_second_order_gradients_are_refused_with_a_reason() -> None:
-    case = ConvCase()
-    tensors = case.tensors()
-    (grad,) = torch.autograd.grad(call(tensors, case).sum(), tensors["offset"], create_graph=True)
-    with pytest.raises(RuntimeError, match="second-order"):
-        grad.sum().backward()
-
-
 WRONG = {
     "input must have 3 or 4 dimensions": {"input": torch.zeros(9, 7)},
     "offset must have 3 dimensions": {"input": torch.zeros(12, 9, 7)},

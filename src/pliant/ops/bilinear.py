@@ -8,11 +8,13 @@ channels last, one row a cell.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pliant.ops._transforms import function_of
 
 
 class Axis(NamedTuple):
@@ -84,16 +86,13 @@ def map_of(rows: Tensor, shape: torch.Size) -> Tensor:
     return rows[:-1].reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
+# The three functions below are the gradients of one form, sum_ns weight[n, s] grad[n] . table[index[n, s]], each to
+# another of its three factors. So the derivatives of each are the other two, and there are derivatives of every order.
+
+
 def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """sum_s weight[n, s] * table[index[n, s]]: `[R, C]`, `[N, S]`, `[N, S]` to `[N, C]`."""
-    if table.device.type in _HAVE_EMBEDDING_BAG:
-        return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
-    return gathered_rows(table, index, weight)
-
-
-def gathered_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """`weighted_rows` of operations that every device and format has; it writes all rows out first."""
-    return torch.einsum("ns,nsc->nc", weight, table[index])
+    return _Sum.apply(table, index, weight)  # type: ignore[no-any-return]
 
 
 def weighted_rows_grad_table(grad: Tensor, rows: int, index: Tensor, weight: Tensor) -> Tensor:
@@ -102,19 +101,37 @@ def weighted_rows_grad_table(grad: Tensor, rows: int, index: Tensor, weight: Ten
     The transposed sum: entries are sorted by the row they read, and each row sums the gradients that it fed.
     The order of summation is fixed, so the result is the same at every call.
     """
-    flat = index.flatten()
-    if grad.device.type not in _HAVE_EMBEDDING_BAG:
-        spread = (grad.unsqueeze(1) * weight.unsqueeze(-1)).flatten(0, 1)  # [N * S, C]
-        return grad.new_zeros(rows, grad.shape[1]).index_add(0, flat, spread)
-    order = flat.argsort(stable=True)
-    ends = torch.bincount(flat, minlength=rows).cumsum(0)
-    starts = torch.cat((ends.new_zeros(1), ends[:-1]))
-    reader = order.div(index.shape[1], rounding_mode="floor")
-    return F.embedding_bag(reader, grad, starts, mode="sum", per_sample_weights=weight.flatten()[order])
+    return _TransposedSum.apply(grad, rows, index, weight)  # type: ignore[no-any-return]
 
 
 def weighted_rows_grad_weight(grad: Tensor, table: Tensor, index: Tensor) -> Tensor:
     """The gradient of `weighted_rows` to its weights: grad[n] . table[index[n, s]], `[N, S]`."""
+    return _Products.apply(grad, table, index)  # type: ignore[no-any-return]
+
+
+def gathered_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """`weighted_rows` of operations that every device and format has; it writes all rows out first."""
+    return torch.einsum("ns,nsc->nc", weight, table[index])
+
+
+def _sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    if table.device.type in _HAVE_EMBEDDING_BAG:
+        return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+    return gathered_rows(table, index, weight)
+
+
+def _transposed_sum(grad: Tensor, rows: int, index: Tensor, weight: Tensor) -> Tensor:
+    flat = index.flatten()
+    if grad.device.type not in _HAVE_EMBEDDING_BAG:
+        spread = (grad.unsqueeze(1) * weight.unsqueeze(-1)).flatten(0, 1)  # [N * S, C]
+        return grad.new_zeros(rows, grad.shape[1]).index_add(0, flat, spread)
+    ordered, order = flat.sort(stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(rows, device=grad.device))
+    reader = order.div(index.shape[1], rounding_mode="floor")
+    return F.embedding_bag(reader, grad, starts, mode="sum", per_sample_weights=weight.flatten()[order])
+
+
+def _products(grad: Tensor, table: Tensor, index: Tensor) -> Tensor:
     if grad.device.type not in _HAVE_EMBEDDING_BAG:
         return torch.einsum("nc,nsc->ns", grad, table[index])
     bags, samples = index.shape
@@ -124,6 +141,47 @@ def weighted_rows_grad_weight(grad: Tensor, table: Tensor, index: Tensor) -> Ten
     )
     return dots.reshape(bags, samples)
 
+
+def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_sum(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    table, index, weight = ctx.saved_tensors
+    return (
+        weighted_rows_grad_table(grad, table.shape[0], index, weight) if ctx.needs_input_grad[0] else None,
+        None,
+        weighted_rows_grad_weight(grad, table, index) if ctx.needs_input_grad[2] else None,
+    )
+
+
+def _save_transposed_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, _, index, weight = inputs
+    ctx.save_for_backward(grad, index, weight)
+
+
+def _differentiate_transposed_sum(ctx: Any, table: Tensor) -> tuple[Tensor | None, ...]:
+    grad, index, weight = ctx.saved_tensors
+    return (
+        weighted_rows(table, index, weight) if ctx.needs_input_grad[0] else None,
+        None,
+        None,
+        weighted_rows_grad_weight(grad, table, index) if ctx.needs_input_grad[3] else None,
+    )
+
+
+def _differentiate_products(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+    grad, table, index = ctx.saved_tensors
+    return (
+        weighted_rows(table, index, weight) if ctx.needs_input_grad[0] else None,
+        weighted_rows_grad_table(grad, table.shape[0], index, weight) if ctx.needs_input_grad[1] else None,
+        None,
+    )
+
+
+_Sum = function_of(_sum, _save_sum, _differentiate_sum)
+_TransposedSum = function_of(_transposed_sum, _save_transposed_sum, _differentiate_transposed_sum)
+_Products = function_of(_products, _save_sum, _differentiate_products)
 
 _HAVE_EMBEDDING_BAG = ("cpu", "cuda")
 _BAG_MODE_SUM = 0

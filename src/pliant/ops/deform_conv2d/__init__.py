@@ -56,7 +56,7 @@ def deform_conv2d(
 
     Gradients go to input, offset, weight, bias and mask (equation 7). Where a sample lies exactly on a cell's
     centre the operator has a kink in the offset; its gradient is then the one from the right (and from below),
-    as in torchvision. Second-order gradients raise a RuntimeError.
+    as in torchvision. Gradients can be differentiated again, to any order.
 
     An offset that leads outside the map, infinity included, samples zero and has no gradient. A NaN offset
     makes the outputs that depend on it NaN, reads nothing out of bounds, and so shows where it came from.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pliant.ops import _gpu, _native
 from pliant.ops._autocast import register_autocast
-from pliant.ops._transforms import transformable
+from pliant.ops._transforms import pull_back, transformable
 from pliant.ops.deform_conv2d import cpu, gpu, reference
 from pliant.ops.deform_conv2d.reference import Geometry
 
@@ -98,20 +98,25 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grads[0], grads[1], grads[2], grad_bias, grad_mask, None, None, None, None
 
 
-def _twice(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    raise RuntimeError(
-        "pliant::deform_conv2d has no second-order gradients: its backward cannot be differentiated again "
-        "(create_graph=True, gradient penalties, Hessians)"
-    )
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, input, offset, weight, mask, *geometry = inputs
+    ctx.save_for_backward(grad, input, offset, weight, mask)
+    ctx.geometry = geometry
 
 
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """A backward that only refuses needs nothing."""
+def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Second-order gradients, by the operations of the reference's backward."""
+
+    def differentiated(grad: Any, input: Any, offset: Any, weight: Any, mask: Any) -> tuple[Tensor | None, ...]:
+        return reference.deform_conv2d_backward(grad, input, offset, weight, mask, _geometry(*ctx.geometry))
+
+    return *pull_back(differentiated, ctx.saved_tensors, grads), None, None, None, None
 
 
-_call_backward = transformable(torch.ops.pliant.deform_conv2d_backward.default, _save_nothing, _twice)
+_call_backward = transformable(torch.ops.pliant.deform_conv2d_backward.default, _save_backward, _differentiate_backward)
 call = transformable(torch.ops.pliant.deform_conv2d.default, _save, _differentiate)
 torch.library.register_autograd("pliant::deform_conv2d", _differentiate, setup_context=_save)
-torch.library.register_autograd("pliant::deform_conv2d_backward", _twice)
-# Offsets are positions: they keep the precision that they came with.
+torch.library.register_autograd("pliant::deform_conv2d_backward", _differentiate_backward, setup_context=_save_backward)
+# Offsets are positions: they keep the precision that they came with. Gradients keep the precision of the forward.
 register_autocast(torch.ops.pliant.deform_conv2d.default, lowered=("input", "weight", "bias", "mask"))
+register_autocast(torch.ops.pliant.deform_conv2d_backward.default, lowered=())

@@ -45,7 +45,7 @@ def roi_pool(
     Returns:
         `[R, C, Ph, Pw]`. A bin without cells, as of a RoI that does not touch the map, is zero.
 
-    Gradients go to the input; RoIs have none. Second-order gradients raise a RuntimeError.
+    Gradients go to the input; RoIs have none. Gradients can be differentiated again, to any order.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected. Shapes and values are checked

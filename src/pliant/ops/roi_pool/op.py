@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pliant.ops import _gpu, _native
 from pliant.ops._autocast import register_autocast
-from pliant.ops._transforms import transformable
+from pliant.ops._transforms import pull_back, transformable
 from pliant.ops.roi_pool import cpu, gpu, reference
 from pliant.ops.roi_pool.reference import Pooling
 
@@ -70,20 +70,27 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_input, None, None if offset is None else grad_offset, *(None,) * len(ctx.pooling)
 
 
-def _twice(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    raise RuntimeError(
-        "pliant::roi_pool has no second-order gradients: its backward cannot be differentiated again "
-        "(create_graph=True, gradient penalties, Hessians)"
-    )
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, input, rois, offset, *pooling = inputs
+    ctx.save_for_backward(grad, input, rois, offset)
+    ctx.pooling = pooling
 
 
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """A backward that only refuses needs nothing."""
+def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Second-order gradients, by the operations of the reference's backward."""
+    grad, input, rois, offset = ctx.saved_tensors
+
+    def differentiated(grad: Any, input: Any, offset: Any) -> tuple[Tensor | None, ...]:
+        return reference.roi_pool_backward(grad, input, rois, offset, _pooling(*ctx.pooling))
+
+    to_grad, to_input, to_offset = pull_back(differentiated, (grad, input, offset), grads)
+    return to_grad, to_input, None, to_offset, *(None,) * len(ctx.pooling)
 
 
-_call_backward = transformable(torch.ops.pliant.roi_pool_backward.default, _save_nothing, _twice)
+_call_backward = transformable(torch.ops.pliant.roi_pool_backward.default, _save_backward, _differentiate_backward)
 call = transformable(torch.ops.pliant.roi_pool.default, _save, _differentiate)
 torch.library.register_autograd("pliant::roi_pool", _differentiate, setup_context=_save)
-torch.library.register_autograd("pliant::roi_pool_backward", _twice)
-# RoIs and offsets are positions: they keep the precision that they came with.
+torch.library.register_autograd("pliant::roi_pool_backward", _differentiate_backward, setup_context=_save_backward)
+# RoIs and offsets are positions: they keep the precision that they came with. Gradients keep that of the forward.
 register_autocast(torch.ops.pliant.roi_pool.default, lowered=("input",))
+register_autocast(torch.ops.pliant.roi_pool_backward.default, lowered=())

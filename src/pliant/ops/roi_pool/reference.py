@@ -9,7 +9,7 @@ C / T consecutive output channels), E entries: cells that one bin reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,31 +69,33 @@ def roi_pool_backward(
     lines = grad.to(table.dtype).reshape(grad.shape[0], classes, table.shape[1], height, width)
     lines = lines.permute(0, 1, 3, 4, 2)  # [R, T, Ph, Pw, C / T]
     grad_table = torch.zeros_like(table)
-    grad_offset = None if offset is None else offset.new_zeros(offset.shape, dtype=table.dtype)
+    grad_offsets = []
     for chunk, reading in _readings(input, rois, offset, pooling, table.shape[0]):
         chunk_grad = lines[chunk].reshape(-1, table.shape[1])
         weight = reading.weight(reading.y.weight, reading.x.weight)
-        grad_table += bilinear.weighted_rows_grad_table(chunk_grad, table.shape[0], reading.row, weight)
-        if grad_offset is not None:
+        grad_table = grad_table + bilinear.weighted_rows_grad_table(chunk_grad, table.shape[0], reading.row, weight)
+        if offset is not None:
             dots = bilinear.weighted_rows_grad_weight(chunk_grad, table, reading.row)
-            _add_offset_grad(grad_offset[chunk], dots, reading)
-    grad_map = bilinear.map_of(_ungrouped(grad_table, pooling, classes), input.shape)
-    return grad_map.to(input.dtype), None if grad_offset is None else grad_offset.to(offset.dtype)  # type: ignore[union-attr]
+            grad_offsets.append(_offset_grad(dots, reading, offset.shape[2:]))
+    grad_map = bilinear.map_of(_ungrouped(grad_table, pooling, classes), input.shape).to(input.dtype)
+    if offset is None:
+        return grad_map, None
+    return grad_map, torch.cat(grad_offsets).to(offset.dtype) if grad_offsets else torch.zeros_like(offset)
 
 
-def _add_offset_grad(grad_offset: Tensor, dots: Tensor, reading: Reading) -> None:
-    """Add to `[R, 2 * T, Qh, Qw]` (x first) what the bins say; several bins may share one part."""
-    rois, channels, parts_y, parts_x = grad_offset.shape
-    classes, height, width = reading.y.weight.shape[1:4]
+def _offset_grad(dots: Tensor, reading: Reading, parts: Sequence[int]) -> Tensor:
+    """What the bins say of offsets `[R, 2 * T, Qh, Qw]`, x first; several bins may share one part."""
+    rois, classes, height, width = reading.y.weight.shape[:4]
     grad_y = (dots * reading.weight(reading.y.slope, reading.x.weight)).sum(1).view(rois, classes, height, width)
     grad_x = (dots * reading.weight(reading.y.weight, reading.x.slope)).sum(1).view(rois, classes, height, width)
     moved_y, moved_x = (moves.view(-1, 1, 1, 1) for moves in reading.moves)
     moved = torch.stack((grad_x * moved_x, grad_y * moved_y), dim=2)  # [R, T, 2, Ph, Pw]
-    row = _part(height, parts_y, dots.device)
-    column = _part(width, parts_x, dots.device)
-    part = (row.unsqueeze(1) * parts_x + column).flatten()
-    flat = grad_offset.view(rois, channels, parts_y * parts_x)
-    flat.index_add_(2, part, moved.reshape(rois, channels, height * width))
+    row = _part(height, parts[0], dots.device)
+    column = _part(width, parts[1], dots.device)
+    part = (row.unsqueeze(1) * parts[1] + column).flatten()
+    total = dots.new_zeros(rois, 2 * classes, parts[0] * parts[1])
+    total = total.index_add(2, part, moved.reshape(rois, 2 * classes, height * width))
+    return total.view(rois, 2 * classes, parts[0], parts[1])
 
 
 def _readings(
