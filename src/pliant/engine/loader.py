@@ -20,7 +20,7 @@ class Loader(DataLoader[Any]):
         options: Further arguments of torch's DataLoader.
     """
 
-    def __init__(self, dataset: MapDataset, collate: Callable[[list[Any]], Any], **options: Any) -> None:
+    def __init__(self, dataset: MapDataset | Dataset[Any], collate: Callable[[list[Any]], Any], **options: Any) -> None:
         def collated(samples: list[Any]) -> Any:
             return next((sample for sample in samples if isinstance(sample, _Failure)), None) or collate(samples)
 
@@ -40,7 +40,7 @@ class _Failure(NamedTuple):
 
 
 class _ErrorsAsSamples(Dataset[Any]):
-    def __init__(self, dataset: MapDataset) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
