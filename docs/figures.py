@@ -12,9 +12,11 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from pliant import ops
+from pliant.constants import COLOURS
 
 IMAGES = Path(__file__).parent / "images"
-CELL, PLAIN, MOVED, UNIT = "#cfcdc6", "#0072B2", "#D55E00", "#E69F00"  # Okabe and Ito's, but for the grey
+CELL = "#cfcdc6"
+PLAIN, MOVED, UNIT = (COLOURS[name] for name in ("blue", "vermilion", "orange"))
 
 
 def taps(dilation: int) -> Tensor:

@@ -132,7 +132,7 @@ def test_parameters_of_the_paper() -> None:
     assert norms == 129_728
 
 
-@pytest.mark.parametrize("options", [{}, {"stride_in_1x1": False}, {"dilated": True}])
+@pytest.mark.parametrize("options", [{}, {"dilated": True}])
 def test_every_path_is_centred_on_its_pixel(options: dict[str, Any]) -> None:
     model = on_meta(AlignedInceptionResNet, **options)
     assert misaligned(model) == {}

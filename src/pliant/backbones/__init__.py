@@ -10,7 +10,7 @@ from torch import nn
 
 from pliant import surgery
 from pliant.backbones.aligned_inception_resnet import AlignedInceptionResNet, AlignedInceptionResNetBackbone
-from pliant.backbones.caffe_resnet import CaffeResNet, CaffeResNetBackbone
+from pliant.backbones.caffe_resnet import DEPTHS, CaffeResNet, CaffeResNetBackbone
 from pliant.backbones.timm_backbone import TimmBackbone
 from pliant.backbones.weights import load_weights
 
@@ -28,7 +28,6 @@ __all__ = [
 
 Backbone = CaffeResNetBackbone | AlignedInceptionResNetBackbone | TimmBackbone
 _ALIGNED = "aligned_inception_resnet"
-_PAPER = {"resnet50": 50, "resnet101": 101}
 
 
 class BackboneOptions(TypedDict, total=False):
@@ -83,7 +82,7 @@ def backbone(
         "offset_dilation": offset_dilation,
     }
     model: Backbone
-    if name in _PAPER or name == _ALIGNED:
+    if name in DEPTHS or name == _ALIGNED:
         if not frozen:
             raise ValueError(f"{name} has fixed batch norms; frozen=False is for timm models")
         model = _paper_backbone(name, dilation, padded_pool)
@@ -128,8 +127,8 @@ def deform_last(model: nn.Module, name: str, layers: int, **options: Any) -> Non
 def _paper_backbone(
     name: str, dilation: int, padded_pool: bool
 ) -> CaffeResNetBackbone | AlignedInceptionResNetBackbone:
-    if name in _PAPER:
-        return CaffeResNetBackbone(_PAPER[name], dilation, padded_pool=padded_pool)
+    if name in DEPTHS:
+        return CaffeResNetBackbone(DEPTHS[name], dilation, padded_pool=padded_pool)
     if padded_pool:
         raise ValueError(f"padded_pool=True is for the paper's ResNets; the first pooling of {name} always has padding")
     return AlignedInceptionResNetBackbone(dilation)

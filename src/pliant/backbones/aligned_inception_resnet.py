@@ -35,7 +35,6 @@ class InceptionResNetBlock(nn.Module):
         in_channels: of the input.
         planes: p. The branches have p and p/2 channels, the output 4p.
         stride: of the block.
-        stride_in_1x1: whether the stride sits on the branches' 1x1 convolutions, else on their first 3x3.
         norm_layer: builds a norm from its number of channels.
 
     Shape: `[N, in_channels, H, W]` to `[N, 4 * planes, H / stride, W / stride]`, rounded up.
@@ -47,17 +46,13 @@ class InceptionResNetBlock(nn.Module):
         planes: int,
         *,
         stride: int = 1,
-        stride_in_1x1: bool = True,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         conv: Any = partial(Conv2dNormActivation, norm_layer=norm_layer)
-        at_1x1, at_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         half, out_channels = planes // 2, 4 * planes
-        self.branch1 = nn.Sequential(conv(in_channels, planes, 1, at_1x1), conv(planes, planes, 3, at_3x3))
-        self.branch2 = nn.Sequential(
-            conv(in_channels, half, 1, at_1x1), conv(half, half, 3, at_3x3), conv(half, half, 3)
-        )
+        self.branch1 = nn.Sequential(conv(in_channels, planes, 1, stride), conv(planes, planes, 3))
+        self.branch2 = nn.Sequential(conv(in_channels, half, 1, stride), conv(half, half, 3), conv(half, half, 3))
         self.join = conv(planes + half, out_channels, 1, activation_layer=None)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
@@ -76,13 +71,9 @@ class AlignedInceptionResNet(nn.Module):
         num_classes: of the last layer.
         frozen: batch norms with fixed statistics and affine parts (as buffers), the way detectors use them.
         dilated: conv5 at stride 16 instead of 32.
-        stride_in_1x1: where the stride of a stage sits, see `InceptionResNetBlock`. In the paper a stage begins with
-            1x1 convolutions of stride 2; either way the network is aligned and has the same parameters.
     """
 
-    def __init__(
-        self, num_classes: int = 1000, *, frozen: bool = False, dilated: bool = False, stride_in_1x1: bool = True
-    ) -> None:
+    def __init__(self, num_classes: int = 1000, *, frozen: bool = False, dilated: bool = False) -> None:
         super().__init__()
         norm_layer: Callable[..., nn.Module] = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
@@ -93,7 +84,7 @@ class AlignedInceptionResNet(nn.Module):
         in_channels = 64
         stages = []
         for blocks, planes, stride in zip(BLOCKS, PLANES, strides, strict=True):
-            block: Any = partial(InceptionResNetBlock, stride_in_1x1=stride_in_1x1, norm_layer=norm_layer)
+            block: Any = partial(InceptionResNetBlock, norm_layer=norm_layer)
             first = block(in_channels, planes, stride=stride)
             in_channels = 4 * planes
             stages.append(nn.Sequential(first, *(block(in_channels, planes) for _ in range(blocks - 1))))

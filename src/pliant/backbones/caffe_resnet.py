@@ -13,6 +13,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+DEPTHS = {f"resnet{depth}": depth for depth in BLOCKS}
 # For images in 0..1: the same as subtracting 123.68, 116.779, 103.939 from 0..255.
 IMAGE_MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
 IMAGE_STD = (1 / 255, 1 / 255, 1 / 255)

@@ -9,12 +9,11 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from pliant import surgery
-from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD, CaffeResNet
+from pliant.backbones.caffe_resnet import DEPTHS, IMAGE_MEAN, IMAGE_STD, CaffeResNet
 from pliant.backbones.timm_backbone import timm_body, undo_zero_init
 from pliant.backbones.weights import load_weights
 
 STRIDES = (4, 8, 16, 32)
-_PAPER = {"resnet50": 50, "resnet101": 101}
 
 
 class CaffePyramid(CaffeResNet):
@@ -113,10 +112,10 @@ def pyramid(
     if not 0 <= deform_stages <= 3:
         raise ValueError(f"deform_stages must be 0 to 3, got {deform_stages}")
     model: Pyramid
-    if name in _PAPER:
+    if name in DEPTHS:
         if not frozen:
             raise ValueError(f"{name} has fixed batch norms; frozen=False is for timm models")
-        model = CaffePyramid(_PAPER[name], padded_pool=padded_pool)
+        model = CaffePyramid(DEPTHS[name], padded_pool=padded_pool)
     else:
         if padded_pool:
             raise ValueError(f"padded_pool=True is for the paper's ResNets, not for {name}")
@@ -130,7 +129,7 @@ def pyramid(
             modulated=modulated,
             border=border,
         )
-    if name in _PAPER and weights is not None:
+    if name in DEPTHS and weights is not None:
         load_weights(model, weights)
     return model
 

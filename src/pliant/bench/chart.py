@@ -12,17 +12,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pliant.bench.measure import RowResult
 from pliant.bench.peers import PLIANT
+from pliant.constants import COLOURS
 
-# Okabe and Ito's colours, and markers that tell without them.
+# Markers tell the implementations apart without colours too.
 _STYLES = (
-    ("#E69F00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#56B4E9", "v"),
-    ("#D55E00", "P"),
-    ("#999999", "X"),
+    (COLOURS["orange"], "s"),
+    (COLOURS["green"], "^"),
+    (COLOURS["purple"], "D"),
+    (COLOURS["sky blue"], "v"),
+    (COLOURS["vermilion"], "P"),
+    (COLOURS["grey"], "X"),
 )
-_OWN = ("#0072B2", "o")
+_OWN = (COLOURS["blue"], "o")
 
 
 def draw(rows: Sequence[RowResult], path: Path, head: str, footer: str) -> None:

@@ -20,15 +20,16 @@ from pliant.bench.measure import FORWARD, TRAINING, Interleave
 from pliant.bench.peers import PLAIN, PLIANT, Column, plain, pliant
 from pliant.bench.rows import ConvRow
 from pliant.bench.timing import Turn, interleave
+from pliant.constants import COLOURS
 
 COLUMNS: Mapping[str, Column] = {PLAIN: plain, PLIANT: pliant}
 BASE = ConvRow(1, 128, 128, 38, 63)
 THREADS = "threads"
 _STYLE: dict[tuple[str, str], dict[str, Any]] = {
-    (PLAIN, FORWARD): {"color": "#999999", "linestyle": "-", "marker": "o"},
-    (PLAIN, TRAINING): {"color": "#999999", "linestyle": "--", "marker": "s"},
-    (PLIANT, FORWARD): {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    (PLIANT, TRAINING): {"color": "#0072B2", "linestyle": "--", "marker": "s"},
+    (PLAIN, FORWARD): {"color": COLOURS["grey"], "linestyle": "-", "marker": "o"},
+    (PLAIN, TRAINING): {"color": COLOURS["grey"], "linestyle": "--", "marker": "s"},
+    (PLIANT, FORWARD): {"color": COLOURS["blue"], "linestyle": "-", "marker": "o"},
+    (PLIANT, TRAINING): {"color": COLOURS["blue"], "linestyle": "--", "marker": "s"},
 }
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import Cityscapes
 
+from pliant.constants import IGNORE
 from pliant.data.files import FileFinder
 from pliant.data.image_set import Transforms, check_classes
 from pliant.data.images import MASK_SUFFIXES, images_below, read_mask
 from pliant.data.problems import DataError
-from pliant.data.segmentation_set import IGNORE, SegmentationSet
+from pliant.data.segmentation_set import SegmentationSet
 
 SPLITS = ("train", "val", "test")
 _IMAGE, _MASK = "_leftImg8bit", "_gtFine_labelIds"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torchvision import tv_tensors
 
 from pliant.data.detection_set import Boxes, detection_target
 from pliant.data.image_set import Transforms
-from pliant.data.problems import ProblemLog
 
 DIGITS = tuple("0123456789")
 
@@ -75,7 +74,6 @@ class Glyphs(Dataset[tuple[Any, Any]]):
 
     Attributes:
         classes: The ten digits; for segmentation with ``"background"`` first.
-        problems: Always empty.
     """
 
     def __init__(
@@ -113,24 +111,15 @@ class Glyphs(Dataset[tuple[Any, Any]]):
         self.task = task
         self.transforms = transforms
         self.classes = ("background", *DIGITS) if task == "segmentation" else DIGITS
-        self.problems = ProblemLog()
-        self._kept: list[Scene] | None = None
 
     def __len__(self) -> int:
         return self.length
 
     def scene(self, index: int) -> Scene:
-        """Draw a scene, or return it if it is kept."""
+        """Draw a scene."""
         if not -self.length <= index < self.length:
             raise IndexError(f"index {index} is out of range for {self.length} scenes")
-        index %= self.length
-        return self._draw(index) if self._kept is None else self._kept[index]
-
-    def materialise(self) -> Self:
-        """Draw all scenes now and keep them: S * S * 5 bytes each, 63 kB at 112 pixels."""
-        if self._kept is None:
-            self._kept = [self._draw(index) for index in range(self.length)]
-        return self
+        return self._draw(index % self.length)
 
     def stack(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All scenes as two tensors: images uint8 [N, 3, S, S] and masks uint8 [N, S, S]."""

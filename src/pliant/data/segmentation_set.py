@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
+from pliant.constants import IGNORE
 from pliant.data.image_set import ImageSet, Transforms
 from pliant.data.images import UnreadableFileError, read_mask
-
-IGNORE = 255
 
 
 class SegmentationSet(ImageSet):

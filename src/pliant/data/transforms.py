@@ -12,7 +12,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-IGNORE = 255
+from pliant.constants import IGNORE
 
 # The mean colour of ImageNet: a border of it is close to zero once a network has normalised the image.
 _FILL = (124, 116, 104)
@@ -20,17 +20,19 @@ _FILL = (124, 116, 104)
 _PER_BOX = ("labels", "difficult", "truncated", "iscrowd", "area")
 
 
-def detection_train(flip: float = 0.5, *, drop_ignored: bool = True) -> v2.Compose:
-    """Flip left to right with probability `flip`, and drop what is not trained on.
+def detection_train(flip: float = 0.5) -> v2.Compose:
+    """Flip left to right with probability `flip`, and drop the boxes that are not trained on.
 
-    Dropped are boxes under one pixel and, with `drop_ignored`, those marked difficult or as a crowd; every
-    other field of a box goes with it.
+    These are boxes smaller than a pixel, difficult boxes and crowds. Their labels and other fields go with them.
     """
-    steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip(_probability(flip))]
-    if drop_ignored:
-        steps.append(DropIgnored())
-    steps.append(v2.SanitizeBoundingBoxes(labels_getter=_per_box_fields))
-    return v2.Compose([*steps, _to_float()])
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(_probability(flip)),
+            DropIgnored(),
+            v2.SanitizeBoundingBoxes(labels_getter=_per_box_fields),
+            _to_float(),
+        ]
+    )
 
 
 def detection_eval() -> v2.Compose:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pliant.constants import IGNORE
 from pliant.data.box_checks import clip, degenerate, normalised
 from pliant.data.detection_set import Boxes, DetectionSet
 from pliant.data.files import FileFinder, files_below, read_lines
@@ -15,7 +16,7 @@ from pliant.data.image_set import Transforms, check_classes
 from pliant.data.images import MASK_SUFFIXES, read_mask
 from pliant.data.problems import DataError, ProblemLog
 from pliant.data.sbd import PLACES, find_sbd, read_mat, read_sbd
-from pliant.data.segmentation_set import IGNORE, SegmentationSet
+from pliant.data.segmentation_set import SegmentationSet
 from pliant.data.voc_layout import (
     VOC_CLASSES,
     Annotation,

@@ -16,9 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchmetrics.detection import MeanAveragePrecision
 
 from pliant import distributed, processes
+from pliant.constants import IGNORE
 from pliant.engine.voc_ap import VOCAveragePrecision
-
-IGNORE = 255
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pliant import distributed
-from pliant.engine.metrics import IGNORE, SegmentationMetrics, require_ids
+from pliant.constants import IGNORE
+from pliant.engine.metrics import SegmentationMetrics, require_ids
 from pliant.engine.schedule import Schedule
 from pliant.engine.training import TrainingModule
 

@@ -16,25 +16,13 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from torch import Tensor
 
+from pliant import constants
 from pliant.console import printable
 from pliant.introspect.effective_dilation import GROUPS, Spread
 from pliant.introspect.sampling_points import SamplingPoints
 
-# Okabe and Ito's eight colours, and two more for ten classes; black is the background.
-COLOURS = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-    "#999999",
-    "#7F3C8D",
-    "#FFFFFF",
-)
-_MOVED, _PLAIN, _UNIT = "#D55E00", "#0072B2", "#F0E442"
+COLOURS = tuple(constants.COLOURS.values())  # by class id
+_MOVED, _PLAIN, _UNIT = (constants.COLOURS[name] for name in ("vermilion", "blue", "yellow"))
 Paths = Path | Sequence[Path]
 
 
@@ -124,7 +112,7 @@ def effective_dilation(path: Paths, spreads: Mapping[str, Mapping[str, Spread]])
     """
     figure = Figure(figsize=(1.6 + 1.6 * len(spreads), 3.4), layout="constrained")
     axis = figure.subplots()
-    styles = zip(GROUPS, ("v", "o", "^", "s"), (COLOURS[2], COLOURS[5], COLOURS[6], COLOURS[8]), strict=True)
+    styles = zip(GROUPS, ("v", "o", "^", "s"), (COLOURS[2], _PLAIN, _MOVED, COLOURS[8]), strict=True)
     for place, (group, marker, color) in enumerate(styles):
         at = [line + 0.16 * (place - 1.5) for line in range(len(spreads))]
         means, stds, _ = zip(*(groups[group] for groups in spreads.values()), strict=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -91,15 +92,14 @@ def write_page(path: Path, title: str, images: Sequence[PageImage], tables: Sequ
         "images": [_image(image) for image in images],
         "tables": [vars(table) for table in tables],
     }
-    page = _part("look.html")
-    for name in ("look.css", "look_sampling.js", "look_drawing.js", "look.js"):
-        page = page.replace(f"/*{name}*/", f"\n{_part(name)}")
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-    path.write_text(page.replace("/*DATA*/", text), encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    page = environment.from_string(_part("look.html")).render(data=data, part=_part)
+    path.write_text(page, encoding="utf-8")
 
 
-def _part(name: str) -> str:
-    return files("pliant.introspect").joinpath(name).read_text(encoding="utf-8")
+def _part(name: str) -> Markup:
+    return Markup(files("pliant.introspect").joinpath(name).read_text(encoding="utf-8"))
 
 
 def _image(image: PageImage) -> dict[str, Any]:

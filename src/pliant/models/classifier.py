@@ -11,13 +11,12 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from pliant.backbones import AlignedInceptionResNet, CaffeResNet, deform_last, load_weights
-from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD
+from pliant.backbones.caffe_resnet import DEPTHS, IMAGE_MEAN, IMAGE_STD
 from pliant.backbones.timm_backbone import timm_model, undo_zero_init
 from pliant.models.detector import check_arguments
 from pliant.models.hub import OnHub, builds
 
 _ALIGNED = "aligned_inception_resnet"
-_RESNETS = {"resnet50": 50, "resnet101": 101}
 
 
 class Classifier(nn.Module, OnHub):
@@ -78,7 +77,7 @@ def classifier(
         "border": border,
         "offset_dilation": offset_dilation,
     }
-    if backbone in _RESNETS or backbone == _ALIGNED:
+    if backbone in DEPTHS or backbone == _ALIGNED:
         network = _paper_network(backbone, num_classes, frozen, padded_pool)
         deform_last(network, backbone, deform_layers, **options)
         if weights is not None:
@@ -97,8 +96,8 @@ def classifier(
 
 
 def _paper_network(name: str, num_classes: int, frozen: bool, padded_pool: bool) -> Any:
-    if name in _RESNETS:
-        return CaffeResNet(_RESNETS[name], num_classes, frozen=frozen, padded_pool=padded_pool)
+    if name in DEPTHS:
+        return CaffeResNet(DEPTHS[name], num_classes, frozen=frozen, padded_pool=padded_pool)
     if padded_pool:
         raise ValueError(f"padded_pool=True is for the paper's ResNets; the first pooling of {name} always has padding")
     return AlignedInceptionResNet(num_classes, frozen=frozen)
