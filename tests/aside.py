@@ -12,7 +12,7 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["lightning.pytorch", "timm", "torchmetrics.detection", "pliant.engine", "pliant.recipes.train"]
+    ["lightning.pytorch", "timm", "torchmetrics.detection", "pliant.engine", "pliant.commands.train"]
 )
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from multiprocessing.util import Finalize
 from pathlib import Path
+from types import ModuleType
 
 # One thread for each worker, and for each process that a test starts: on tensors this small a second one only waits,
 # and the threads of two workers would fight for two cores. Tests of threads ask for more.
@@ -75,3 +76,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data and weights are not at hand: no folder {folder.name} beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def miniature() -> ModuleType:
+    """The functions that make data sets of a few images."""
+    import miniature
+
+    return miniature

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -39,11 +38,7 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = Path(__file__).parent / "recipes" / "miniature.py"
-    spec = importlib.util.spec_from_file_location("miniature", path)
-    miniature: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(miniature)
+def data(tmp_path_factory: pytest.TempPathFactory, miniature: ModuleType) -> Path:
     root = tmp_path_factory.mktemp("data") / "voc"
     miniature.make_voc(root, {"train": 5, "val": 2, "test": 2})
     # A second box, of no height, in the first image.
@@ -338,7 +333,7 @@ def test_strict_stops_at_the_first_problem(data: Path, tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(detector: tuple[Path, Result], tmp_path: Path) -> None:
-    from pliant.engine import read_weights, write_weights
+    from pliant.runs.weights import read_weights, write_weights
 
     run, _ = detector
     _, description = read_weights(run / "checkpoints" / "last.safetensors")

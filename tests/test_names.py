@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +15,9 @@ from typer.testing import CliRunner
 
 import pliant
 from pliant.cli import app
+from pliant.commands import export
 from pliant.console import Console, Progress, Table, printable, styled
-from pliant.recipes import export
-from pliant.recipes.exported import Agreement
+from pliant.runs.exported import Agreement
 
 CLASSES = ("cell [/x] $_$:smile:", "\x1b[31mred\n[on]\t")
 IDS = (17, 5)
@@ -54,14 +53,9 @@ def changes(*more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, miniature: ModuleType) -> Path:
     """Data and a run whose names are what a terminal would take for more than text."""
     place = tmp_path_factory.mktemp("names") / FOLDER
-    spec = importlib.util.spec_from_file_location("miniature", Path(__file__).parent / "recipes" / "miniature.py")
-    assert spec is not None
-    assert spec.loader is not None
-    miniature = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(miniature)
     miniature.make_coco(place / "data", {"train": 2, "val": 2})
     for file in (place / "data" / "annotations").iterdir():
         content = json.loads(file.read_text())

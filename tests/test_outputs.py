@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +18,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pliant.cli import app
-from pliant.engine import write_weights
+from pliant.commands.evaluate import _is_report
 from pliant.outputs import LIST, Outputs, is_free, unique_names, wrote
 from pliant.recipes import voc
 from pliant.recipes.base import kind_of, to_fields
-from pliant.recipes.evaluate import _is_report
-from pliant.recipes.networks import build_model
+from pliant.runs.weights import write_weights
+from pliant.tasks.networks import build_model
 
 
 def state(folder: Path) -> dict[str, str]:
@@ -255,14 +254,6 @@ def test_every_out_leaves_what_is_there(
     ):
         pliant_cli(*arguments, code=2)
         assert state(tmp_path) == before, arguments
-
-
-@pytest.fixture(scope="session")
-def miniature() -> Any:
-    namespace: dict[str, Any] = {}
-    path = Path(__file__).parent / "recipes" / "miniature.py"
-    exec(compile(path.read_text(encoding="utf-8"), path.name, "exec"), namespace)
-    return SimpleNamespace(**namespace)
 
 
 def test_eval_on_other_data_has_a_report_of_its_own(weights: Path, tmp_path: Path, miniature: Any) -> None:

@@ -1,15 +1,15 @@
 """Runs, weights and exported files of version 0.1 still open, and give the results that they gave then.
 
 `previous_runs.tar.xz` holds a detector, a segmenter and a classifier that version 0.1 trained on the data sets of
-`recipes/miniature.py`, their ONNX files, and what it found with them. Most weights are zero, so that they compress.
+`miniature.py`, their ONNX files, and what it found with them. Most weights are zero, so that they compress.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tarfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,15 +22,10 @@ KINDS = ("detector", "segmenter", "classifier")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, miniature: ModuleType) -> Path:
     folder = tmp_path_factory.mktemp("previous")
     with tarfile.open(HERE / "previous_runs.tar.xz") as archive:
         archive.extractall(folder, filter="data")
-    spec = importlib.util.spec_from_file_location("miniature", HERE / "recipes" / "miniature.py")
-    assert spec is not None
-    assert spec.loader is not None
-    miniature = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(miniature)
     miniature.make_voc(folder / "voc", {"train": 6, "val": 2, "test": 3})
     miniature.make_folders(folder / "folders", {"train": 8, "val": 6})
     return folder

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 
+from pliant.commands.train import resume, train
 from pliant.data.glyphs_folder import write_glyphs
-from pliant.engine import RunFolder, read_weights
-from pliant.engine.runs import resume_step
-from pliant.recipes.train import resume, train
+from pliant.runs.folder import RunFolder, resume_step
+from pliant.runs.weights import read_weights
 
 STEPS = 20
 TINY = (

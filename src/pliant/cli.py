@@ -15,7 +15,7 @@ import pliant
 from pliant.console import Console
 
 if TYPE_CHECKING:
-    from pliant.engine.test_time import Procedure
+    from pliant.engine.test_time_augmentation import Procedure
 
 
 app = typer.Typer(
@@ -100,7 +100,7 @@ def train(
             if any(given.values()):
                 names = ", ".join(name for name, value in given.items() if value)
                 raise ValueError(f"--resume continues a run as it was started; leave out {names}")
-            from pliant.recipes.train import resume as resume_training
+            from pliant.commands.train import resume as resume_training
 
             resume_training(resume, data=data, devices=devices)
             return
@@ -110,7 +110,7 @@ def train(
             raise ValueError(f"name a recipe, or a run with --resume; recipes: {', '.join(recipe_names())}")
         if data is None:
             raise ValueError("say where the data is with --data PATH")
-        from pliant.recipes.train import train as start_training
+        from pliant.commands.train import train as start_training
 
         start_training(recipe, data, assignments=assignments or (), run=run, strict=strict, devices=devices)
 
@@ -126,7 +126,7 @@ def check(
 ) -> None:
     """Say what of a recipe's data is there, what is missing, and what is wrong with it."""
     with _user_errors():
-        from pliant.recipes.check import check as run_check
+        from pliant.commands.check import check as run_check
 
         if not run_check(recipe, data, assignments=assignments or (), deep=deep):
             raise typer.Exit(2)
@@ -149,7 +149,7 @@ def evaluate(
 ) -> None:
     """Judge a run or its weights: COCO and VOC average precision, mIoU, or top-1 and top-5 accuracy."""
     with _user_errors():
-        from pliant.recipes.evaluate import evaluate as judge
+        from pliant.commands.evaluate import evaluate as judge
 
         procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
         judge(
@@ -178,7 +178,7 @@ def predict(
 ) -> None:
     """Write pictures with boxes, masks or names, and files to work with."""
     with _user_errors():
-        from pliant.recipes.predict import predict as run_prediction
+        from pliant.commands.predict import predict as run_prediction
 
         procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
         done = run_prediction(source, images, out, threshold=threshold, procedure=procedure)
@@ -203,7 +203,7 @@ def look(
 ) -> None:
     """Show where the units of a network sample: pictures, and a page to explore."""
     with _user_errors():
-        from pliant.recipes.look import look as run_look
+        from pliant.commands.look import look as run_look
 
         looked = run_look(source, images, out, threshold=threshold, cost=cost, data=data, split=split)
         Console(stderr=True).print(f"Open {looked.page}")
@@ -223,7 +223,7 @@ def export(
 ) -> None:
     """Write a trained network as an ONNX file, and compare it with the network."""
     with _user_errors():
-        from pliant.recipes.export import export as run_export
+        from pliant.commands.export import export as run_export
 
         if not run_export(source, out, opset=opset, images=images or (), openvino=openvino):
             raise typer.Exit(1)
@@ -250,7 +250,7 @@ def import_weights(
 ) -> None:
     """Turn weights that others trained into a file for predict and eval."""
     with _user_errors():
-        from pliant.recipes.import_weights import import_weights as run_import
+        from pliant.commands.import_weights import import_weights as run_import
 
         names = [name.strip() for name in (classes or "").split(",") if name.strip()]
         done = run_import(source, out, classes=names, assignments=assignments or (), denormalized=denormalized)
@@ -265,7 +265,7 @@ def demo(
 ) -> None:
     """Train a plain, a dilated and a deformable network side by side; no data needed."""
     with _user_errors():
-        from pliant.recipes.demo import run
+        from pliant.commands.demo.run import run
 
         run(out, steps=steps, seed=seed)
 
@@ -285,7 +285,7 @@ def ablate(
 ) -> None:
     """Train every network of the paper's tables 1 and 3 alike: deformable layers, dilations, RoI pooling."""
     with _user_errors():
-        from pliant.recipes.ablate import ablate as run_ablation
+        from pliant.commands.ablate.run import ablate as run_ablation
 
         done = run_ablation(out, data, name=recipe, assignments=assignments or (), seeds=seeds, budget=budget)
         Console(stderr=True).print(f"Written to {done}")
@@ -327,7 +327,7 @@ def bench(
 
 
 def _procedure(scales: str | None, multi_scale: bool, flip: bool, box_averaging: bool, soft_nms: bool) -> Procedure:
-    from pliant.engine.test_time import PAPER_SCALES, Procedure
+    from pliant.engine.test_time_augmentation import PAPER_SCALES, Procedure
 
     if scales is not None and multi_scale:
         raise ValueError("--multi-scale stands for the paper's scales; leave out --scales")
@@ -360,9 +360,9 @@ def _recorded() -> Iterator[None]:
         yield
     except Exception as error:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            from pliant import processes
+            from pliant import launch
 
-            processes.record_failure(error)
+            launch.record_failure(error)
         raise
 
 

@@ -18,6 +18,11 @@ def rank() -> int:
     return dist.get_rank() if connected() else 0
 
 
+def count() -> int:
+    """The number of processes in the group; 1 without a group."""
+    return dist.get_world_size() if connected() else 1
+
+
 def mean(value: Tensor) -> Tensor:
     """The mean of a tensor over all processes, without a gradient; the tensor itself without a group."""
     if not connected():

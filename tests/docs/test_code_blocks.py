@@ -6,7 +6,6 @@ command line's options and the recipes' fields instead.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -53,21 +52,11 @@ def with_blocks(*languages: str) -> list[Any]:
     return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if blocks(page, languages)]
 
 
-def miniature() -> ModuleType:
-    path = ROOT / "tests" / "recipes" / "miniature.py"
-    spec = importlib.util.spec_from_file_location("miniature", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, miniature: ModuleType) -> Path:
     """A folder with data and the run that pages speak of."""
     place = tmp_path_factory.mktemp("place")
-    miniature().make_voc(place / "FOLDER", {"train": 4, "val": 2, "test": 2})
+    miniature.make_voc(place / "FOLDER", {"train": 4, "val": 2, "test": 2})
     shutil.copy(place / "FOLDER" / "JPEGImages" / "scene_0.jpg", place / "IMAGE")
     os.chdir(place)
     run(shlex.split("train voc.faster_rcnn_deform --data FOLDER"))
@@ -84,7 +73,7 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def run(words: list[str]) -> None:
     smaller = {"IMAGE...": "IMAGE", "--multi-scale": "--scales=40,56"}
-    if words[0] == "export":  # a detector's takes half a minute, and is in tests/recipes/test_export.py
+    if words[0] == "export":  # a detector's takes half a minute, and is in tests/commands/test_export.py
         smaller[DETECTOR] = SEGMENTER
     words = [smaller.get(word, word) for word in words]
     if words[0] in ("check", "train") and "--resume" not in words:

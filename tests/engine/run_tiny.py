@@ -14,9 +14,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from pliant.engine import DetectionModule, RunFolder, Schedule, callbacks
+from pliant.engine import DetectionModule, Schedule, callbacks
 from pliant.engine.detection import collate_detection
 from pliant.engine.fitting import FitSettings, fit
+from pliant.runs.folder import RunFolder
 
 STEPS = 12
 

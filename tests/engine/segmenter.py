@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pliant.engine import RunFolder, Schedule, SegmentationModule
+from pliant.engine import Schedule, SegmentationModule
 from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.segmentation import collate_evaluation, collate_training
+from pliant.runs.folder import RunFolder
 
 
 class Network(nn.Module):

@@ -12,8 +12,9 @@ import pytest
 from engine.segmenter import run_to
 from torch import nn
 
-from pliant.engine import RunFolder, read_weights
-from pliant.engine.runs import resume_step, write_torch, write_weights
+from pliant.runs.files import write_torch
+from pliant.runs.folder import RunFolder, resume_step
+from pliant.runs.weights import read_weights, write_weights
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import pytest
 import torch
 from engine.segmenter import Network, run_to
 
-from pliant.engine import RunFolder, callbacks, read_weights
-from pliant.engine.runs import resume_step
+from pliant.engine import callbacks
+from pliant.runs.folder import RunFolder, resume_step
+from pliant.runs.weights import read_weights
 
 
 def test_a_loss_that_is_not_finite_leaves_its_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

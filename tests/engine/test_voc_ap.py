@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pliant import distributed, processes
+from pliant import distributed
 from pliant.engine import DetectionMetrics, VOCAveragePrecision
 from pliant.engine.voc_ap import average_precision, match_detections
 
@@ -196,10 +196,10 @@ def test_images_are_counted_where_targets_have_no_id(monkeypatch: pytest.MonkeyP
 
     results = []
     for count in (1, 2, 3):
-        monkeypatch.setattr(processes, "count", lambda count=count: count)
+        monkeypatch.setattr(distributed, "count", lambda count=count: count)
         held = []
         for rank in range(count):
-            monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
             metrics = DetectionMetrics(["thing"])
             for process, prediction, target in parts(count):
                 if process == rank:

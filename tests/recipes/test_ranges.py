@@ -14,7 +14,7 @@ from pliant import models
 from pliant.engine import Schedule
 from pliant.ranges import Items, Range, Text, check_fields, declared
 from pliant.recipes.base import KINDS, Recipe, find_recipe, override, recipe_names
-from pliant.recipes.networks import build_model
+from pliant.tasks.networks import build_model
 
 WRONG = {
     "deform_layers": (-1,),

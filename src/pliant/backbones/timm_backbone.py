@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pliant.backbones.timm_maps import Maps, find_maps
 from pliant.backbones.weights import stored_weights
-from pliant.weights.files import require_fit
+from pliant.runs.tensors import require_fit
 
 
 class TimmBackbone(nn.Module):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pliant.weights.files import read_tensors, require_fit
-from pliant.weights.levels import trained_on_levels
+from pliant.backbones.input_scale import trained_on_levels
+from pliant.runs.tensors import read_tensors, require_fit
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -16,7 +16,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Names are torchvision's for ResNets (`conv1.weight`, `layer1.0.conv1.weight`, ...). They may all stand after a
     prefix, as after `backbone.` in what `pliant train` writes for a classifier, and below a key of a checkpoint
-    (`pliant.weights.files.read_tensors`). Weights may be float16 (they are widened), or int8 with a `NAME.scale` beside
+    (`pliant.runs.tensors.read_tensors`). Weights may be float16 (they are widened), or int8 with a `NAME.scale` beside
     them, one factor an output channel. Offset branches of deformable layers keep their start where the file has none;
     `fc` may be there or not when the model has none; counts of seen batches are ignored.
 
@@ -41,7 +41,7 @@ def stored_weights(path: str | Path, expected: Iterable[str]) -> dict[str, Tenso
 
     Args:
         path: of the file.
-        expected: names of the network; see `pliant.weights.files.read_tensors`.
+        expected: names of the network; see `pliant.runs.tensors.read_tensors`.
     """
     stored, weights = read_tensors(path, expected), {}
     for name, value in stored.items():

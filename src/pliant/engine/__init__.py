@@ -1,9 +1,14 @@
-"""Training and judging: Lightning modules, metrics, run folders and repeatable order; no data set, no network."""
+"""Training and evaluation: Lightning modules, metrics and repeatable order; no data set, no network."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
 
 from pliant.engine.classification import ClassificationModule
 from pliant.engine.detection import DetectionModule
 from pliant.engine.metrics import ClassificationMetrics, DetectionMetrics, SegmentationMetrics
-from pliant.engine.runs import RunFolder, read_weights, write_weights
 from pliant.engine.schedule import Schedule
 from pliant.engine.segmentation import SegmentationModule
 from pliant.engine.voc_ap import VOCAveragePrecision
@@ -13,11 +18,18 @@ __all__ = [
     "ClassificationModule",
     "DetectionMetrics",
     "DetectionModule",
-    "RunFolder",
     "Schedule",
     "SegmentationMetrics",
     "SegmentationModule",
     "VOCAveragePrecision",
-    "read_weights",
-    "write_weights",
 ]
+
+_MOVED = {"RunFolder": "folder", "read_weights": "weights", "write_weights": "weights"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    place = f"pliant.runs.{_MOVED[name]}"
+    warnings.warn(f"pliant.engine.{name} is now {place}.{name}", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(place), name)

@@ -14,9 +14,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pliant import distributed, processes
+from pliant import distributed, launch
 from pliant.console import Console, Progress, Task
-from pliant.engine.runs import RunFolder, write_torch, write_weights
+from pliant.runs.files import write_torch
+from pliant.runs.folder import RunFolder
+from pliant.runs.weights import write_weights
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -140,7 +142,7 @@ class Interruption(Callback):
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        if processes.is_first():
+        if launch.is_first():
             self._console.print("Stopping after this step; once more stops at once.")
 
 

@@ -22,15 +22,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from timm.layers import convert_sync_batchnorm
 from torch import distributed, nn
 
-from pliant import processes
+from pliant import launch
 from pliant.console import Progress
+from pliant.engine.batches import MapDataset, SeededSamples, TrainingBatches
 from pliant.engine.callbacks import Checkpoints, Interruption, ShowProgress, StepLog, Watch, WholeFiles
+from pliant.engine.csv_log import CSVLog
 from pliant.engine.loader import Loader
-from pliant.engine.logs import CSVLog
-from pliant.engine.not_finite import NotFinite, sample_names
-from pliant.engine.runs import RunFolder, holding, resume_step
-from pliant.engine.sampling import MapDataset, SeededSamples, TrainingBatches
+from pliant.engine.nonfinite_loss import NotFinite, sample_names
 from pliant.engine.training import TrainingModule
+from pliant.runs.folder import RunFolder, holding, resume_step
 
 Collate = Callable[[list[Any]], Any]
 
@@ -105,7 +105,7 @@ def fit(
         FloatingPointError: If the loss is not finite.
         ConnectionError: If another process is gone.
     """
-    with holding(run.path) if processes.is_first() else contextlib.nullcontext():
+    with holding(run.path) if launch.is_first() else contextlib.nullcontext():
         start = resume_step(run.last)
         if start < module.schedule.max_steps:
             _fit(module, data, run, settings, description, groups, watch, start)
@@ -130,8 +130,8 @@ def _fit(
         steps,
         module.seed,
         groups=groups,
-        rank=processes.rank(),
-        world_size=processes.count(),
+        rank=launch.rank(),
+        world_size=launch.count(),
     )
     train = Loader(
         SeededSamples(data.train, module.seed),
@@ -144,7 +144,7 @@ def _fit(
         validation = _evaluation_loader(data.validation, data.collate_evaluation, settings)
     validate_every = min(settings.validate_every, steps) if validation is not None else None
     interruption = Interruption()
-    progress = Progress(quiet=watch is not None or not processes.is_first())
+    progress = Progress(quiet=watch is not None or not launch.is_first())
     callbacks: list[Callback] = [
         StepLog(),
         interruption,
@@ -153,7 +153,7 @@ def _fit(
         Watch(watch) if watch else ShowProgress(progress),
     ]
     loggers: list[Logger] = []
-    if processes.is_first():
+    if launch.is_first():
         loggers.append(CSVLog(run.path, start))
         loggers.append(TensorBoardLogger(run.path, name="tensorboard", version="", purge_step=start + 1))
     options: dict[str, Any] = {
@@ -194,7 +194,7 @@ def judge(
         ConnectionError: If another process is gone.
     """
     loader = _evaluation_loader(dataset, collate, settings)
-    progress = Progress(quiet=not (show and processes.is_first()))
+    progress = Progress(quiet=not (show and launch.is_first()))
     options = {"logger": False, "callbacks": [ShowProgress(progress)]}
     with _trainer(module, settings, options) as trainer, _ending_plainly(), progress:
         trainer.test(module, loader, verbose=False)
@@ -219,13 +219,13 @@ def _trainer(module: TrainingModule, settings: FitSettings, options: Mapping[str
 
 def _evaluation_loader(dataset: MapDataset, collate: Collate, settings: FitSettings) -> Loader:
     """This process's share of the samples, in order; none is there twice."""
-    if len(dataset) < processes.count():
-        raise ValueError(f"{processes.count()} processes cannot share {len(dataset)} samples to judge on")
+    if len(dataset) < launch.count():
+        raise ValueError(f"{launch.count()} processes cannot share {len(dataset)} samples to judge on")
     return Loader(
         dataset,
         collate,
         batch_size=settings.evaluation_batch_size,
-        sampler=range(processes.rank(), len(dataset), processes.count()),
+        sampler=range(launch.rank(), len(dataset), launch.count()),
         **_loading(settings.workers),
     )
 
@@ -250,16 +250,16 @@ def _leave_interrupts_to_parent(worker: int) -> None:
 def _devices(settings: FitSettings) -> dict[str, Any]:
     """What the trainers of `fit` and `judge` have in common."""
     strategy: Any = "auto"
-    if processes.count() > 1:
+    if launch.count() > 1:
         gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
-        processes.part_at_exit()
+        launch.part_at_exit()
         # Metrics are gathered on the CPU.
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         strategy = DDPStrategy(process_group_backend=backend, timeout=timedelta(minutes=30))
     return {
         "accelerator": settings.accelerator,
-        "devices": processes.count_here(),
-        "num_nodes": processes.count() // processes.count_here(),
+        "devices": launch.count_here(),
+        "num_nodes": launch.count() // launch.count_here(),
         "strategy": strategy,
         "precision": settings.precision,
         "use_distributed_sampler": False,
@@ -275,7 +275,7 @@ def _synchronise_norms(module: TrainingModule, trainer: lightning.Trainer) -> No
     """Let the batch norms that are trained see the whole batch."""
     # A norm that is frozen is of another class.
     trained = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
-    if processes.count() == 1 or not trained:
+    if launch.count() == 1 or not trained:
         return
     if trainer.strategy.root_device.type == "cpu":
         raise ValueError(
@@ -294,8 +294,8 @@ def _ending_plainly() -> Iterator[None]:
         sys.exit(128 + signal.SIGTERM)
     except RuntimeError as error:
         lost = isinstance(error, distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
-        if processes.count() > 1 and lost:
-            raise ConnectionError(f"process {processes.rank()} has lost the others: one of them is gone") from error
+        if launch.count() > 1 and lost:
+            raise ConnectionError(f"process {launch.rank()} has lost the others: one of them is gone") from error
         raise
 
 

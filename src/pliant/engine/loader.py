@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from pliant.engine.sampling import MapDataset
+from pliant.engine.batches import MapDataset
 
 
 class Loader(DataLoader[Any]):

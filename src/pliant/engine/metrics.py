@@ -15,7 +15,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.detection import MeanAveragePrecision
 
-from pliant import distributed, processes
+from pliant import distributed
 from pliant.constants import IGNORE
 from pliant.engine.voc_ap import VOCAveragePrecision
 
@@ -72,7 +72,7 @@ class DetectionMetrics:
 
     def _id(self, target: Mapping[str, Any]) -> int:
         """What the target says; else the place of the image, when the processes take turns as `judge` has them."""
-        place = processes.rank() + len(self._judged) * processes.count()
+        place = distributed.rank() + len(self._judged) * distributed.count()
         if not self._judged:
             self._counts = "image_id" not in target
         if self._counts != ("image_id" not in target):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pliant import distributed
+from pliant.engine.batches import derive_seed
 from pliant.engine.metrics import ClassificationMetrics, DetectionMetrics, SegmentationMetrics
-from pliant.engine.sampling import derive_seed
 from pliant.engine.schedule import Schedule
 from pliant.nn import DeformConv2d
 from pliant.surgery import param_groups

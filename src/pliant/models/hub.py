@@ -11,7 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from safetensors.torch import save_file
 from torch import nn
 
-from pliant.weights.files import read_tensors, require_fit
+from pliant.runs.tensors import read_tensors, require_fit
 
 _F = TypeVar("_F", bound=Callable[..., nn.Module])
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pliant import ranges
-from pliant.recipes.typed import describe, parse, require_type
+from pliant.recipes.field_types import describe, parse, require_type
 
 R = TypeVar("R", bound="Recipe")
 

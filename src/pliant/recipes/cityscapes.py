@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pliant.recipes.authors import as_authors_segment
+from pliant.recipes.authors_schedule import as_authors_segment
 from pliant.recipes.base import SegmentationRecipe
 
 

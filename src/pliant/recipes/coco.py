@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pliant.recipes.authors import as_authors_detect
+from pliant.recipes.authors_schedule import as_authors_detect
 from pliant.recipes.base import DetectionRecipe
 
 # Images of train2014 and val2014 that have a box, and their mirrored twins.

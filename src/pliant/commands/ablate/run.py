@@ -1,0 +1,268 @@
+"""The paper's tables 1 and 3 on any data: every network with the same steps and seeds, cell by cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+from torch.utils.data import Subset
+
+from pliant import launch
+from pliant.commands.ablate.grid import Cell, Variant, cells, variants
+from pliant.commands.ablate.report import REPORT, AblationView, one_class_alone, write_report
+from pliant.commands.evaluate import evaluate
+from pliant.commands.train import batch_groups, build_module, describe, fit_settings, weights_description
+from pliant.console import Console, Progress
+from pliant.data import DataError, ImageSet
+from pliant.data.glyphs_folder import write_glyphs
+from pliant.engine.fitting import fit, judge
+from pliant.outputs import Outputs
+from pliant.recipes.base import Recipe, find_recipe, override
+from pliant.runs.files import write_json
+from pliant.runs.folder import RunFolder
+from pliant.tasks.datasets import (
+    Splits,
+    TrainingData,
+    choose_splits,
+    collate_for_evaluation,
+    open_split,
+    open_training_data,
+)
+from pliant.tasks.startable import require_startable
+
+PLAN = "ablation.json"
+
+GLYPHS = (
+    "backbone=timm/resnet10t",
+    "frozen=false",
+    "batch_size=8",
+    "lr_batch=8",
+    "lr=0.02",
+    "warmup_steps=20",
+    "max_steps=300",
+    "short_side=128",
+    "max_side=128",
+    "flip=0",
+)
+"""How networks are trained on Glyphs, which needs no weights: small, from random numbers."""
+
+_TRIAL_STEPS = 4
+_TRIAL_IMAGES = 8
+_LEAST_STEPS = 10
+_HELD_BACK = 0.05  # of a budget, for what the trial did not see
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained in every cell.
+
+    Attributes:
+        asked: What the user said, to tell whether a folder holds the same ablation.
+        name: Of the recipe.
+        assignments: Its changes.
+        recipe: With the changes and the number of steps.
+        data: The folder.
+        splits: To train and to judge on. Nothing is validated, so that all cells are judged after the last step.
+        seeds: Their number.
+    """
+
+    asked: dict[str, Any]
+    name: str
+    assignments: tuple[str, ...]
+    recipe: Recipe
+    data: Path
+    splits: Splits
+    seeds: int
+
+
+def ablate(
+    out: Path,
+    data: Path | None = None,
+    *,
+    name: str = "voc.deeplab",
+    assignments: Sequence[str] = (),
+    seeds: int = 3,
+    budget: str | None = None,
+) -> Path:
+    """Train and judge the networks of the tables, and write both tables with a plot.
+
+    Called again with the same arguments, it goes on where it stopped. A network whose loss diverges is told as failed.
+
+    Args:
+        out: The folder to write to.
+        data: The folder of the data; None for Glyphs, which are drawn and kept in `out`.
+        name: Of the recipe.
+        assignments: Changes of its fields, ``field=value``; for all networks.
+        seeds: How many times each network is trained, with the seeds 0, 1, ...
+        budget: The time for all, such as ``"20m"`` or ``"1h30m"``, from which the number of steps follows; None for
+            that of the recipe.
+
+    Returns:
+        The tables, a file of Markdown.
+
+    Raises:
+        ValueError: If an argument is wrong, `out` holds something else, or the budget is too small.
+        DataError: If the data cannot be used.
+    """
+    if launch.count() > 1:
+        raise ValueError("an ablation runs in one process")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    start = time.monotonic()
+    seconds = None if budget is None else parse_duration(budget)
+    own = GLYPHS if data is None else ()
+    recipe = override(find_recipe(name), (*own, *assignments))
+    if data is not None:
+        choose_splits(recipe, data)  # or says what is wrong with the folder, before anything is written
+    require_startable(recipe)
+    chosen = variants(recipe)
+    place = "glyphs" if data is None else str(data.resolve())
+    asked = {"recipe": name, "assignments": list(assignments), "data": place, "seeds": seeds, "budget": budget}
+    outputs = Outputs(out, (PLAN, *REPORT), own=True)
+    steps = _steps(out, asked)
+    outputs.claim()
+    folder = _draw_glyphs(out, recipe) if data is None else data
+    splits = choose_splits(recipe, folder)
+    test = splits.test
+    if test is None:
+        raise DataError(folder, "found no split to judge on; name one with --set test_split=NAME")
+    splits = Splits(splits.train, None, test)
+    opened = open_training_data(recipe, folder, splits)
+    plan = Plan(asked, name, (*own, *assignments), recipe, folder, splits, seeds)
+    if steps is None:
+        steps = recipe.max_steps if seconds is None else _affordable(plan, chosen, opened, seconds, start)
+        with outputs.writing(PLAN) as (path,):
+            write_json(path, {**asked, "steps": steps})
+    plan = dataclasses.replace(plan, recipe=dataclasses.replace(recipe, max_steps=steps))
+    todo = cells(chosen, seeds, out)
+    try:
+        with AblationView(todo, test, plan.recipe) as view:
+            for cell in todo:
+                if cell.results(test) is None:
+                    _run(plan, cell, opened, view.stepping(cell))
+                view.finished(cell)
+    finally:
+        report = write_report(outputs, todo, test, plan.recipe, {**asked, "steps": steps})
+    if alone := one_class_alone(todo, test, plan.recipe):
+        Console(stderr=True).print(alone, style="yellow")
+    return report
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a text such as ``"90s"``, ``"20m"`` or ``"1h30m"``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    parts = [] if match is None else [int(part or 0) for part in match.groups()]
+    if not any(parts):
+        raise ValueError(f"a time is written such as 90s, 20m or 1h30m, got {text!r}")
+    hours, minutes, seconds = parts
+    return float(3600 * hours + 60 * minutes + seconds)
+
+
+def _steps(out: Path, asked: dict[str, Any]) -> int | None:
+    """The number of steps if `out` holds this very ablation; None if it holds none."""
+    path = out / PLAN
+    if not path.is_file():
+        return None
+    held = json.loads(path.read_text(encoding="utf-8"))
+    differing = [
+        f"{key} is {held.get(key)} there and {value} here" for key, value in asked.items() if held.get(key) != value
+    ]
+    if differing:
+        raise ValueError(f"{out} holds another ablation: {'; '.join(differing)}. Choose another folder with --out")
+    return int(held["steps"])
+
+
+def _draw_glyphs(out: Path, recipe: Recipe) -> Path:
+    folder = out / "glyphs"
+    if not folder.is_dir():
+        # Under another name until it is whole.
+        temporary = Path(tempfile.mkdtemp(dir=out, prefix="glyphs"))
+        scenes: dict[str, Any] = {
+            "size": recipe.short_side,
+            "digits": (1, 3),
+            "sides": (24, recipe.short_side - 8),
+            "warp": 0.5,
+        }
+        with Progress() as progress, progress.task("drawing the digits"):
+            write_glyphs(temporary, {"train": 600, "test": 150}, **scenes)
+        temporary.rename(folder)
+    return folder
+
+
+def _run(plan: Plan, cell: Cell, opened: TrainingData, watch: Callable[[int], None]) -> None:
+    """Train and judge a cell, or go on with it."""
+    recipe = dataclasses.replace(plan.recipe, **cell.variant.changes, seed=cell.seed)
+    run = RunFolder(cell.folder)
+    if not run.description_path.is_file():
+        run.clear()
+        run = RunFolder.create(
+            cell.folder, describe(plan.name, plan.assignments, recipe, opened.classes, plan.splits, plan.data)
+        )
+    try:
+        _fit(recipe, run, opened, watch)
+    except FloatingPointError as error:
+        write_json(cell.folder / "failed.json", {"failed": str(error)})
+        return
+    evaluate(cell.folder, plan.data, split=plan.splits.test, show=False)
+    run.last.unlink()  # the weights stay
+
+
+def _fit(recipe: Recipe, run: RunFolder, opened: TrainingData, watch: Callable[[int], None]) -> None:
+    lightning.seed_everything(recipe.seed, verbose=False)
+    module = build_module(recipe, opened.classes, pretrained=not run.last.is_file())
+    description = weights_description(run.description())
+    fit(module, opened, run, fit_settings(recipe), description, batch_groups(recipe, opened.train), watch)
+
+
+def _affordable(plan: Plan, chosen: Sequence[Variant], opened: TrainingData, budget: float, start: float) -> int:
+    """How many steps every cell can have, by a few steps and images of each network.
+
+    Raises:
+        ValueError: If that is hardly any.
+    """
+    test = open_split(plan.recipe, plan.data, str(plan.splits.test), classes=opened.classes)
+    with Progress() as progress:
+        trials = [_trial(plan, variant, opened, test) for variant in progress.track(chosen, "timing the networks")]
+    of_step = plan.seeds * sum(step for step, _ in trials)
+    fixed = plan.seeds * sum(rest for _, rest in trials)
+    left = budget * (1 - _HELD_BACK) - (time.monotonic() - start) - fixed
+    if left < _LEAST_STEPS * of_step:
+        needed = (budget - left + _LEAST_STEPS * of_step) / 60
+        raise ValueError(
+            f"{len(chosen)} networks with {plan.seeds} seeds do not fit into {plan.asked['budget']}: {_LEAST_STEPS} "
+            f"steps for each would take about {needed:.0f} minutes in all; allow more, or take fewer seeds"
+        )
+    return int(left / of_step)
+
+
+def _trial(plan: Plan, variant: Variant, opened: TrainingData, test: ImageSet) -> tuple[float, float]:
+    """The seconds of a step, and of all else in a cell: building the network, writing the run, judging."""
+    recipe = dataclasses.replace(plan.recipe, **variant.changes, max_steps=_TRIAL_STEPS)
+    ticks = [time.monotonic()]
+    with tempfile.TemporaryDirectory() as folder:
+        description = describe(plan.name, plan.assignments, recipe, opened.classes, plan.splits, plan.data)
+        run = RunFolder.create(Path(folder) / "trial", description)
+        _fit(recipe, run, opened, lambda step: ticks.append(time.monotonic()))
+    trained = time.monotonic()
+    step = (ticks[-1] - ticks[1]) / (_TRIAL_STEPS - 1)
+    module = build_module(recipe, opened.classes, pretrained=False)
+    judged = []
+    images = min(_TRIAL_IMAGES, len(test))
+    for some in (1, images):
+        begun = time.monotonic()
+        judge(module, Subset(test, range(some)), collate_for_evaluation(recipe), fit_settings(recipe), show=False)
+        judged.append(time.monotonic() - begun)
+    of_image = max(judged[1] - judged[0], 0) / max(images - 1, 1)
+    return step, trained - ticks[0] - step * _TRIAL_STEPS + judged[0] + of_image * (len(test) - 1)

@@ -1,0 +1,1 @@
+"""`pliant demo`: three small networks side by side."""

@@ -1,0 +1,196 @@
+"""The folder of a training run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pliant.outputs import is_free, require_folder
+from pliant.runs.files import UNFINISHED, write_json
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]
+
+_BEFORE_THE_FIRST_STEP = ("recipe.json", "versions.json", "problems.txt", "checkpoints", "tensorboard", ".lock")
+_LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "faster-coco-eval", "numpy")
+
+
+class RunFolder:
+    """The folder that a run writes to.
+
+    | file | what it holds |
+    | --- | --- |
+    | `recipe.json` | what is trained: recipe, fields, data, classes |
+    | `versions.json` | of the libraries, Python and the machine |
+    | `problems.txt` | what was found wrong in the data |
+    | `train.csv`, `val.csv` | losses of each step; results of each validation |
+    | `tensorboard/` | the same for TensorBoard |
+    | `checkpoints/last.ckpt` | all that is needed to resume; also `best.ckpt` |
+    | `checkpoints/*.safetensors` | the weights alone, with the recipe and classes in the header |
+
+    Args:
+        path: The folder; see `create` and `open`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.description_path = self.path / "recipe.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+
+    @classmethod
+    def create(cls, path: str | Path, description: Mapping[str, Any]) -> RunFolder:
+        """Make the folder of a new run.
+
+        Args:
+            path: Where; it must not exist or must be empty.
+            description: Written to ``recipe.json``; what JSON can hold.
+
+        Raises:
+            ValueError: If something is there already.
+        """
+        run = cls(path)
+        run.require_free()
+        run.checkpoints.mkdir(parents=True)
+        write_json(run.path / "versions.json", versions())
+        write_json(run.description_path, description)
+        return run
+
+    @classmethod
+    @contextlib.contextmanager
+    def new(cls, path: str | Path, description: Mapping[str, Any]) -> Iterator[RunFolder]:
+        """Make the folder of a new run; if the block fails before a step is done, it goes again. See `create`."""
+        place = Path(path)
+        made = [folder for folder in (place, *place.parents) if not folder.exists()]
+        run = cls.create(path, description)
+        try:
+            yield run
+        except BaseException:
+            if not run.started:
+                run.clear()
+                with contextlib.suppress(OSError):
+                    for folder in made:
+                        folder.rmdir()
+            raise
+
+    def clear(self) -> None:
+        """Remove what a run has before its first step."""
+        for name in _BEFORE_THE_FIRST_STEP:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    @property
+    def started(self) -> bool:
+        """Whether a step was done, or tried with a loss that was not finite."""
+        return any((self.path / name).exists() for name in ("train.csv", "not_finite")) or self.last.exists()
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that was started before.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        run = cls(path)
+        if not run.description_path.is_file():
+            raise ValueError(f"{run.path} is not a run folder: there is no {run.description_path.name} in it")
+        return run
+
+    def require_free(self) -> None:
+        """Raise `ValueError` if something is there already, and `OSError` if no folder can be made there."""
+        require_folder(self.path)
+        if not is_free(self.path):
+            raise ValueError(
+                f"{self.path} already holds something and is left as it is: continue that run with "
+                f"--resume {self.path}, or choose another folder with --run"
+            )
+
+    def description(self) -> dict[str, Any]:
+        """What ``recipe.json`` says.
+
+        Raises:
+            ValueError: If it cannot be read as a JSON object.
+        """
+        try:
+            content = json.loads(self.description_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{self.description_path} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.description_path} must hold a JSON object, got {type(content).__name__}")
+        return content
+
+    def weights(self) -> Path:
+        """The weights to judge and use: the best by validation, else the last.
+
+        Raises:
+            ValueError: If the run has none yet.
+        """
+        for checkpoint in (self.best, self.last):
+            if checkpoint.with_suffix(".safetensors").is_file():
+                return checkpoint.with_suffix(".safetensors")
+        raise ValueError(f"{self.path} holds no weights yet: no checkpoint was written")
+
+
+def resume_step(checkpoint: Path) -> int:
+    """The number of steps a checkpoint was taken after; 0 if there is none.
+
+    Raises:
+        ValueError: If the file is damaged or no checkpoint.
+    """
+    if not checkpoint.is_file():
+        return 0
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["global_step"])
+    except Exception as error:
+        raise ValueError(f"{checkpoint} is not a whole checkpoint: {error}") from error
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into a run's folder, and remove what a killed one left half-written.
+
+    The system lets go of the folder with the process, however that ends.
+
+    Raises:
+        ValueError: If another process trains into it.
+    """
+    with (folder / ".lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                # Not flock, which the processes that load data would hold on to.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise ValueError(f"another process trains into {folder}; wait for it, or stop it") from None
+            except OSError:
+                pass  # a file system without locks
+        for left in folder.rglob(f".*{UNFINISHED}"):
+            left.unlink()
+        yield
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, and the machine."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("pliant", *_LIBRARIES):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    found["threads"] = str(torch.get_num_threads())
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["cuda"] = str(torch.version.cuda)
+    return found

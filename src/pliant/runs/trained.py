@@ -1,0 +1,185 @@
+"""Weights with the recipe and classes they were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from pliant.engine.test_time_augmentation import AugmentedDetector, AugmentedSegmenter, Procedure
+from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, from_fields
+from pliant.runs.folder import RunFolder
+from pliant.runs.weights import read_weights
+from pliant.tasks.networks import build_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a file of weights says.
+
+    Attributes:
+        path: The file.
+        folder: Where results about it go: the run folder, or the one the file lies in.
+        name: Of the recipe.
+        recipe: With all changes it was trained with.
+        classes: Foreground names for detection, the background's first for segmentation, all for classification.
+        step: How many steps it was trained for.
+        data: The folder of the training data, which only a run folder knows.
+        test_split: The split that the training left for judging.
+        category_ids: The id that the training's data has for each class, in their order; None where it has none.
+        state: The tensors by name.
+    """
+
+    path: Path
+    folder: Path
+    name: str
+    recipe: Recipe
+    classes: tuple[str, ...]
+    step: int
+    data: str | None
+    test_split: str | None
+    category_ids: tuple[int, ...] | None
+    state: dict[str, Tensor]
+
+    def model(self) -> nn.Module:
+        """The network with these weights, ready to predict.
+
+        Raises:
+            ValueError: If the weights are not those of the network, or far fewer than the description asks for.
+        """
+        model = build_within(self.path, self.recipe, self.classes, self.state)
+        load_state(model, self)
+        return model.eval()
+
+
+def load_trained(source: Path) -> Trained:
+    """Read a run folder (its best weights, or the last where there was no validation) or a file of weights.
+
+    A checkpoint, ``.ckpt``, stands for the weights that were written with it.
+
+    Raises:
+        FileNotFoundError: If there is nothing of that name.
+        ValueError: If it is no run folder or file of weights, or is damaged.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: there is no such run folder or file of weights")
+    run = RunFolder.open(source) if source.is_dir() else None
+    path = _weights_of(source) if run is None else run.weights()
+    state, description = read_weights(path)
+    fields = described(path, description)
+    data = None if run is None else str(run.description()["data"])
+    return Trained(path=path, folder=path.parent if run is None else source, data=data, state=state, **fields)
+
+
+def _weights_of(path: Path) -> Path:
+    if path.suffix != ".ckpt":
+        return path
+    weights = path.with_suffix(".safetensors")
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"{path} is a checkpoint, to resume from; its weights would be {weights}, which is missing"
+        )
+    return weights
+
+
+def described(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Trained` that the description in a file's header gives.
+
+    Raises:
+        ValueError: If something is missing or wrong there.
+    """
+    try:
+        return {
+            "name": str(description["recipe"]),
+            "recipe": from_fields(description["kind"], description["fields"]),
+            "classes": tuple(map(str, description["classes"])),
+            "step": int(description["step"]),
+            "test_split": description["splits"]["test"],
+            "category_ids": _category_ids(description),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its description of the recipe cannot be used: {error}") from error
+
+
+def _category_ids(description: Mapping[str, Any]) -> tuple[int, ...] | None:
+    given = description.get("category_ids")  # earlier files have none
+    if given is None:
+        return None
+    ids = tuple(map(int, given))
+    if not len(description["classes"]) == len(ids) == len(set(ids)):
+        raise ValueError(f"expected a category id for each class, got {given}")
+    return ids
+
+
+def build_within(path: Path, recipe: Recipe, classes: tuple[str, ...], state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a file's description, which may come from a stranger, in the memory that its weights suggest.
+
+    Raises:
+        ValueError: If it cannot be built, or one tensor would take more than all of `state` eight times.
+    """
+    most = 8 * sum(value.nbytes for value in state.values()) + 2**26
+    try:
+        with _Limit(most):
+            return build_model(recipe, classes, pretrained=False)
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes a network that cannot be built for its weights: {error}") from error
+
+
+class _Limit(TorchDispatchMode):
+    """Raises ValueError where an operation gives a tensor of more bytes than `most`, before they are written to."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.nbytes > self.most:
+            raise ValueError(f"a tensor of shape {list(made.shape)} is too large")
+        return made
+
+
+def load_state(model: nn.Module, trained: Trained) -> None:
+    """Put the weights into a network.
+
+    Raises:
+        ValueError: If names or shapes differ; nothing is changed then.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(trained.state)), sorted(set(trained.state) - set(own))
+    wrong = [
+        f"{name} is {list(trained.state[name].shape)}, not {list(value.shape)}"
+        for name, value in own.items()
+        if name in trained.state and trained.state[name].shape != value.shape
+    ]
+    if missing or extra or wrong:
+        raise ValueError(
+            f"{trained.path} does not fit {trained.name}: "
+            f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
+            f"{len(wrong)} misshapen {wrong[:3]}"
+        )
+    model.load_state_dict(trained.state)
+
+
+def under_procedure(model: nn.Module, recipe: Recipe, procedure: Procedure | None) -> nn.Module:
+    """The network as it is used under a test-time procedure; itself if there is nothing to do.
+
+    Raises:
+        ValueError: If the procedure does not fit the network.
+    """
+    if procedure is None or procedure == Procedure():
+        return model
+    if isinstance(recipe, ClassificationRecipe):
+        raise ValueError("scales, flip, box averaging and soft-NMS are for detection and segmentation")
+    if isinstance(recipe, SegmentationRecipe):
+        return AugmentedSegmenter(model, procedure)
+    if not isinstance(model, GeneralizedRCNN):
+        raise ValueError("scales, flip, box averaging and soft-NMS need the detector itself, not an exported one")
+    return AugmentedDetector(model, procedure)

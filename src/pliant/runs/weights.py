@@ -1,0 +1,68 @@
+"""Files of weights that carry the recipe and classes of their network in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from pliant.runs.files import replacing
+
+_METADATA_KEY = "pliant"
+
+
+def write_weights(path: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
+    """Write the parameters and buffers of a model as safetensors, at once or not at all.
+
+    Args:
+        path: The file.
+        model: Its tensors keep their names and dtypes.
+        description: Put into the header as JSON, so that the file suffices to rebuild the model.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk.
+    """
+    # Tensors that share memory are not allowed in the format, hence the copies.
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    header = {"format": "pt", _METADATA_KEY: json.dumps(description, ensure_ascii=False)}
+    with replacing(path) as temporary:
+        try:
+            safetensors.torch.save_file(state, temporary, metadata=header)
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_weights` wrote.
+
+    Returns:
+        The tensors by name, on the CPU, and the description.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not whole, no safetensors, or was not written by `write_weights`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file of weights")
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    try:
+        description = json.loads(header[_METADATA_KEY])
+    except KeyError:
+        raise ValueError(
+            f"{path} does not say which network it belongs to: its header has no {_METADATA_KEY!r}. "
+            "Use weights that `pliant train` wrote."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the header's {_METADATA_KEY!r} is not JSON: {error}") from error
+    return state, description

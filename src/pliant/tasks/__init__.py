@@ -1,0 +1,1 @@
+"""Detection, segmentation and classification: what is special about each."""

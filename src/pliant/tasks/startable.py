@@ -1,0 +1,91 @@
+"""What a recipe must have for a training to begin, beyond the range of each field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import get_session
+
+from pliant.backbones.timm_backbone import timm_name
+from pliant.models.anchors import STRIDE
+from pliant.recipes.base import DetectionRecipe, Recipe
+from pliant.tasks.networks import PRETRAINED, RANDOM
+
+_PAPER = ("resnet50", "resnet101", "aligned_inception_resnet")
+_FILES = ("model.safetensors", "pytorch_model.bin")  # timm's
+
+
+def require_startable(recipe: Recipe) -> None:
+    """Check that a training of a recipe can come to something, before its data is read and anything is written.
+
+    Raises:
+        ValueError: If a frozen backbone has no weights, or there is no such accelerator; the message says what to set.
+        FileNotFoundError: If the weights are a file that is not there.
+    """
+    _require_weights(recipe)
+    if recipe.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("accelerator must be auto or cpu where torch finds no GPU, got gpu")
+
+
+def _require_weights(recipe: Recipe) -> None:
+    if recipe.weights is None and recipe.fixed_norms:
+        raise ValueError(
+            f"{recipe.backbone} has fixed batch norms and no weights, so it cannot learn: give it a file with --set "
+            "weights=FILE; or take timm's ImageNet weights, downloaded at the first use, with --set "
+            "backbone=timm/resnet50 --set weights=pretrained; or train all of a timm model from random numbers with "
+            "--set backbone=timm/resnet50 (frozen=none); --set weights=random starts from random numbers all the same"
+        )
+    if recipe.weights == PRETRAINED:
+        _require_timms_weights(recipe.backbone)
+    elif recipe.weights not in (None, RANDOM) and not Path(str(recipe.weights)).is_file():
+        raise FileNotFoundError(f"weights: there is no file {recipe.weights} (nor is it {PRETRAINED} or {RANDOM})")
+
+
+def _require_timms_weights(backbone: str) -> None:
+    if backbone in _PAPER:
+        raise ValueError(
+            f"weights=pretrained are timm's own, and {backbone} is the paper's form: set backbone=timm/resnet50 or "
+            "another timm model, or weights=FILE"
+        )
+    place: Any = timm.get_pretrained_cfg(timm_name(backbone))
+    if place is None or not place.has_weights:
+        raise ValueError(f"timm has no weights of {backbone}: set weights=FILE, or another backbone")
+    cached = [try_to_load_from_cache(place.hf_hub_id, name) for name in _FILES] if place.hf_hub_id else []
+    if any(isinstance(path, str) for path in cached):
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)  # once: the download itself tries for a minute
+    except Exception as error:  # the session is of requests or httpx
+        raise ConnectionError(
+            f"timm's weights of {backbone} are not on this machine, and {constants.ENDPOINT} cannot be reached for "
+            "them: give a file with --set weights=FILE, or train all of the network from random numbers with --set "
+            "weights=none"
+        ) from error
+
+
+def endless_warm_up(recipe: Recipe) -> str | None:
+    """Why the learning rate is never reached; None if it is."""
+    if recipe.warmup_steps < recipe.max_steps:
+        return None
+    return (
+        f"all steps, as warmup_steps={recipe.warmup_steps} is not below max_steps={recipe.max_steps}: the learning "
+        f"rate stays at {recipe.scaled_lr * recipe.warmup_factor:g}"
+    )
+
+
+def unfitting_anchors(recipe: Recipe) -> str | None:
+    """Why a detector learns from no anchor, as those that cross the image's border are left out; None if it can."""
+    if not isinstance(recipe, DetectionRecipe) or recipe.network == "fpn_faster_rcnn":
+        return None
+    side = min(recipe.anchor_scales) * STRIDE
+    # Of ratio 2:1 an anchor is 11 x 22 pixels, and of 1:2 23 x 12, where the square one is 16 x 16.
+    if side <= recipe.short_side or (side * 11 <= 16 * recipe.short_side and side * 22 <= 16 * recipe.max_side):
+        return None
+    return (
+        f"none fits into an image of short_side={recipe.short_side}, so few or no objects will be found: the smallest "
+        f"has {side} pixels (set smaller ones, such as --set anchor_scales=1,2,4)"
+    )

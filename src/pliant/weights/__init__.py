@@ -1,1 +1,0 @@
-"""Weights that others wrote: their files, and their names in ours."""

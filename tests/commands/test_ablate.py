@@ -1,0 +1,200 @@
+"""The paper's tables 1 and 3 on miniature data."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+import weakref
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pliant.commands.ablate import run as ablation
+from pliant.commands.ablate.grid import cells, table_rows, variants
+from pliant.commands.ablate.report import mean_and_spread, one_class_alone
+from pliant.commands.ablate.run import ablate, parse_duration
+from pliant.commands.train import build_module
+from pliant.engine.training import TrainingModule
+from pliant.outputs import is_free
+from pliant.recipes import coco, imagenet, voc
+
+TINY = (
+    "backbone=timm/resnet10t",
+    "weights=random",
+    "max_steps=1",
+    "batch_size=2",
+    "short_side=48",
+    "max_side=64",
+    "accelerator=cpu",
+    "lr=0.001",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, miniature: ModuleType) -> Path:
+    folder: Path = miniature.make_voc(tmp_path_factory.mktemp("data") / "voc", {"train": 3, "test": 2})
+    return folder
+
+
+def test_the_networks_of_the_tables() -> None:
+    plain = {"deform_layers": 0, "dilation": 2}
+    found = variants(voc.deeplab_deform())
+    assert [each.rows[1] for each in table_rows(found, 1)] == ["0", "1", "2", "3", "6"]
+    rows = ["dilation 2", "dilation 4", "dilation 6", "dilation 8", "deformable convolution"]
+    assert [each.rows[3] for each in table_rows(found, 3)] == rows
+    assert [each.changes for each in table_rows(found, 3)] == [
+        plain,
+        plain | {"dilation": 4},
+        plain | {"dilation": 6},
+        plain | {"dilation": 8},
+        plain | {"deform_layers": 3},
+    ]
+    assert len(variants(voc.class_aware_rpn())) == 8
+    for recipe in (voc.rfcn(), voc.faster_rcnn_deform()):
+        *_, roi, both = table_rows(variants(recipe), 3)
+        assert (roi.rows[3], both.rows[3]) == ("deformable RoI pooling", "both")
+        assert roi.changes == plain | {"deform_roi": True}
+        assert both.changes == {"deform_layers": 3, "dilation": 2, "deform_roi": True}
+        assert all(each.changes["deform_roi"] is False for each in table_rows(variants(recipe), 1))
+
+
+def test_tables_of_one_class_say_so(tmp_path: Path) -> None:
+    todo = cells(variants(voc.deeplab()), 1, tmp_path)
+
+    def judge(index: int, key: str, **values: float | None) -> None:
+        todo[index].folder.mkdir(parents=True, exist_ok=True)
+        content = {"results": {"per_class": {name: {key: value} for name, value in values.items()}}}
+        (todo[index].folder / "eval-test.json").write_text(json.dumps(content))
+
+    assert one_class_alone(todo, "test", voc.deeplab()) is None
+    for index in (0, 1):
+        judge(index, "IoU", background=0.7, leaf=0.0, absent=float("nan"), unknown=None)
+    assert "background alone has IoU above 0, so these" in str(one_class_alone(todo, "test", voc.deeplab()))
+    judge(1, "IoU", background=0.7, leaf=0.1)
+    assert one_class_alone(todo, "test", voc.deeplab()) is None
+    for index in (0, 1):
+        judge(index, "VOC_AP50", red=0.0, green=0.0)
+    assert "In every cell no class has VOC AP50 above 0" in str(one_class_alone(todo, "test", voc.rfcn()))
+    judge(0, "VOC_AP50", red=0.0)  # of a single class there is nothing else to find
+    judge(1, "VOC_AP50", red=0.0)
+    assert one_class_alone(todo, "test", voc.rfcn()) is None
+
+
+@pytest.mark.parametrize("recipe", [coco.fpn_faster_rcnn(), imagenet.resnet101()])
+def test_other_networks_have_no_such_tables(recipe: Any) -> None:
+    with pytest.raises(ValueError, match="tables are of DeepLab"):
+        variants(recipe)
+
+
+def test_seeds_come_after_networks() -> None:
+    todo = cells(variants(voc.deeplab()), 2, Path("out"))
+    assert [cell.seed for cell in todo] == [0] * 8 + [1] * 8
+    assert len({cell.folder for cell in todo}) == 16
+
+
+def test_an_interrupted_ablation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, calls = ablation.fit, []
+
+    def interrupted(module: Any, opened: Any, run: Any, *others: Any) -> int:
+        calls.append(run.path.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        if run.path.name == "dilation-6_seed0":
+            raise FloatingPointError("the loss of step 1 is not finite")
+        return fit(module, opened, run, *others)
+
+    monkeypatch.setattr(ablation, "fit", interrupted)
+    arguments = {"data": data, "assignments": TINY, "seeds": 1}
+    with pytest.raises(KeyboardInterrupt):
+        ablate(tmp_path / "out", **arguments)
+    assert "2 of 8 cells are done" in (tmp_path / "out" / "ablation.md").read_text()
+    report = ablate(tmp_path / "out", **arguments).read_text()
+    assert calls == [f"layers-{n}_seed0" for n in (0, 1, 2, 2, 3, 6)] + [f"dilation-{n}_seed0" for n in (4, 6, 8)]
+    assert "8 of 8 cells are done" in report
+    assert "Failed: dilation 6, seed 0: the loss of step 1 is not finite." in report
+    with (tmp_path / "out" / "ablation.csv").open() as file:
+        rows = {row["network"]: row for row in csv.DictReader(file)}
+    assert rows["dilation-6"]["mIoU"] == ""
+    for key, row in rows.items():
+        if key != "dilation-6":
+            folder = tmp_path / "out" / "cells" / f"{key}_seed0"
+            judged = json.loads((folder / "eval-test.json").read_text())
+            assert float(row["mIoU"]) == judged["results"]["mIoU"]
+            assert judged["step"] == 1
+            assert f"{100 * float(row['mIoU']):.1f}" in report
+    for suffix in ("png", "svg"):
+        assert (tmp_path / "out" / f"ablation.{suffix}").stat().st_size > 1000
+    with pytest.raises(ValueError, match="seeds is 1 there and 2 here"):
+        ablate(tmp_path / "out", data=data, assignments=TINY, seeds=2)
+
+
+def test_the_networks_of_former_cells_are_not_kept(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, alive = [], []
+
+    def building(*arguments: Any, **options: Any) -> Any:
+        alive.append(sum(network() is not None for network in kept))
+        module = build_module(*arguments, **options)
+        kept.append(weakref.ref(module.model))
+        return module
+
+    def failing(module: Any, losses: Any) -> Any:
+        if len(kept) == 2:
+            raise FloatingPointError("the loss of step 1 is not finite")
+        return total_loss(module, losses)
+
+    total_loss = TrainingModule.total_loss
+    monkeypatch.setattr(TrainingModule, "total_loss", failing)
+    monkeypatch.setattr(ablation, "build_module", building)
+    chosen = variants(voc.deeplab())
+    monkeypatch.setattr(ablation, "variants", lambda recipe: [chosen[0], chosen[3], chosen[1]])
+    gc.collect()
+    gc.disable()  # which comes too late for what is as large as a network
+    try:
+        ablate(tmp_path / "out", data, assignments=TINY, seeds=1)
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]
+    assert len(list((tmp_path / "out").glob("cells/*/failed.json"))) == 1
+    assert len(list((tmp_path / "out").glob("cells/*/eval-test.json"))) == 2
+
+
+def test_a_budget_sets_the_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "_trial", lambda *_: (2.0, 30.0))  # a step; all else in a cell
+    monkeypatch.setattr(ablation, "_run", lambda *_: None)
+    ablate(tmp_path / "out", data, assignments=TINY, seeds=1, budget="10m")
+    steps = json.loads((tmp_path / "out" / "ablation.json").read_text())["steps"]
+    assert 18 <= steps <= 20  # (0.95 * 600 - 8 * 30) / (8 * 2) = 20.6, less the time to open the data
+    with pytest.raises(ValueError, match="8 networks with 2 seeds do not fit into 10m"):
+        ablate(tmp_path / "other", data, assignments=TINY, seeds=2, budget="10m")
+
+
+def test_a_trial_tells_the_time_of_a_step_and_the_rest(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"do not fit into 1s: 10 steps for each would take about \d+ minutes"):
+        ablate(tmp_path / "out", data, assignments=TINY, seeds=1, budget="1s")
+    assert is_free(tmp_path / "out")
+
+
+def test_a_folder_of_other_things_is_left_alone(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        ablate(tmp_path, data, assignments=TINY)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("2h", 7200), ("1h30m", 5400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "20", "m", "0s", "1.5h", "20m1h", "-3m"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="such as 90s, 20m or 1h30m"):
+        parse_duration(text)
+
+
+def test_mean_and_spread() -> None:
+    assert mean_and_spread([]) == ""
+    assert mean_and_spread([50.0]) == "50.0"
+    assert mean_and_spread([50.0, 52.0, 54.0]) == "52.0 ± 2.0"

@@ -1,0 +1,128 @@
+"""Two processes on the CPU train and judge as one does, and a dead one ends the run, which then resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pliant.commands.evaluate import evaluate
+from pliant.commands.train import resume, train
+from pliant.runs.folder import RunFolder
+
+TINY = (
+    "backbone=timm/resnet10t",
+    "weights=random",
+    "batch_size=4",
+    "short_side=48",
+    "max_side=64",
+    "accelerator=cpu",
+    "train_split=train",
+    "test_split=test",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, miniature: ModuleType) -> Path:
+    # Of two processes that judge five images, one has more than the other.
+    folder: Path = miniature.make_voc(tmp_path_factory.mktemp("voc") / "data", {"train": 6, "val": 5, "test": 5})
+    path = folder / "SegmentationClass" / "scene_0.png"  # so that their shares differ in the pixels that count
+    with Image.open(path) as mask:
+        mask.paste(255, (0, 0, mask.width, mask.height // 2))
+        mask.save(path)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_same_logs(one: RunFolder, other: RunFolder, tolerance: float = 1e-4) -> None:
+    for name in ("train.csv", "val.csv"):
+        want, got = rows(one.path / name), rows(other.path / name)
+        assert len(want) == len(got)
+        for expected, found in zip(want, got, strict=True):
+            assert found == pytest.approx(expected, rel=tolerance, abs=1e-6)
+
+
+def same_results(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_results(one[key], other[key]) for key in one)
+    return bool(one == other) or {one != one or one is None, other != other or other is None} == {True}
+
+
+class KillSecond(threading.Thread):
+    """Ends the second process of a run with SIGKILL once so many steps are logged."""
+
+    def __init__(self, run: Path, steps: int) -> None:
+        super().__init__(daemon=True)
+        self.run_path = run
+        self.steps = steps
+
+    def run(self) -> None:
+        log = self.run_path / "train.csv"
+        while not log.is_file() or len(log.read_text().splitlines()) <= self.steps:
+            time.sleep(0.02)
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (folder / "cmdline").read_bytes()
+                if str(self.run_path).encode() in command and b"\0RANK=1\0" in (folder / "environ").read_bytes():
+                    os.kill(int(folder.name), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds the process in /proc, as Linux has it")
+def test_a_detector_trains_as_in_one_process_though_one_dies(data: Path, tmp_path: Path) -> None:
+    settings = (*TINY, "anchor_scales=1,2", "max_steps=12", "checkpoint_every=3", "validate_every=4", "lr=0.001")
+    killer = KillSecond(tmp_path / "shared", 4)
+    killer.start()
+    with pytest.raises(ChildProcessError, match="process 1 of 2 was ended by SIGKILL") as error:
+        train("voc.rfcn_deform", data, assignments=settings, run=tmp_path / "shared", devices=2)
+    assert f"continue with: pliant train --resume {tmp_path / 'shared'}" in str(error.value)
+    killer.join()
+    whole = train("voc.rfcn_deform", data, assignments=settings, run=tmp_path / "whole")
+    shared = resume(tmp_path / "shared", devices=2)
+    assert_same_logs(whole, shared)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_a_segmenter_and_judges_it(data: Path, tmp_path: Path, miniature: ModuleType) -> None:
+    settings = (*TINY, "max_steps=4", "validate_every=2", "lr=0.001", "crop=32,40")
+    shared = RunFolder(tmp_path / "shared")
+    options = [part for setting in settings for part in ("--set", setting)]
+    command = ["train", "voc.deeplab_deform", "--data", str(data), "--run", str(shared.path), *options]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    done = subprocess.run(
+        [*torchrun, "--rdzv-endpoint", "localhost:0", "-m", "--", "pliant", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("Trained. Weights:") == 1
+    whole = train("voc.deeplab_deform", data, assignments=settings, run=tmp_path / "whole")
+    assert_same_logs(whole, shared)
+
+    (data / "JPEGImages" / "scene_13.jpg").write_bytes(b"gone")  # the third of five, so the first process finds it
+    together, alone = evaluate(shared.path, devices=2), evaluate(shared.path, out=tmp_path / "alone.json")
+    assert together["images"] == alone["images"] == 4
+    assert together["skipped"] == alone["skipped"]
+    assert same_results(together["results"], alone["results"])
+
+
+def test_what_cannot_be_shared_is_refused_first(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size \(4\) must be divisible by the number of devices \(3\)"):
+        train("voc.deeplab", data, assignments=TINY, run=tmp_path / "run", devices=3)
+    assert not (tmp_path / "run").exists()
