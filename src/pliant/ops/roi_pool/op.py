@@ -30,19 +30,21 @@ def _pooling(output_size: Any, group_size: Any, *rest: Any) -> Pooling:
     return Pooling(tuple(output_size), tuple(group_size), *rest)
 
 
-@torch.library.impl("pliant::roi_pool", "default")
-def _forward(input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> Tensor:
+def forward(input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> Tensor:
     kernels = cpu if _native.serves(input) else gpu if _gpu.serves(input) else reference
     return kernels.roi_pool(input, rois, offset, _pooling(*pooling))
 
 
-@torch.library.impl("pliant::roi_pool_backward", "default")
-def _backward(grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> tuple[Tensor, Tensor]:
+def backward(grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *pooling: Any) -> tuple[Tensor, Tensor]:
     triton = _gpu.serves(input) and _gpu.adds_in_any_order()
     kernels = cpu if _native.serves(input) else gpu if triton else reference
     grad_input, grad_offset = kernels.roi_pool_backward(grad, input, rois, offset, _pooling(*pooling))
     grad_input = grad_input.contiguous(memory_format=_gpu.layout(input))
     return grad_input, input.new_empty(0) if grad_offset is None else grad_offset
+
+
+torch.library.impl("pliant::roi_pool", "default", forward)
+torch.library.impl("pliant::roi_pool_backward", "default", backward)
 
 
 @torch.library.register_fake("pliant::roi_pool")

@@ -1,0 +1,71 @@
+"""Which candidates are worth a measurement: those that fit, spill nothing, and are estimated best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from pliant.bench.gpu.estimate import GPUS, Figures, Work, blocks, cost
+
+_TRIED = 3  # times as many are compiled as are kept
+
+
+class Choice(NamedTuple):
+    """The candidates of a kernel on a problem."""
+
+    kernel: str
+    about: dict[str, Any]  # of the problem, for whoever reads the list
+    work: Work
+    tiles: Sequence[Any]
+    launches: Callable[[Sequence[Any]], list[Any]]  # what launches with some tiles
+
+
+def prune(
+    choices: Iterable[Choice], capability: int, most: int, figures: Callable[[list[Any]], list[Figures | None]]
+) -> list[dict[str, Any]]:
+    """For each choice the `most` best, best first, with their figures and estimates in microseconds.
+
+    Args:
+        figures: compiles launches; None stands for one that does not compile.
+    """
+    return [
+        {"kernel": choice.kernel, "target": capability, "problem": choice.about, **found}
+        for choice in choices
+        for found in _best(choice, capability, most, figures)
+    ]
+
+
+def _best(
+    choice: Choice, capability: int, most: int, figures: Callable[[list[Any]], list[Figures | None]]
+) -> list[dict[str, Any]]:
+    gpu = GPUS[capability]
+
+    def seconds(tiles: Any, found: Figures) -> float:
+        return cost(choice.kernel, choice.work, tiles).seconds(gpu, choice.work, blocks(found, gpu), tiles.stages)
+
+    hoped = sorted(choice.tiles, key=lambda tiles: seconds(tiles, least(choice.kernel, tiles)))[: _TRIED * most]
+    compiled = zip(hoped, figures(choice.launches(hoped)), strict=True)
+    fitting = [(tiles, found) for tiles, found in compiled if found and not found.spilled and blocks(found, gpu)]
+    timed = [(seconds(tiles, found), tiles, found) for tiles, found in fitting]
+    # Of those that are estimated alike, first who keeps more threads on a multiprocessor.
+    ranked = sorted(timed, key=lambda each: (each[0], -blocks(each[2], gpu) * each[2].threads))
+    return [
+        {
+            "tiles": tiles._asdict(),
+            **found._asdict(),
+            "blocks": blocks(found, gpu),
+            "microseconds": round(1e6 * time, 1),
+        }
+        for time, tiles, found in ranked[:most]
+    ]
+
+
+def least(kernel: str, tiles: Any) -> Figures:
+    """What a kernel needs at least, before it is compiled: registers for its sums."""
+    sums = {
+        "forward": tiles.cells * tiles.outs,
+        "backward_samples": tiles.cells * tiles.channels,
+        "backward_weight": tiles.outs * tiles.channels,
+    }
+    threads = 32 * tiles.warps
+    return Figures(min(255, 40 + sums.get(kernel, 0) // threads), 0, 0, threads)
