@@ -216,12 +216,12 @@ def with_forward(conv: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (nn.utils.weight_norm, "2: its weight is no parameter but computed by WeightNorm"),
-        (nn.utils.spectral_norm, "2: its weight is no parameter but computed by SpectralNorm"),
+        (nn.utils.weight_norm, "2: its weight is not a parameter but computed by WeightNorm"),
+        (nn.utils.spectral_norm, "2: its weight is not a parameter but computed by SpectralNorm"),
         (lambda c: prune.l1_unstructured(c, "weight", 0.3), "2: its weight .* computed by L1Unstructured"),
         (lambda c: prune.l1_unstructured(c, "bias", 0.3), "2: its bias .* computed by L1Unstructured"),
         (parametrizations.weight_norm, "2: the convolution is parametrized"),
-        (with_forward, "2: .* has forward of its own"),
+        (with_forward, "2: .* (already has|replaces) forward"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -250,14 +250,14 @@ def put(name: str, value: Any) -> Callable[[], nn.Module]:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (put("border", "mine"), "1: the convolution has border of its own"),
-        (put("offset_conv", nn.Linear(1, 1)), "1: the convolution has offset_conv of its own"),
-        (put("split", 1), "1: the convolution has split of its own"),
+        (put("border", "mine"), "1: the convolution already has border"),
+        (put("offset_conv", nn.Linear(1, 1)), "1: the convolution already has offset_conv"),
+        (put("split", 1), "1: the convolution already has split"),
         (
             put("weight", nn.Parameter(torch.zeros(3, 2, 3, 3))),
             r"1: its weight must .* shape \[3, 3, 3, 3\], got .*2, 3",
         ),
-        (lambda: nn.Conv2d(3, 3, 3, dtype=torch.complex64), "1: its weight must be of floating point"),
+        (lambda: nn.Conv2d(3, 3, 3, dtype=torch.complex64), "1: its weight must be floating point"),
         (lambda: nn.LazyConv2d(3, 3), r"1: its weight has no shape yet \(LazyConv2d\); run the model once"),
         (lambda: OwnConvForward(3, 3, 3), "1: OwnConvForward computes more than"),
         (lambda: timm.layers.StdConv2d(3, 3, 3), "1: StdConv2d computes more than"),
@@ -287,7 +287,7 @@ def test_a_subclass_of_a_deformable_layer_does_not_lose_its_methods() -> None:
             return 1
 
     assert type(pliant.undeform(nn.Sequential(Named()))[0]) is nn.Conv2d
-    with pytest.raises(ValueError, match=r"0: Mine has mine of its own, which torch.nn.Conv2d does not have"):
+    with pytest.raises(ValueError, match=r"0: Mine defines mine, which torch.nn.Conv2d does not have"):
         pliant.undeform(nn.Sequential(Mine()))
 
 
@@ -298,7 +298,7 @@ def test_distributed_models_are_changed_before_they_are_wrapped() -> None:
             self.module = module
 
     model = Wrapped(network())
-    with pytest.raises(ValueError, match=r"the model is a DistributedDataParallel.*; deform first"):
+    with pytest.raises(ValueError, match=r"the model is a DistributedDataParallel.*; deform the model first"):
         pliant.deform(model, 1)
-    with pytest.raises(ValueError, match="undeform first"):
+    with pytest.raises(ValueError, match="undeform the model first"):
         pliant.undeform(Wrapped(pliant.deform(network(), 1)))

@@ -1,4 +1,4 @@
-"""Calls that wait for a module to be imported, so that importing Pliant need not import it."""
+"""Calls that wait until a module is imported, so that importing Pliant does not import it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _waiting: dict[str, _Waiting] = {}
 
 
 def after_import(name: str, call: Callable[[], None]) -> None:
-    """Call now if the module has been imported, otherwise when its import ends; never if that does not happen."""
+    """Call now if the module has been imported, otherwise when its import ends."""
     module = sys.modules.get(name)
     if module is not None and not getattr(module.__spec__, "_initializing", False):
         call()
@@ -25,7 +25,7 @@ def after_import(name: str, call: Callable[[], None]) -> None:
 
 
 class _Waiting(MetaPathFinder):
-    """Finds one module as the other finders do, and makes calls when it has been executed."""
+    """Finds a module as the other finders do, and makes the calls after it has been executed."""
 
     def __init__(self, name: str) -> None:
         self._name = name

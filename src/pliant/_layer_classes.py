@@ -1,4 +1,4 @@
-"""Which class a convolution becomes when it is made deformable in place, and which one it was before."""
+"""The classes that a convolution has when it is made deformable in place, and when it is reverted."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import nn
 
 from pliant.nn import DeformConv2d, DeformConv2dSame
 
-# The deformable class for what computes a convolution, by the full name of the class that defines it.
+# The deformable class for each class that defines the computation of a convolution, by its full name.
 _KINDS: dict[str, type[DeformConv2d]] = {
     "torch.nn.modules.conv.Conv2d": DeformConv2d,
     "timm.layers.conv2d_same.Conv2dSame": DeformConv2dSame,
 }
 _PLAIN: dict[type, type[nn.Conv2d]] = {DeformConv2d: nn.Conv2d}
-# The methods of a convolution that a deformable layer's forward takes the place of.
+# The methods of a convolution that a deformable layer replaces.
 COMPUTING = {"forward", "_conv_forward"}
-# What a subclass may define without that anything is lost when its instances become a torch.nn.Conv2d.
-_SAID_OF_ANY_CLASS = (vars(nn.Conv2d).keys() - COMPUTING) | {"extra_repr", "__repr__", "__annotations__"}
+# Members of a subclass that may be lost when its instances become a torch.nn.Conv2d.
+_DISPENSABLE = (vars(nn.Conv2d).keys() - COMPUTING) | {"extra_repr", "__repr__", "__annotations__"}
 
 
 def deformable_classes(name: str, plain: type[nn.Conv2d]) -> tuple[type[DeformConv2d], type[DeformConv2d]]:
-    """What computes a class of convolutions deformably, and the class that its instances become.
+    """The deformable class that computes a class of convolutions, and the class that its instances become.
 
-    The second is the first for torch.nn.Conv2d itself. For a subclass it is a class of both, so that the methods of
-    the subclass stay.
+    Both are the same for `torch.nn.Conv2d`. For a subclass the second one inherits from both, so the methods of the
+    subclass stay.
 
     Raises:
-        ValueError: the class computes something else. The message begins with `name`, that of the layer.
+        ValueError: if the class computes something else. The message begins with `name`, the name of the layer.
     """
     definers = {next(base for base in plain.__mro__ if method in vars(base)) for method in COMPUTING}
     known = [base for base in plain.__mro__ if f"{base.__module__}.{base.__qualname__}" in _KINDS]
@@ -48,26 +48,24 @@ def plain_class(name: str, kind: type[DeformConv2d]) -> type[nn.Conv2d]:
     """The class of the convolution that an instance of a class of deformable layers becomes.
 
     Raises:
-        ValueError: the class has members of its own, which would be lost. The message begins with `name`.
+        ValueError: if the class has members of its own, which would be lost. The message begins with `name`.
     """
     if kind in _PLAIN:
         return _PLAIN[kind]
-    own = sorted(members_between(kind, DeformConv2d) - _SAID_OF_ANY_CLASS)
+    own = sorted(members_between(kind, DeformConv2d) - _DISPENSABLE)
     if own:
-        raise ValueError(
-            f"{name}: {kind.__name__} has {', '.join(own)} of its own, which torch.nn.Conv2d does not have"
-        )
+        raise ValueError(f"{name}: {kind.__name__} defines {', '.join(own)}, which torch.nn.Conv2d does not have")
     return nn.Conv2d
 
 
 def members_between(kind: type, base: type) -> set[str]:
-    """What a class and its bases define, but for those that are bases of another class too."""
+    """The members that a class and its bases define, without the bases that it shares with `base`."""
     return {member for each in kind.__mro__ if each not in base.__mro__ for member in vars(each)}
 
 
 @cache
 def _joined(deformable: Any, plain: Any) -> Any:
-    """A deformable class that keeps the methods of a subclass of Conv2d, and is an instance of it too."""
+    """A deformable class that keeps the methods of a subclass of Conv2d and is a subclass of it too."""
     if plain is nn.Conv2d:
         return deformable
 

@@ -1,4 +1,4 @@
-"""Which kernel runs, and why not a faster one."""
+"""Which kernel runs for a tensor, and why a faster one does not."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _REFERENCE = "the reference, in plain PyTorch"
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; its text is for people.
+    """The result of `explain`, which prints as text.
 
     Attributes:
-        operator: the operator's name.
+        operator: name of the operator.
         kernel: the kernel that runs.
-        notes: one sentence each: why a faster kernel does not run, how this one computes.
+        notes: sentences about why a faster kernel does not run and how this one computes.
     """
 
     operator: str
@@ -34,14 +34,22 @@ class Explanation:
 
 
 def explain(input: Tensor, operator: str = "deform_conv2d") -> Explanation:
-    """Say which kernel would run for a tensor, and why not a faster one.
+    """Explain which kernel runs for a tensor, and why a faster one does not.
 
     Args:
-        input: the operator's input; its device and dtype decide.
-        operator: one of the functions of `pliant.ops`.
+        input: the operator's input. Its device and dtype decide.
+        operator: name of a function of `pliant.ops`.
+
+    Returns:
+        An `Explanation`, which prints as text.
 
     Raises:
-        TypeError, ValueError: if the input is no tensor, or the operator is unknown.
+        TypeError: if the input is not a tensor.
+        ValueError: if the operator is unknown.
+
+    Examples:
+        >>> print(pliant.explain(torch.rand(1, 8, 16, 16)))
+        pliant.ops.deform_conv2d runs on ...
     """
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a Tensor, got {type(input).__name__}")

@@ -1,4 +1,4 @@
-"""Layers that predict their own offsets."""
+"""Layers that predict their own offsets, and the plain poolings beside them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,37 @@ from pliant.ops.roi_pool import SAMPLINGS
 
 
 class DeformConv2d(nn.Conv2d):
-    """A deformable convolution with its offset branch (Dai et al. 2017, section 2.1).
+    """A deformable convolution that predicts its own offsets (Dai et al. 2017, section 2.1).
 
-    A convolution, and so loads its weights; beside it `offset_conv`, of the same kernel, stride and dilation,
-    predicts from the same input where each tap samples. The branch starts at zero, so at first the
-    layer computes what the plain convolution does.
+    The layer is a `torch.nn.Conv2d` and loads the weights of one. Its offset branch `offset_conv`, a convolution with
+    the same kernel, stride and dilation, predicts from the same input where each tap samples. The branch is initialised
+    to zero, so the layer initially computes the plain convolution.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as torch.nn.Conv2d;
-            `padding` may be "same" (with an odd kernel extent) or "valid". Padding is with zeros.
-        offset_groups: groups of input channels that sample at places of their own.
-        modulated: also predict a factor for every sample, `2 * sigmoid(logit)`, one at the start (Zhu et al.
-            2019; twice theirs, so that the layer starts as the plain convolution).
+        in_channels, out_channels, kernel_size, stride, dilation, groups, bias, device, dtype: see `torch.nn.Conv2d`.
+        padding: an int, a pair, `"same"` (for odd kernel extents) or `"valid"`. Padding is with zeros.
+        offset_groups: number of groups of input channels with offsets of their own.
+        modulated: also predict a factor for every sample, `2 * sigmoid(logit)` (Zhu et al. 2019). It is initially one;
+            in the paper it is `sigmoid(logit)`, which starts at a half.
         border: `"paper"` or `"authors"`, see `pliant.ops.deform_conv2d`.
-        offset_dilation: of the offset branch, if not `dilation` (the authors' DeepLab has 1 where that is 2).
+        offset_dilation: dilation of the offset branch, by default `dilation`. The authors' DeepLab uses 1 where
+            `dilation` is 2.
 
-    Shape: `[B, in_channels, H, W]` to `[B, out_channels, Ho, Wo]`, Ho and Wo as a convolution's; or both without their
-    batch axis, as torch.nn.Conv2d takes them.
+    Shape:
+        - Input: `[B, in_channels, H, W]`, or `[in_channels, H, W]`
+        - Output: `[B, out_channels, Ho, Wo]`, or `[out_channels, Ho, Wo]`, as for `torch.nn.Conv2d`
 
     Attributes:
-        offset_conv: torch.nn.Conv2d with `2 * offset_groups * kh * kw` output channels, and
-            `offset_groups * kh * kw` more for the logits when modulated.
+        offset_conv: `torch.nn.Conv2d` with `2 * offset_groups * kh * kw` output channels, and `offset_groups * kh * kw`
+            more for the logits if `modulated`.
+
+    Raises:
+        ValueError, TypeError: if an argument is out of its range, or an input has the wrong shape, dtype or device.
+
+    Examples:
+        >>> layer = pliant.nn.DeformConv2d(16, 32, 3, padding=1, modulated=True)
+        >>> layer(torch.rand(2, 16, 20, 30)).shape
+        torch.Size([2, 32, 20, 30])
     """
 
     def __init__(
@@ -100,7 +110,7 @@ class DeformConv2d(nn.Conv2d):
         )
 
     def split(self, branch: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output of `offset_conv` as the offset `[B, 2 * G * kh * kw, Ho, Wo]` and the mask, if modulated."""
+        """Split the output of `offset_conv` into offset `[B, 2 * G * kh * kw, Ho, Wo]` and mask or None."""
         if not self.modulated:
             return branch, None
         samples = self.offset_groups * self.kernel_size[0] * self.kernel_size[1]
@@ -113,18 +123,23 @@ class DeformConv2d(nn.Conv2d):
 
 
 class DeformConv2dSame(DeformConv2d):
-    """A deformable convolution with TensorFlow's padding "SAME", as timm's Conv2dSame.
+    """A deformable convolution with TensorFlow's "SAME" padding, like timm's `Conv2dSame`.
 
-    The input is padded so that the output has `ceil(H / stride)` rows and `ceil(W / stride)` columns. Where the padding
-    is odd, the side at the bottom or at the right has one cell more, so how a cell lies on the input depends on the
-    input's size.
+    The input is padded so that the output has `ceil(H / stride)` rows and `ceil(W / stride)` columns. If the padding is
+    odd, the bottom or right side gets the extra cell, so the alignment of cells depends on the size of the input.
 
     Args:
-        in_channels, out_channels, kernel_size, stride: as torch.nn.Conv2d.
-        padding: not used; timm's layer has the argument too.
+        in_channels, out_channels, kernel_size, stride: see `torch.nn.Conv2d`.
+        padding: ignored; timm's layer has the argument too.
         args, kwargs: the other arguments of `DeformConv2d`.
 
-    Shape: `[B, in_channels, H, W]` to `[B, out_channels, ceil(H / stride), ceil(W / stride)]`.
+    Shape:
+        - Input: `[B, in_channels, H, W]`
+        - Output: `[B, out_channels, ceil(H / stride), ceil(W / stride)]`
+
+    Examples:
+        >>> pliant.nn.DeformConv2dSame(3, 8, 3, stride=2)(torch.rand(1, 3, 15, 16)).shape
+        torch.Size([1, 8, 8, 8])
     """
 
     def __init__(
@@ -145,7 +160,7 @@ class DeformConv2dSame(DeformConv2d):
 
 @torch.fx.wrap
 def _padded_same(input: Tensor, kernel: Any, stride: Any, dilation: Any) -> Tensor:
-    """A map with TensorFlow's padding for a convolution; what the sizes say does not concern a symbolic trace."""
+    """Pad a map as TensorFlow does for a convolution. A symbolic trace records the call without looking inside."""
     sides = []
     for axis in (1, 0):
         size, extent = input.shape[2 + axis], dilation[axis] * (kernel[axis] - 1) + 1
@@ -155,7 +170,7 @@ def _padded_same(input: Tensor, kernel: Any, stride: Any, dilation: Any) -> Tens
 
 
 def _narrowed(conv: nn.Conv2d, dilation: int | tuple[int, int] | None) -> tuple[Any, Any]:
-    """Padding and dilation of a branch whose output has the size of the convolution's."""
+    """Padding and dilation of a branch whose output has the size of the convolution's output."""
     if dilation is None:
         dilation = conv.dilation  # type: ignore[assignment]
     pair = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)  # type: ignore[arg-type]
@@ -170,7 +185,7 @@ def _narrowed(conv: nn.Conv2d, dilation: int | tuple[int, int] | None) -> tuple[
 
 
 def _explicit_padding(conv: nn.Conv2d) -> tuple[int, int]:
-    """The padding in numbers, where it came as "same" or "valid"."""
+    """The padding as numbers, also if it was given as "same" or "valid"."""
     if not isinstance(conv.padding, str):
         return conv.padding  # type: ignore[return-value]
     if conv.padding == "valid":
@@ -191,9 +206,22 @@ def _check_pooling(output_size: int, spatial_scale: float, sampling: str) -> Non
 
 
 class RoIPool(nn.Module):
-    """Plain RoI pooling by averages, `pliant.ops.roi_pool` as a module.
+    """Average RoI pooling, `pliant.ops.roi_pool` as a module.
 
-    Shape: input `[B, C, H, W]` and rois `[R, 5]` or a list of `[L, 4]`, to `[R, C, k, k]`.
+    Args:
+        output_size: number of bins k on each side.
+        spatial_scale: cells of the map per image pixel.
+        sampling: `"paper"` or `"authors"`, see `pliant.ops.roi_pool`.
+
+    Shape:
+        - Input: map `[B, C, H, W]`, and rois `[R, 5]` or a list of boxes `[L, 4]` per image
+        - Output: `[R, C, k, k]`
+
+    Examples:
+        >>> pool = pliant.nn.RoIPool(output_size=7, spatial_scale=1 / 16)
+        >>> rois = torch.tensor([[0, 10.0, 20.0, 200.0, 300.0]])  # image, x0, y0, x1, y1
+        >>> pool(torch.rand(1, 64, 24, 32), rois).shape
+        torch.Size([1, 64, 7, 7])
     """
 
     def __init__(self, output_size: int, spatial_scale: float, sampling: str = "paper") -> None:
@@ -211,23 +239,36 @@ class RoIPool(nn.Module):
 
 
 class DeformRoIPool(RoIPool):
-    """Deformable RoI pooling with its offset branch (Dai et al. 2017, section 2.2, figure 3).
+    """Deformable RoI pooling that predicts its own offsets (Dai et al. 2017, section 2.2 and figure 3).
 
-    The RoI is pooled plainly, a fully connected layer predicts from that the normalised offsets of its k x k
-    bins, and the RoI is pooled again with the bins moved. The layer starts at zero, as plain pooling; train it
-    at 0.01 times the learning rate (`pliant.param_groups` does).
+    The layer pools each RoI plainly, predicts the normalised offsets of its k x k bins from the result with a fully
+    connected layer, and pools the RoI again with the bins moved. The fully connected layer is initialised to zero, so
+    the layer initially computes plain pooling. The paper trains it at 0.01 times the learning rate, as
+    `pliant.param_groups` does.
 
     Args:
-        channels: C of the input.
-        output_size: k.
+        channels: channels C of the input.
+        output_size: number of bins k on each side.
         spatial_scale: cells of the map per image pixel.
-        gamma: scale of the offsets, in parts of the RoI's size.
+        gamma: scale of the offsets, in fractions of the RoI's size.
         sampling: `"paper"` or `"authors"`, see `pliant.ops.roi_pool`.
 
-    Shape: input `[B, C, H, W]` and rois `[R, 5]` or a list of `[L, 4]`, to `[R, C, k, k]`.
+    Shape:
+        - Input: map `[B, C, H, W]`, and rois `[R, 5]` or a list of boxes `[L, 4]` per image
+        - Output: `[R, C, k, k]`
 
     Attributes:
-        offset_fc: torch.nn.Linear from `C * k * k` to `2 * k * k` (x offsets of all bins, then y).
+        offset_fc: `torch.nn.Linear` from `C * k * k` to `2 * k * k` features, the x offsets of all bins before the
+            y offsets.
+
+    Raises:
+        ValueError, TypeError: if an argument is out of its range, or an input has the wrong shape, dtype or device.
+
+    Examples:
+        >>> pool = pliant.nn.DeformRoIPool(channels=64, output_size=7, spatial_scale=1 / 16)
+        >>> rois = torch.tensor([[0, 10.0, 20.0, 200.0, 300.0]])  # image, x0, y0, x1, y1
+        >>> pool(torch.rand(1, 64, 24, 32), rois).shape
+        torch.Size([1, 64, 7, 7])
     """
 
     def __init__(
@@ -255,9 +296,19 @@ class DeformRoIPool(RoIPool):
 
 
 class PSRoIPool(RoIPool):
-    """Plain position-sensitive RoI pooling by averages, `pliant.ops.ps_roi_pool` as a module.
+    """Average position-sensitive RoI pooling, `pliant.ops.ps_roi_pool` as a module.
 
-    Shape: input `[B, C * k * k, H, W]` and rois `[R, 5]` or a list of `[L, 4]`, to `[R, C, k, k]`.
+    Args:
+        output_size, spatial_scale, sampling: see `RoIPool`.
+
+    Shape:
+        - Input: score maps `[B, C * k * k, H, W]`, and rois `[R, 5]` or a list of boxes `[L, 4]` per image
+        - Output: `[R, C, k, k]`
+
+    Examples:
+        >>> pool = pliant.nn.PSRoIPool(output_size=3, spatial_scale=1 / 16)
+        >>> pool(torch.rand(1, 5 * 3 * 3, 10, 10), [torch.tensor([[16.0, 16.0, 112.0, 80.0]])]).shape
+        torch.Size([1, 5, 3, 3])
     """
 
     def forward(self, input: Tensor, rois: Tensor | list[Tensor]) -> Tensor:
@@ -265,23 +316,38 @@ class PSRoIPool(RoIPool):
 
 
 class DeformPSRoIPool(nn.Module):
-    """Deformable position-sensitive RoI pooling with its offset fields (Dai et al. 2017, figure 4).
+    """Deformable position-sensitive RoI pooling that predicts its own offsets (Dai et al. 2017, figure 4).
 
-    A 1x1 convolution of the features gives `2 * k^2 * T` offset fields; position-sensitive pooling of these
-    gives every RoI the offsets of its bins, with which the score maps are then pooled.
+    A 1x1 convolution of the features gives `2 * k * k * T` offset fields. Position-sensitive pooling of these fields
+    gives the offsets of every bin of every RoI, and the score maps are pooled with the bins moved.
 
     Args:
-        channels: of the features that predict the offsets.
-        output_size: k.
+        channels: channels of the features that predict the offsets.
+        output_size: number of bins k on each side.
         spatial_scale: cells of the map per image pixel.
-        offset_classes: T. The number of classes, background included, for class-aware offsets; 1 for
-            class-agnostic ones. T must divide the pooled channels.
-        gamma, sampling: as `DeformRoIPool`. With `"authors"` the fields too are pooled by their sampled operator.
+        offset_classes: number of classes T with offsets of their own: the number of classes, background included, for
+            class-aware offsets, or 1 for class-agnostic ones. T must divide the pooled channels.
+        gamma: scale of the offsets, in fractions of the RoI's size.
+        sampling: `"paper"` or `"authors"`, see `pliant.ops.roi_pool`; `"authors"` pools the offset fields by the
+            authors' sampled operator too.
 
-    Shape: scores `[B, C * k * k, H, W]`, features `[B, channels, H, W]` and rois, to `[R, C, k, k]`.
+    Shape:
+        - Input: score maps `[B, C * k * k, H, W]`, features `[B, channels, H, W]`, and rois `[R, 5]` or a list of boxes
+          `[L, 4]` per image
+        - Output: `[R, C, k, k]`
 
     Attributes:
-        offset_conv: torch.nn.Conv2d, 1x1, zero at first; channel `(2 * t + axis) * k * k + bin`, x before y.
+        offset_conv: 1x1 `torch.nn.Conv2d`, initialised to zero. The offset of a bin on an axis (x before y) is channel
+            `(2 * t + axis) * k * k + bin`.
+
+    Raises:
+        ValueError, TypeError: if an argument is out of its range, or an input has the wrong shape, dtype or device.
+
+    Examples:
+        >>> pool = pliant.nn.DeformPSRoIPool(channels=64, output_size=3, spatial_scale=1 / 16, offset_classes=5)
+        >>> scores, features = torch.rand(1, 5 * 3 * 3, 10, 10), torch.rand(1, 64, 10, 10)
+        >>> pool(scores, features, [torch.tensor([[16.0, 16.0, 112.0, 80.0]])]).shape
+        torch.Size([1, 5, 3, 3])
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Make any model deformable, undo it, and group its parameters as the method trains them."""
+"""Make any model deformable, revert it, and group its parameters by learning rate."""
 
 from __future__ import annotations
 
@@ -27,27 +27,39 @@ def deform(
     border: str = "paper",
     offset_dilation: int | tuple[int, int] | None = None,
 ) -> nn.Module:
-    """Turn convolutions of a model into deformable ones, in place; weights stay, and so does the output at first.
+    """Turn convolutions of a model into deformable ones, in place.
 
-    A convolution stays the object that it is: it becomes an instance of `DeformConv2d` and gets an offset branch. So
-    its hooks and their handles, its parameters, buffers and submodules, every attribute, and whatever else refers to
-    it stay as they are. The branch is on the device and of the dtype of the weight.
+    The weights stay, and the output is initially unchanged. Every convolution remains the same object: it becomes an
+    instance of `DeformConv2d` and gets an offset branch on the device and in the dtype of its weight. Its hooks,
+    parameters, buffers, submodules and attributes stay, and so do all references to it.
 
     Args:
-        model: any torch.nn model. Convolutions are torch.nn.Conv2d padded with zeros, timm's Conv2dSame, or subclasses
-            of these that compute the same (they define no forward of their own).
-        where: which ones: a glob pattern on module names (`"layer4.*.conv2"`), a predicate
-            `(name, module) -> bool`, or an int, the last n convolutions with a kernel larger than 1, in the order
-            of `model.named_modules()`. A module that the model holds under several names has all of them.
-        offset_groups, modulated, border, offset_dilation: as for `pliant.nn.DeformConv2d`.
+        model: any `torch.nn.Module`. Its convolutions may be `torch.nn.Conv2d` padded with zeros, timm's `Conv2dSame`,
+            or subclasses of either without a `forward` of their own.
+        where: which convolutions to deform: a glob pattern on module names (`"layer4.*.conv2"`), a predicate
+            `(name, module) -> bool`, or an int n for the last n convolutions with a kernel larger than 1 in the order
+            of `model.named_modules()`. A module with several names matches by any of them.
+        offset_groups, modulated, border, offset_dilation: see `pliant.nn.DeformConv2d`.
 
     Returns:
-        The model itself.
+        The model.
 
     Raises:
-        ValueError: when nothing matches, or a match cannot be deformed: its weight or bias is no parameter but computed
-            (weight_norm, spectral_norm, pruning, parametrizations), its forward was replaced, or it has an attribute
-            of a name that the deformable layer needs. The message names the layer, and nothing is changed then.
+        ValueError: if nothing matches, or a match cannot be deformed: its weight or bias is computed (weight_norm,
+            spectral_norm, pruning, parametrizations), its `forward` was replaced, or it has an attribute whose name the
+            deformable layer needs. The message names the layer, and the model is unchanged.
+        TypeError: if `where` is none of these.
+
+    Examples:
+        >>> import torchvision
+        >>> model = torchvision.models.resnet18().eval()
+        >>> image = torch.rand(1, 3, 64, 64)
+        >>> before = model(image)
+        >>> model = pliant.deform(model, "layer4.*.conv2")
+        >>> model.layer4[0].conv2.offset_conv.out_channels
+        18
+        >>> torch.allclose(model(image), before, atol=1e-4)
+        True
     """
     chosen = _choose(model, where)
     _require_one_process(model, "deform")
@@ -66,15 +78,27 @@ def deform(
 
 
 def undeform(model: nn.Module) -> nn.Module:
-    """Turn every `DeformConv2d` of a model back into the convolution that it was, with the same weights, in place.
+    """Turn every `DeformConv2d` of a model back into a plain convolution with the same weights, in place.
 
-    The offset branches are dropped, with all that hangs on them. Everything else on a layer stays, as in `deform`; a
-    layer that was built as a `DeformConv2d` becomes a torch.nn.Conv2d. A model without deformable convolutions is
-    returned as it is.
+    The offset branches are dropped, with everything attached to them. Everything else on a layer stays, as in `deform`.
+    A layer that was built as a `DeformConv2d` becomes a `torch.nn.Conv2d`.
+
+    Args:
+        model: any model. Without deformable convolutions it is returned unchanged.
+
+    Returns:
+        The model.
 
     Raises:
-        ValueError: when a layer cannot be turned back, for the reasons of `deform`, or because it is of a subclass
-            with members of its own. The message names the layer, and nothing is changed then.
+        ValueError: if a layer cannot be reverted, for the reasons given for `deform`, or because its class is a
+            subclass with members of its own. The message names the layer, and the model is unchanged.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pliant.nn.DeformConv2d(3, 8, 3))
+        >>> pliant.undeform(model)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+        )
     """
     layers = {name or "the model": layer for name, layer in model.named_modules() if isinstance(layer, DeformConv2d)}
     if layers:
@@ -89,7 +113,19 @@ def undeform(model: nn.Module) -> nn.Module:
 
 
 def most_deformable(model: nn.Module) -> int:
-    """How many of the last convolutions with a kernel larger than 1 `deform` can take, at most."""
+    """The largest n for which `deform(model, n)` succeeds.
+
+    Args:
+        model: any model.
+
+    Returns:
+        The number of convolutions with a kernel larger than 1, counted from the last, that can be deformed.
+
+    Examples:
+        >>> from pliant.surgery import most_deformable
+        >>> most_deformable(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 1)))
+        1
+    """
     most = 0
     for names, conv in reversed(_convolutions(model)):
         if max(conv.kernel_size) > 1:
@@ -111,24 +147,32 @@ def param_groups(
     lr_mult: Mapping[str, float] | None = None,
     no_decay: Sequence[str] = ("*.bias",),
 ) -> list[dict[str, Any]]:
-    """The trainable parameters in groups for a torch optimizer, offset branches with their multiplier beta.
+    """Group the trainable parameters for a torch optimizer, with learning-rate multipliers for the offset branches.
 
     Args:
-        model: any model; parameters that need no gradient are left out.
-        lr: the base learning rate.
-        weight_decay: for all parameters but `no_decay`.
-        offset_lr_mult: beta of the convolutional offset branches (1 in the paper).
-        roi_offset_lr_mult: beta of the fully connected branch of deformable RoI pooling (0.01 in the paper).
-        lr_mult: further multipliers by glob pattern on parameter names; the last pattern that matches wins, over
-            the two betas too.
-        no_decay: glob patterns of the parameters without weight decay (biases, in the authors' training).
+        model: any model. Parameters that need no gradient are left out.
+        lr: base learning rate.
+        weight_decay: weight decay of all parameters except `no_decay`.
+        offset_lr_mult: learning-rate multiplier of the convolutional offset branches (beta in the paper, 1 there).
+        roi_offset_lr_mult: learning-rate multiplier of the fully connected branch of deformable RoI pooling (0.01 in
+            the paper).
+        lr_mult: further multipliers, by glob pattern on parameter names. The last pattern that matches wins, also over
+            the two multipliers above.
+        no_decay: glob patterns of the parameters without weight decay, by default biases as in the authors' training.
 
     Returns:
-        One dict for each different pair of rate and decay, in order of first use: `params`, `lr`,
-        `weight_decay`, and `names` of the parameters.
+        One dict per pair of learning rate and weight decay, in order of first use, with the keys `params`, `lr`,
+        `weight_decay` and `names` (of the parameters).
 
     Raises:
-        ValueError: for a pattern in `lr_mult` that matches no parameter.
+        ValueError: if a pattern in `lr_mult` matches no parameter.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pliant.nn.DeformConv2d(3, 8, 3))
+        >>> groups = pliant.param_groups(model, lr=0.01, weight_decay=5e-4, offset_lr_mult=0.1)
+        >>> [(group["lr"], group["names"]) for group in groups if group["weight_decay"]]
+        [(0.01, ['0.weight']), (0.001, ['0.offset_conv.weight'])]
+        >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
     """
     patterns = {**_beta(model, offset_lr_mult, roi_offset_lr_mult), **(lr_mult or {})}
     names = [name for name, _ in model.named_parameters()]
@@ -160,7 +204,7 @@ def _beta(model: nn.Module, convolutional: float, roi: float) -> dict[str, float
 
 
 def _convolutions(model: nn.Module) -> list[tuple[list[str], nn.Conv2d]]:
-    """All convolutions that are not deformable and not the offset branch of a deformable layer, with their names."""
+    """All plain convolutions except the offset branches of deformable layers, with their names."""
     branches = {
         id(module.offset_conv) for module in model.modules() if isinstance(module, DeformConv2d | DeformPSRoIPool)
     }
@@ -199,7 +243,7 @@ def _choose(model: nn.Module, where: Where) -> dict[str, nn.Conv2d]:
 
 
 def _name(module: nn.Module) -> str:
-    """The class of a module, of a scripted one that of the module it was made from."""
+    """The class of a module; for a scripted module also the class it was scripted from."""
     original = getattr(module, "original_name", None)
     return f"{type(module).__name__} of {original}" if isinstance(original, str) else type(module).__name__
 
@@ -208,7 +252,7 @@ _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", 
 
 
 def _deformed(name: str, conv: nn.Conv2d, **options: Any) -> tuple[DeformConv2d, type[DeformConv2d]]:
-    """A deformable layer whose attributes a convolution gets, and the class that it becomes; or ValueError."""
+    """A deformable layer whose attributes a convolution gets, and the class that the convolution becomes."""
     base, kind = _deformable_as(name, conv)
     geometry = {attribute: getattr(conv, attribute) for attribute in _GEOMETRY}
     weight = conv.weight
@@ -223,7 +267,7 @@ def _deformed(name: str, conv: nn.Conv2d, **options: Any) -> tuple[DeformConv2d,
 
 
 def _deformable_as(name: str, conv: nn.Conv2d) -> tuple[type[DeformConv2d], type[DeformConv2d]]:
-    """What computes a convolution deformably, and the class that it becomes; or ValueError."""
+    """The deformable class that computes a convolution, and the class that it becomes; ValueError if none."""
     _require_ordinary_weights(name, conv)
     if conv.padding_mode != "zeros":
         raise ValueError(f"{name}: padding_mode must be 'zeros', got {conv.padding_mode!r}")
@@ -231,35 +275,35 @@ def _deformable_as(name: str, conv: nn.Conv2d) -> tuple[type[DeformConv2d], type
     own = {*vars(conv), *conv._parameters, *conv._buffers, *conv._modules}
     taken = sorted(_new_names() & own.union(members_between(type(conv), nn.Conv2d)) | own & COMPUTING)
     if taken:
-        raise ValueError(f"{name}: the convolution has {', '.join(taken)} of its own, which a deformable one needs")
+        raise ValueError(f"{name}: the convolution already has {', '.join(taken)}, which a deformable one needs")
     weight = conv.weight
     expected = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
     if tuple(weight.shape) != expected or not weight.is_floating_point():
         raise ValueError(
-            f"{name}: its weight must be of floating point and have shape {list(expected)}, got {weight.dtype} and "
+            f"{name}: its weight must be floating point of shape {list(expected)}, got {weight.dtype} of shape "
             f"{list(weight.shape)}"
         )
     return base, kind
 
 
 def _plain_class(name: str, layer: DeformConv2d) -> type[nn.Conv2d]:
-    """The class of the convolution that a deformable layer becomes; or ValueError."""
+    """The class of the convolution that a deformable layer becomes. Raises ValueError if there is none."""
     _require_ordinary_weights(name, layer)
     replaced = sorted(vars(layer).keys() & (COMPUTING | _new_members()))
     if replaced:
-        raise ValueError(f"{name}: the layer has {', '.join(replaced)} of its own, in place of its class's")
+        raise ValueError(f"{name}: the layer replaces {', '.join(replaced)} of its class")
     return plain_class(name, type(layer))
 
 
 @cache
 def _added_attributes() -> frozenset[str]:
-    """The attributes of a deformable layer that a convolution does not have."""
+    """The attributes that a deformable layer has and a convolution has not."""
     with torch.device("meta"):
         return frozenset(vars(DeformConv2d(1, 1, 1)).keys() - vars(nn.Conv2d(1, 1, 1)).keys())
 
 
 def _new_members() -> set[str]:
-    """What the class of deformable layers defines that torch.nn.Conv2d does not have."""
+    """The members of the class of deformable layers that `torch.nn.Conv2d` does not have."""
     return vars(DeformConv2d).keys() - set(dir(nn.Conv2d))
 
 
@@ -268,7 +312,7 @@ def _new_names() -> set[str]:
 
 
 def _require_ordinary_weights(name: str, conv: nn.Conv2d) -> None:
-    """Raise ValueError unless weight and bias are parameters that hold what the layer computes with."""
+    """Raise ValueError unless weight and bias are parameters, not computed from others."""
     if hasattr(conv, "parametrizations"):
         raise ValueError(f"{name}: the convolution is parametrized; remove that first")
     for part in ("weight", "bias"):
@@ -277,16 +321,16 @@ def _require_ordinary_weights(name: str, conv: nn.Conv2d) -> None:
         hooks = [type(hook).__name__ for hook in conv._forward_pre_hooks.values() if not isinstance(hook, FunctionType)]
         by = f" by {', '.join(hooks)}" if hooks else ""
         raise ValueError(
-            f"{name}: its {part} is no parameter but computed{by} (weight_norm, pruning, ...); remove that first"
+            f"{name}: its {part} is not a parameter but computed{by} (weight_norm, pruning, ...); remove that first"
         )
     if nn.parameter.is_lazy(conv.weight):
-        raise ValueError(f"{name}: its weight has no shape yet ({type(conv).__name__}); run the model once before")
+        raise ValueError(f"{name}: its weight has no shape yet ({type(conv).__name__}); run the model once first")
 
 
 def _require_one_process(model: nn.Module, what: str) -> None:
-    """Raise ValueError if the model, or a part of it, already counts its parameters for several processes."""
+    """Raise ValueError if the model, or a part of it, is wrapped in DistributedDataParallel."""
     wrapped = [name or "the model" for name, part in model.named_modules() if isinstance(part, DistributedDataParallel)]
     if wrapped:
         raise ValueError(
-            f"{wrapped[0]} is a DistributedDataParallel, which knows only the parameters it had; {what} first"
+            f"{wrapped[0]} is a DistributedDataParallel, which does not see new parameters; {what} the model first"
         )

@@ -1,4 +1,4 @@
-"""torchvision's deformable convolution on Pliant's kernels."""
+"""Run torchvision's deformable convolution on Pliant's kernels."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ _dtypes: frozenset[torch.dtype] = frozenset()
 
 
 class patch_torchvision:
-    """Run torchvision's `deform_conv2d` on Pliant's compiled kernels, for tensors on the CPU.
+    """Run torchvision's `deform_conv2d` on Pliant's compiled kernels for CPU tensors.
 
-    The dispatcher's kernels of `torchvision::deform_conv2d` and of its backward are replaced, so whatever reaches
-    that operator is served: `torchvision.ops.deform_conv2d`, `torchvision.ops.DeformConv2d`, models that were
-    scripted, traced, exported or compiled, before or after. Other devices keep torchvision's kernels.
+    The patch replaces the dispatcher's CPU kernels of `torchvision::deform_conv2d` and of its backward. It therefore
+    covers everything that reaches the operator, before and after: `torchvision.ops.deform_conv2d`,
+    `torchvision.ops.DeformConv2d`, and scripted, traced, exported and compiled models. Other devices keep torchvision's
+    kernels. Accepted dtypes and errors stay torchvision's, also under autocast, and values agree up to rounding.
+    float16 is more precise, because sums are accumulated in float32.
 
-    Nothing else changes: dtypes are torchvision's, with or without autocast, what it refuses is refused, and values
-    agree to rounding. In float16 ours are the more precise, because sums are float32.
-
-    For good, or for a while:
-
-        pliant.patch_torchvision()
-        with pliant.patch_torchvision():
-            ...
-
-    Calls may be nested; torchvision's own kernels return when every one is undone.
+    Call it to patch for good, or use it as a context manager. Patches may be nested; torchvision's own kernels return
+    when the last one is undone.
 
     Raises:
-        RuntimeError: if the compiled kernels are not installed: the reference would be no gain.
+        RuntimeError: if the compiled kernels are not installed, since the reference would not be faster.
+
+    Examples:
+        >>> import torchvision
+        >>> layer = torchvision.ops.DeformConv2d(8, 8, 3, padding=1)
+        >>> input, offset = torch.rand(1, 8, 12, 12), torch.zeros(1, 18, 12, 12)
+        >>> expected = layer(input, offset)
+        >>> with pliant.patch_torchvision():
+        ...     torch.allclose(layer(input, offset), expected, atol=1e-5)
+        True
     """
 
     def __init__(self) -> None:
@@ -50,7 +53,7 @@ class patch_torchvision:
             _install()
 
     def undo(self) -> None:
-        """Take this patch back; a second time does nothing."""
+        """Undo this patch. A second call does nothing."""
         global _patches
         if not self._active:
             return
@@ -72,7 +75,7 @@ def _install() -> None:
     global _library, _dtypes
     _dtypes = _taken_dtypes()
     library = torch.library.Library("torchvision", "IMPL")
-    with warnings.catch_warnings():  # that a kernel is replaced is the purpose
+    with warnings.catch_warnings():  # about the replaced kernel
         warnings.simplefilter("ignore", UserWarning)
         library.impl("deform_conv2d", _forward, "CPU")
         library.impl("_deform_conv2d_backward", _backward, "CPU")
@@ -86,8 +89,8 @@ def _remove() -> None:
     _library = None
 
 
-# torchvision's order of arguments; it hands a zero bias where there is none, and an empty mask. Our kernels are called
-# below the dispatcher: what autograd and autocast do around torchvision's operator stays torchvision's.
+# In torchvision's order of arguments; a missing bias comes as zeros, a missing mask as an empty tensor. Our kernels run
+# below the dispatcher, so autograd and autocast around torchvision's operator stay torchvision's.
 def _forward(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *geometry: int) -> Tensor:
     *pairs, groups, offset_groups, use_mask = geometry
     stride, padding, dilation = _pairs(pairs)
@@ -131,7 +134,7 @@ def _check_groups(input: Tensor, weight: Tensor, offset: Tensor, groups: int, of
 
 
 def _taken_dtypes() -> frozenset[torch.dtype]:
-    """What torchvision's own kernel computes on the CPU, which differs between its versions."""
+    """The dtypes that torchvision's own CPU kernel accepts, which depend on its version."""
     import torchvision
 
     taken = set()
@@ -144,5 +147,5 @@ def _taken_dtypes() -> frozenset[torch.dtype]:
 
 
 def _pairs(values: list[int]) -> list[tuple[int, int]]:
-    """Stride, padding and dilation."""
+    """Stride, padding and dilation as pairs."""
     return [(values[i], values[i + 1]) for i in (0, 2, 4)]

@@ -1,4 +1,4 @@
-"""Networks with deformable layers as programs of standard operators, and the running of such files."""
+"""Export of networks with deformable layers to standard operators, and runtimes for the exported files."""
 
 from pliant.export.onnx import to_onnx
 from pliant.export.program import to_program

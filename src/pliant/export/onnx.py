@@ -1,4 +1,4 @@
-"""Networks with deformable layers as ONNX files of standard operators."""
+"""Export networks with deformable layers as ONNX files of standard operators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pliant.export.program import to_program
 from pliant.ops._onnx import attributes
 
 OPSETS = (19, 22)
-_EVERY = (1 << 31) - 1  # boxes of a class: all; OpenVINO counts in 32 bits
+_EVERY = (1 << 31) - 1  # no limit on the boxes of a class; OpenVINO counts in 32 bits
 
 
 def to_onnx(
@@ -30,25 +30,36 @@ def to_onnx(
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network as an ONNX file.
+    """Export a network as an ONNX file.
 
-    Deformable convolution becomes ONNX's `DeformConv`, of Pliant's layers and of torchvision's; RoI pooling, which
-    ONNX does not have, becomes a fixed sequence of standard operators with the same numbers.
+    Deformable convolutions of Pliant and torchvision become ONNX's `DeformConv`. RoI pooling has no ONNX operator and
+    becomes a sequence of standard operators with the same results.
 
     Args:
         model, inputs, fixed: see `to_program`.
-        path: of the file; it is replaced when the new one is whole.
-        opset: 19, or 22.
-        input_names, output_names: in the file.
-        metadata: kept in the file.
+        path: file to write. An existing file is replaced only after the new one is complete.
+        opset: 19 or 22.
+        input_names, output_names: names of the inputs and outputs in the file.
+        metadata: text to store in the file, by key.
 
     Raises:
-        ImportError: if `onnx` or `onnxscript` are not installed.
-        ValueError: for another opset, a model in training mode, or inputs that its forward does not take.
-        TypeError: if an input is no tensor.
+        ImportError: if `onnx` or `onnxscript` is not installed.
+        ValueError: if the opset is unsupported, the model is in training mode, or its `forward` does not take the
+            inputs.
+        TypeError: if an input is not a tensor.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pliant.nn.DeformConv2d(3, 8, 3, padding=1)).eval()
+        >>> image = torch.rand(2, 3, 16, 16)
+        >>> pliant.export.to_onnx(model, image, "model.onnx", metadata={"made by": "me"})
+        >>> served = pliant.export.OnnxModule("model.onnx")
+        >>> torch.allclose(served(image), model(image), atol=1e-4)
+        True
     """
     if opset not in OPSETS:
-        raise ValueError(f"opset must be one of {', '.join(map(str, OPSETS))}: DeformConv is of 19, got {opset}")
+        raise ValueError(
+            f"opset must be one of {', '.join(map(str, OPSETS))} (DeformConv was added in 19), got {opset}"
+        )
     onnx, translations = _libraries()
     program = to_program(model, inputs, fixed=fixed, standard=True)
     exported = torch.onnx.export(
@@ -75,7 +86,7 @@ def to_onnx(
 
 
 def _libraries() -> tuple[Any, dict[Any, Callable[..., Any]]]:
-    """`onnx`, and how operators are written that torch's exporter does not know."""
+    """The `onnx` package, and the translations of operators that torch's exporter does not know."""
     try:
         import onnx
         import onnxscript
@@ -112,7 +123,7 @@ def _libraries() -> tuple[Any, dict[Any, Callable[..., Any]]]:
 
 
 def _name_axes(proto: Any) -> None:
-    """Call the free axes of inputs by what they are, also where other lengths follow from them."""
+    """Name the dynamic axes of the inputs, also in lengths that are computed from them."""
     names: dict[str, str] = {}
     for value in proto.graph.input:
         axes = value.type.tensor_type.shape.dim

@@ -15,23 +15,32 @@ from pliant.ops._onnx import for_translation
 def to_program(
     model: nn.Module, inputs: Tensor | tuple[Tensor, ...], *, fixed: bool = False, standard: bool = False
 ) -> torch.export.ExportedProgram:
-    """Export a network.
+    """Export a network with `torch.export`.
 
     Args:
-        model: in evaluation mode; it takes tensors and gives tensors. `pliant.models.BatchedDetector` makes such a
-            network of a detector.
-        inputs: examples, at least two of a batch, with no side so small that a map has one cell.
-        fixed: whether the program takes tensors of these shapes alone. Otherwise the first axis of every input may
-            have any length, and so may height and width of every `[N, C, H, W]`.
-        standard: whether to take apart what other formats have no operator for: RoI pooling, and convolution with
-            the authors' border. `deform_conv2d` itself stays whole: ONNX has it.
+        model: a network in evaluation mode that maps tensors to tensors. `pliant.models.BatchedDetector` turns a
+            detector into one.
+        inputs: example inputs, with a batch of at least two and sides large enough that no map has a single cell.
+        fixed: whether the program accepts only these shapes. By default the first axis of every input is dynamic, and
+            so are height and width of every `[N, C, H, W]`.
+        standard: whether to decompose what other formats have no operator for: RoI pooling, and convolutions with the
+            authors' border. `deform_conv2d` itself is kept, since ONNX has it.
+
+    Returns:
+        The exported program.
 
     Raises:
-        ValueError: if the model is in training mode, or its forward does not take these inputs.
-        TypeError: if an input is no tensor.
+        ValueError: if the model is in training mode, or its `forward` does not take the inputs.
+        TypeError: if an input is not a tensor.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pliant.nn.DeformConv2d(3, 8, 3, padding=1)).eval()
+        >>> program = pliant.export.to_program(model, torch.rand(2, 3, 16, 16))
+        >>> program.module()(torch.rand(5, 3, 20, 30)).shape
+        torch.Size([5, 8, 20, 30])
     """
     if model.training:
-        raise ValueError("a network in training mode is not what should be exported: call eval() on it first")
+        raise ValueError("the network is in training mode: call eval() before the export")
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     named = _arguments(model, inputs)
     shapes = None if fixed else {name: _free(value) for name, value in named.items()}
@@ -40,7 +49,7 @@ def to_program(
 
 
 def _arguments(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
-    """The inputs by the names of forward's parameters; all that `*args` takes is a tuple."""
+    """The inputs by the names of forward's parameters. The inputs that `*args` takes are a tuple."""
     for index, value in enumerate(inputs):
         if not isinstance(value, Tensor):
             raise TypeError(f"inputs[{index}] must be a Tensor, got {type(value).__name__}")
@@ -50,7 +59,7 @@ def _arguments(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     except TypeError as error:
         raise ValueError(
             f"{type(model).__name__}.forward{signature} cannot be called with {len(inputs)} positional tensors "
-            f"({error}): pass one for each parameter, or wrap the model in one that takes them by position"
+            f"({error}): pass one for each parameter, or wrap the model in a module that takes them by position"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""ONNX files as modules: ONNX Runtime or OpenVINO behind tensors."""
+"""ONNX files as modules, run by ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ RUNTIMES = ("onnxruntime", "openvino")
 
 
 class OnnxModule(nn.Module):
-    """An ONNX file that takes and gives tensors, on the CPU; it has no gradients.
+    """An ONNX file as a module that maps tensors to tensors. It runs on the CPU and has no gradients.
 
     Args:
-        path: of the file.
-        runtime: `"onnxruntime"` or `"openvino"`; each follows `torch.get_num_threads()` of when the file is opened.
+        path: the ONNX file.
+        runtime: `"onnxruntime"` or `"openvino"`. Either uses as many threads as `torch.get_num_threads()` returns when
+            the file is opened.
 
     Attributes:
-        metadata: what `to_onnx` was given.
+        metadata: the metadata that `to_onnx` stored in the file.
 
     Raises:
         ImportError: if the runtime is not installed.
         FileNotFoundError: if there is no such file.
-        ValueError: for another runtime, or a file that it cannot run, with its reason.
+        ValueError: if the runtime is unknown or cannot run the file.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pliant.nn.DeformConv2d(3, 8, 3, padding=1)).eval()
+        >>> pliant.export.to_onnx(model, torch.rand(2, 3, 16, 16), "model.onnx")
+        >>> pliant.export.OnnxModule("model.onnx")(torch.rand(5, 3, 20, 30)).shape
+        torch.Size([5, 8, 20, 30])
     """
 
     metadata: dict[str, str]
@@ -41,7 +48,7 @@ class OnnxModule(nn.Module):
             self._run, self.metadata = opened(str(path))
         except ImportError as error:
             raise ImportError(f"{error}; to run ONNX files, pip install {runtime}") from error
-        except Exception as error:  # each runtime has its own family
+        except Exception as error:  # each runtime raises errors of its own
             raise ValueError(f"{runtime} cannot run {path}: {error}") from error
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -77,12 +84,12 @@ def _open_openvino(path: str) -> tuple[Callable[[list[Any]], list[Any]], dict[st
         found = compiled(arrays)
         return [found[output].copy() for output in compiled.outputs]
 
-    told = model.get_rt_info(["framework"]).astype(dict) if model.has_rt_info("framework") else {}
-    return run, {key: value.astype(str) for key, value in told.items()}
+    info = model.get_rt_info(["framework"]).astype(dict) if model.has_rt_info("framework") else {}
+    return run, {key: value.astype(str) for key, value in info.items()}
 
 
 def _deformable_convolution(node: Any) -> list[Any]:
-    """ONNX's DeformConv as OpenVINO's operator, which its reader of ONNX does not know."""
+    """ONNX's DeformConv as OpenVINO's operator, for OpenVINO's ONNX frontend, which does not know it."""
     from openvino import opset8
 
     def pair(name: str) -> list[int]:
@@ -104,7 +111,7 @@ def _deformable_convolution(node: Any) -> list[Any]:
 
 
 def _given(inputs: list[Any], index: int) -> Any:
-    """An optional input; None where it is left out."""
+    """An optional input, or None if it is missing."""
     if index >= len(inputs) or inputs[index].get_node().get_type_name() == "NullNode":
         return None
     return inputs[index]

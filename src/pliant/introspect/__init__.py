@@ -1,4 +1,4 @@
-"""What a network learned to look at and what that costs, on any model: numbers, and pictures in `draw`."""
+"""What the deformable layers of any model look at and what they cost, as numbers; `draw` makes pictures of them."""
 
 from pliant.introspect.complexity import Comparison, Complexity, compare_with_plain, complexity
 from pliant.introspect.effective_dilation import EffectiveDilation, Spread

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, time and memory, plain against deformable (table 4)."""
+"""The cost of a network: parameters, multiply-adds, time and memory, plain and deformable (Dai et al., table 4)."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _LEAST_ROUNDS = 5
 
 
 class Complexity(NamedTuple):
-    """What one forward pass costs.
+    """The cost of one forward pass.
 
     Attributes:
-        parameters: how many numbers the model learns; fixed batch norms hold none.
-        multiply_adds: of convolutions, matrix products and bilinear samples, by torch's counter. Like torch's own,
-            poolings are left out.
-        seconds: the median of repeated passes, without gradients.
-        peak_bytes: the most that the pass held at once beyond the model and its inputs. On a GPU, all that torch had
-            allocated; on the CPU, tensors, without what an operator needs while it runs.
+        parameters: number of parameters of the model. Fixed batch norms have none.
+        multiply_adds: multiply-adds of convolutions, matrix products and bilinear samples, by torch's counter, which
+            does not count poolings.
+        seconds: median time of repeated passes without gradients.
+        peak_bytes: peak memory of the pass beyond the model and its inputs, in bytes. On a GPU this is all that torch
+            had allocated; on the CPU it is tensors only, without the scratch memory of operators.
     """
 
     parameters: int
@@ -48,8 +48,8 @@ class Comparison(NamedTuple):
     """A plain and a deformable network on the same inputs.
 
     Attributes:
-        plain, deformable: what each costs.
-        time_ratio: how many times as long the deformable network takes, the median of passes in turn.
+        plain, deformable: the cost of each.
+        time_ratio: time of the deformable network over time of the plain one, the median over passes that alternate.
     """
 
     plain: Complexity
@@ -58,12 +58,22 @@ class Comparison(NamedTuple):
 
 
 def complexity(model: nn.Module, *inputs: Any, min_seconds: float = 1.0) -> Complexity:
-    """Count and measure a forward pass, in evaluation mode; the model is left as it was.
+    """Count and measure a forward pass in evaluation mode.
 
     Args:
-        model: any. Its convolutions may be deformable, of `pliant` or torchvision.
-        inputs: what it is called with.
-        min_seconds: how long passes are repeated for the time, with as many threads as torch now uses.
+        model: any model, which is left as it was. Its convolutions may be deformable, of Pliant or torchvision.
+        inputs: the arguments of the model.
+        min_seconds: how long to repeat passes for the time, in seconds. They use as many threads as torch currently
+            does.
+
+    Returns:
+        A `Complexity`.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pliant.nn.DeformConv2d(3, 8, 3, padding=1))
+        >>> cost = pliant.introspect.complexity(model, torch.rand(1, 3, 16, 16), min_seconds=0)
+        >>> cost.parameters  # 3 * 8 * 9 + 8 of the layer, 3 * 18 * 9 + 18 of its offset branch
+        728
     """
     (seconds,) = _seconds([model], inputs, min_seconds)
     return _complexity(model, inputs, median(seconds))
@@ -72,12 +82,21 @@ def complexity(model: nn.Module, *inputs: Any, min_seconds: float = 1.0) -> Comp
 def compare_with_plain(
     model: nn.Module, *inputs: Any, plain: nn.Module | None = None, min_seconds: float = 2.0
 ) -> Comparison:
-    """Count and measure a deformable network and the plain one of the same weights.
+    """Count and measure a deformable network and the plain network with the same weights.
 
     Args:
         model, inputs, min_seconds: see `complexity`.
-        plain: what to compare with; by default a copy of the model after `pliant.undeform`, which leaves RoI
+        plain: network to compare with. By default it is a copy of the model after `pliant.undeform`, which leaves RoI
             poolings deformable.
+
+    Returns:
+        A `Comparison`.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pliant.nn.DeformConv2d(3, 8, 3, padding=1))
+        >>> found = pliant.introspect.compare_with_plain(model, torch.rand(1, 3, 16, 16), min_seconds=0)
+        >>> found.deformable.parameters - found.plain.parameters
+        504
     """
     if plain is None:
         plain = undeform(copy.deepcopy(model))
@@ -100,8 +119,8 @@ def _complexity(model: nn.Module, inputs: Any, seconds: float) -> Complexity:
 
 @torch.no_grad()
 def _seconds(models: Sequence[nn.Module], inputs: Any, min_seconds: float) -> list[list[float]]:
-    """Times of single passes by model, one after the other in every round, so that a busy machine slows all."""
-    # torch's Timer looks for a CUDA compiler when it is imported, and complains of one without a GPU.
+    """Times of single passes by model. The models alternate, so that other load on the machine slows all of them."""
+    # Importing torch's Timer looks for a CUDA compiler, and warns if there is one without a GPU.
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     timers = [
         timeit.Timer("model(*inputs); wait()", globals={"model": model, "inputs": inputs, "wait": wait})
@@ -125,7 +144,7 @@ def _forward(input: Any, offset: Any, weight: Any, *_: Any, out_shape: Any = Non
 
 @register_flop_formula(torch.ops.pliant.deform_conv2d_backward)
 def _backward(grad: Any, input: Any, offset: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Two products as large as the forward's; samples are read again, scattered, and differentiated on two axes."""
+    """Two products as large as the forward's. Samples are read again, scattered, and differentiated on two axes."""
     products, samples = _products_and_samples(input, weight, grad)
     return 2 * (2 * products + 4 * _READS * samples)
 
@@ -140,7 +159,7 @@ def _flops(input: Any, weight: Any, output: Any) -> int:
 
 
 def _products_and_samples(input: Any, weight: Any, output: Any) -> tuple[int, int]:
-    """Multiply-adds of a convolution of these shapes, and how many values it takes from the map."""
+    """The multiply-adds of a convolution of these shapes, and the number of values that it samples."""
     places = output[0] * output[2] * output[3]
     return places * math.prod(weight), places * input[1] * weight[2] * weight[3]
 
@@ -158,7 +177,7 @@ def _peak_bytes(model: nn.Module, inputs: Any) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensors that operators make, while they are alive."""
+    """Counts the bytes of the tensors that operators allocate, as long as they are alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +185,7 @@ class _LiveTensors(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):  # what was there before
+        for tensor in tree_leaves((args, kwargs)):  # allocated before
             if isinstance(tensor, Tensor):
                 self._watch(tensor, 0)
         out = func(*args, **(kwargs or {}))

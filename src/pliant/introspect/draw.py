@@ -1,4 +1,4 @@
-"""Pictures of what networks see, for papers and screens, in colours that everyone can tell apart."""
+"""Figures of what networks look at, in colours that colour-blind readers can tell apart."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Paths = Path | Sequence[Path]
 def sampling(
     path: Paths, rows: Sequence[tuple[str, Tensor, Sequence[SamplingPoints]]], columns: Sequence[str], title: str = ""
 ) -> None:
-    """Draw images with the places that one unit of each reads, a row an image, a column a network or state.
+    """Draw the positions that units sample on images, one row per image and one column per network or state.
 
     Args:
-        path: of the picture, or several; the ending gives the format (png, pdf, svg).
-        rows: (name, image uint8 `[3, H, W]`, one `SamplingPoints` a column), in pixels of that image.
-        columns: their titles.
-        title: above all.
+        path: the picture, or several; the suffix determines the format (png, pdf, svg).
+        rows: tuples (name, image uint8 `[3, H, W]`, one `SamplingPoints` per column) in pixels of that image.
+        columns: titles of the columns.
+        title: title of the figure.
     """
     figure, axes = _grid(len(rows), len(columns), 3.0, rows[0][1])
     for line, (name, image, points) in zip(axes, rows, strict=True):
@@ -56,13 +56,13 @@ def sampling(
 
 
 def roi_parts(path: Paths, panels: Sequence[tuple[str, Tensor, Tensor, Tensor, Tensor]], columns: int = 3) -> None:
-    """Draw RoIs with their parts as deformable RoI pooling moves them (figure 7).
+    """Draw RoIs with the parts that deformable RoI pooling moves (Dai et al. 2017, figure 7).
 
     Args:
-        path: of the picture, or several; the ending gives the format (png, pdf, svg).
-        panels: (name, image uint8 `[3, H, W]`, RoI `[4]`, plain bins `[Ph, Pw, 4]`, parts `[Ph, Pw, 4]`), boxes as
-            in `pliant.introspect.RoIParts`.
-        columns: panels in a row.
+        path: the picture, or several; the suffix determines the format (png, pdf, svg).
+        panels: tuples (name, image uint8 `[3, H, W]`, RoI `[4]`, plain bins `[Ph, Pw, 4]`, parts `[Ph, Pw, 4]`), with
+            boxes as in `pliant.introspect.RoIParts`.
+        columns: number of panels in a row.
     """
     columns = min(columns, len(panels))
     figure, axes = _grid(-(-len(panels) // columns), columns, 2.8)
@@ -104,11 +104,11 @@ def _centres(boxes: Tensor) -> Tensor:
 
 
 def effective_dilation(path: Paths, spreads: Mapping[str, Mapping[str, Spread]]) -> None:
-    """Draw mean and standard deviation of the effective dilation, by layer and size of object (table 2).
+    """Draw mean and standard deviation of the effective dilation by layer and object size (Dai et al. 2017, table 2).
 
     Args:
-        path: of the picture, or several; the ending gives the format (png, pdf, svg).
-        spreads: what `pliant.introspect.EffectiveDilation` computed.
+        path: the picture, or several; the suffix determines the format (png, pdf, svg).
+        spreads: result of `pliant.introspect.EffectiveDilation.compute`.
     """
     figure = Figure(figsize=(1.6 + 1.6 * len(spreads), 3.4), layout="constrained")
     axis = figure.subplots()
@@ -128,13 +128,16 @@ def effective_dilation(path: Paths, spreads: Mapping[str, Mapping[str, Spread]])
 def segmentations(
     path: Paths, images: Sequence[Tensor], masks: Sequence[tuple[str, Sequence[Tensor]]], classes: Sequence[str]
 ) -> None:
-    """Draw images beside masks of class ids, a row an image, with a legend of the classes.
+    """Draw images beside masks of class ids, one row per image, with a legend of the classes.
 
     Args:
-        path: of the picture.
-        images: uint8 `[3, H, W]`.
-        masks: for each column its title and one integer mask `[H, W]` an image.
-        classes: the names by id; at most eleven.
+        path: the picture, or several; the suffix determines the format (png, pdf, svg).
+        images: uint8 `[3, H, W]` each.
+        masks: for each column its title and one integer mask `[H, W]` per image.
+        classes: names of the classes by id, at most eleven.
+
+    Raises:
+        ValueError: if there are more classes than colours.
     """
     if len(classes) > len(COLOURS):
         raise ValueError(f"at most {len(COLOURS)} classes can be told apart, got {len(classes)}")
@@ -160,7 +163,7 @@ def segmentations(
 
 
 def bars(path: Paths, values: Sequence[tuple[str, float]], label: str) -> None:
-    """Draw one horizontal bar a value, with the numbers beside them."""
+    """Draw one horizontal bar per value, with its number beside it."""
     figure = Figure(figsize=(6, 0.6 + 0.45 * len(values)), layout="constrained")
     axis = figure.subplots()
     names = [name for name, _ in values]
@@ -174,7 +177,7 @@ def bars(path: Paths, values: Sequence[tuple[str, float]], label: str) -> None:
 
 
 def _grid(rows: int, columns: int, side: float, image: Tensor | None = None) -> tuple[Figure, list[list[Axes]]]:
-    """Panels of this width in inches, as high as the image is."""
+    """Panels of this width in inches, with the aspect ratio of the image."""
     height = side if image is None else side * image.shape[1] / image.shape[2]
     figure = Figure(figsize=(columns * side, rows * height + 0.5), layout="constrained")
     return figure, [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
@@ -189,7 +192,7 @@ def _show(axis: Axes, image: Tensor) -> None:
 def _write(figure: Figure, path: Paths, title: str = "") -> None:
     if title:
         figure.suptitle(title, fontsize=11)
-    for text in figure.findobj(Text):  # a name is no mathematics, whatever dollar signs are in it
+    for text in figure.findobj(Text):  # dollar signs in names are not mathematics
         text.set_parse_math(False)
         text.set_text(printable(text.get_text()))
     FigureCanvasAgg(figure)

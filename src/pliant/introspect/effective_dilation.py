@@ -1,4 +1,4 @@
-"""Effective dilation of deformable filters by the size of the object they lie on (Dai et al. 2017, table 2)."""
+"""Effective dilation of deformable filters by the size of the object under them (Dai et al. 2017, table 2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROUPS = ("small", "medium", "large", "background")
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of a number of values; NaN of none."""
+    """Mean, standard deviation and number of some values; NaN if there are none."""
 
     mean: float
     std: float
@@ -22,19 +22,26 @@ class Spread(NamedTuple):
 
 
 class EffectiveDilation:
-    """Mean and spread of the effective dilation of every deformable layer, image by image.
+    """Mean and standard deviation of the effective dilation of every deformable layer over images.
 
-    The effective dilation of a filter at one place is the mean distance, in cells of the map it reads, between sampling
-    locations of taps that are neighbours in a row or column of the kernel (12 pairs in a 3x3 kernel), averaged over
-    offset groups. Without offsets it is the layer's dilation. A place belongs to the smallest box that its centre lies
-    in, else to the background.
+    The effective dilation of a filter at one position is the mean distance between the sampling positions of taps that
+    are neighbours in a row or column of the kernel (12 pairs in a 3x3 kernel), averaged over offset groups, in cells of
+    its input map. Without offsets it is the dilation of the layer. A position belongs to the smallest box that contains
+    its centre, otherwise to the background.
 
     Args:
-        model: any with deformable convolutions; see `Trace`.
-        areas: in square pixels; below the first an object is small, above the second it is large.
+        model: any model with deformable convolutions, see `Trace`.
+        areas: areas in square pixels. Objects below the first are small, above the second large.
 
     Raises:
-        ValueError: if the areas do not increase.
+        ValueError: if the areas are not positive and increasing.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pliant.nn.DeformConv2d(3, 8, 3, padding=2, dilation=2))
+        >>> dilation = pliant.introspect.EffectiveDilation(model)
+        >>> dilation.update(torch.rand(3, 32, 32), torch.tensor([[4.0, 4.0, 20.0, 20.0]]))
+        >>> dilation.compute()["0"]["small"]
+        Spread(mean=2.0, std=0.0, number=256)
     """
 
     def __init__(self, model: nn.Module, areas: tuple[float, float] = (96.0**2, 224.0**2)) -> None:
@@ -45,11 +52,11 @@ class EffectiveDilation:
         self._spreads: dict[str, Tensor] = {}  # [groups, 3]: count, mean, sum of squared distances from the mean
 
     def update(self, image: Tensor, boxes: Tensor) -> None:
-        """Add all places of all layers on an image.
+        """Add all positions of all layers on an image.
 
         Args:
             image: `[3, H, W]` as the model takes it.
-            boxes: `[N, 4]` of the objects (x0, y0, x1, y1), in pixels of that image; N may be 0.
+            boxes: boxes of the objects `[N, 4]` (x0, y0, x1, y1) in pixels of that image; N may be 0.
 
         Raises:
             ValueError: if boxes have another shape, or no deformable convolution with several taps ran.
@@ -73,14 +80,14 @@ class EffectiveDilation:
             raise ValueError("no deformable convolution with more than one tap ran")
 
     def compute(self) -> dict[str, dict[str, Spread]]:
-        """By layer in order of execution, then by group: `"small"`, `"medium"`, `"large"`, `"background"`."""
+        """By layer in order of execution, then by group: `"small"`, `"medium"`, `"large"` and `"background"`."""
         return {
             layer: {group: _spread(*line) for group, line in zip(GROUPS, spreads.tolist(), strict=True)}
             for layer, spreads in self._spreads.items()
         }
 
     def _groups(self, centres: Tensor, boxes: Tensor) -> Tensor:
-        """The index in `GROUPS` of each of `[P, 2]` places (y, x)."""
+        """The index in `GROUPS` of each of `[P, 2]` positions (y, x)."""
         if not len(boxes):
             return torch.full((len(centres),), GROUPS.index("background"))
         y, x = (axis.unsqueeze(1) for axis in centres.unbind(1))
@@ -92,7 +99,7 @@ class EffectiveDilation:
 
 
 def effective_dilation(window: Window) -> Tensor:
-    """Mean distance of neighbouring taps at every place of the output, `[Ho, Wo]`, in cells of the input."""
+    """Mean distance of neighbouring taps at every position of the output, `[Ho, Wo]`, in cells of the input."""
     assert window.offset is not None
     places = window.offset.double() + taps(window)[..., None, None]  # [G, K, 2, Ho, Wo]
     places = places.unflatten(1, window.kernel)
@@ -113,7 +120,7 @@ def _moments(values: Tensor) -> Tensor:
 
 
 def _merged(old: Tensor, new: Tensor) -> Tensor:
-    """Counts, means and squares `[groups, 3]` of two sets of values together (Chan, Golub and LeVeque 1979)."""
+    """Merge counts, means and sums of squares `[groups, 3]` of two sets of values (Chan, Golub and LeVeque 1979)."""
     (n, mean, square), (m, other, more) = old.unbind(1), new.unbind(1)
     count = n + m
     share = m / count.clamp(min=1)

@@ -1,4 +1,4 @@
-"""A page that opens offline and shows where the units of a network sample, wherever one points."""
+"""An HTML page that works offline and shows where the units of a network sample."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pliant.introspect.recording import Step, Window
 from pliant.introspect.roi_parts import RoIParts
 from pliant.introspect.sampling_points import Trace
 
-_OFFSET_BYTES = 2_500_000  # of the layers of an image
-_LONGEST_SIDE = 1600  # of its picture
+_OFFSET_BYTES = 2_500_000  # per image
+_LONGEST_SIDE = 1600  # of the embedded picture, in pixels
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class PageImage:
     """What the page shows of one image.
 
     Attributes:
-        name: such as the file's.
-        picture: uint8 `[3, h, w]`, the area that the network saw, in any resolution.
-        trace: of the network on it; all coordinates are pixels of the image it was made from.
-        start: (y, x) of the place that is shown first; the middle if None.
-        boxes, labels, scores: of the detections.
-        parts: of the detections, one layer of deformable RoI pooling after the other.
-        part_classes: the names of the classes whose offsets a layer may hold, the background's first.
-        overlay: uint8 `[4, h, w]`, red, green, blue and opacity, to lay over the picture.
+        name: name of the image, such as its file name.
+        picture: the area that the network saw, uint8 `[3, h, w]` in any resolution.
+        trace: trace of the network on the image. All coordinates are pixels of the image that was traced.
+        start: position (y, x) that is shown first, by default the centre.
+        boxes, labels, scores: the detections.
+        parts: parts of the detections, for each layer of deformable RoI pooling.
+        part_classes: names of the classes that may have their own offsets, the background first.
+        overlay: picture to lay over the image, uint8 `[4, h, w]` (red, green, blue, opacity).
     """
 
     name: str
@@ -57,10 +57,10 @@ class PageTable:
     """A table below the images.
 
     Attributes:
-        title: above it.
-        note: below it.
-        columns: their heads.
-        rows: their cells, as text.
+        title: heading above the table.
+        note: text below the table.
+        columns: headings of the columns.
+        rows: cells as text.
     """
 
     title: str
@@ -70,17 +70,17 @@ class PageTable:
 
 
 def write_page(path: Path, title: str, images: Sequence[PageImage], tables: Sequence[PageTable] = ()) -> None:
-    """Write one HTML file with all in it: no server, no other file, no network.
+    """Write an HTML file that contains everything it shows and needs no server, other file or network connection.
 
-    The page composes sampling points from the offsets just as `Trace.points` does; it holds these as 16-bit
-    integers, parts of the layer's largest. Of the main branch that leads to the last deformable layer, it holds as many
-    layers from the top as 2.5 MB an image suffice for, and at least one.
+    The page composes sampling points from offsets exactly as `Trace.points` does. Offsets are stored as 16-bit integers
+    relative to the largest of the layer. Of the main branch to the last deformable layer, the page contains as many
+    layers from the top as fit in 2.5 MB per image, and at least one.
 
     Args:
-        path: of the file.
-        title: of the page.
-        images: at least one.
-        tables: below them.
+        path: the file to write.
+        title: title of the page.
+        images: at least one image.
+        tables: tables below the images.
 
     Raises:
         ValueError: if there is no image.
@@ -122,7 +122,7 @@ def _image(image: PageImage) -> dict[str, Any]:
 
 
 def _layers(trace: Trace) -> list[dict[str, Any]]:
-    """The deformable layers on the main branch, from the top, each with the plain windows down to the next."""
+    """The deformable layers of the main branch from the top, each with the plain windows down to the next one."""
     layers: list[dict[str, Any]] = []
     room = _OFFSET_BYTES
     for step in trace.step().chain() if trace.layers else ():
@@ -162,7 +162,7 @@ def _pool(parts: RoIParts, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _packed(values: Tensor) -> dict[str, Any]:
-    """Numbers as little-endian 16-bit integers times a step; what is not finite becomes 0."""
+    """Numbers as little-endian 16-bit integers times a step; values that are not finite become 0."""
     numbers = values.double().nan_to_num(0, 0, 0)
     step = max(float(numbers.abs().max()) if numbers.numel() else 0.0, 1e-6) / 32767
     integers = np.asarray((numbers / step).round(), dtype="<i2")

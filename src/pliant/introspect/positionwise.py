@@ -1,4 +1,4 @@
-"""Whether an operator keeps places, found by trying it, for those that torch does not call pointwise."""
+"""Test by execution whether an operator works position by position, for those torch does not tag as pointwise."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 def keeps_places(func: Any, args: Any, kwargs: Any, map: Tensor, size: tuple[int, int], which: int) -> bool:
-    """Whether each place of an output depends on that place of a map alone.
+    """Whether every position of an output depends on that position of a map alone.
 
-    The operator runs on copies of its arguments, with random numbers in the map. Two places in opposite corners are
-    then changed, one after the other; only they may change in the output.
+    The operator runs on copies of its arguments, with random numbers in the map. Two positions in opposite corners are
+    then changed one at a time, and only they may change in the output.
 
     Args:
-        func: an operator, as a dispatch mode gets it.
-        args, kwargs: what it was called with.
-        map: that of the arguments. If its last dimensions are not `size`, every number is a place of its own.
+        func: an operator as a dispatch mode receives it.
+        args, kwargs: the arguments that it was called with.
+        map: the map among the arguments. If its last dimensions are not `size`, every number is a position of its own.
         size: `(H, W)`.
-        which: of the output's tensors.
+        which: index of the output tensor to test.
     """
     if not map.is_floating_point() or map.dim() < 2:
         return False
@@ -40,7 +40,7 @@ def keeps_places(func: Any, args: Any, kwargs: Any, map: Tensor, size: tuple[int
             changed[(*lead, *corner)] = False
             if changed.any():
                 return False
-    except Exception:  # whatever an operator says to numbers that it did not expect
+    except Exception:  # operators may refuse the random numbers in any way
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""What a model reads of its image, operator by operator, seen from outside while it runs once."""
+"""Record what a model reads of its image, operator by operator, while it runs once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Size = tuple[int, int]
 
 
 class Window(NamedTuple):
-    """What an operator reads: tap k of the output at p reads `p * stride - padding + k * dilation`, and its offset."""
+    """The positions that an operator reads: at output p, tap k reads `p * stride - padding + k * dilation + offset`."""
 
     kernel: Size
     stride: Pair
@@ -34,16 +34,16 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One operator on the main branch, and through `below` all that feed it.
+    """An operator on the main branch. `below` links it to the operators that feed it.
 
     Attributes:
-        name: of the module in which it ran.
-        window: what it reads; None for the image, and for an operator that cannot be followed.
-        size: of the map it gives.
-        below: what it reads from.
-        deformable, layers: how many deformable and how many windowed operators there are from here down.
+        name: name of the module in which the operator ran.
+        window: the positions that it reads; None for the image and for an operator that cannot be followed.
+        size: height and width of its output.
+        below: the operator that it reads from.
+        deformable, layers: number of deformable operators and of operators with a kernel, from here down to the image.
         framing: whether it only places or scales the image for the network.
-        lost: the operator that cannot be followed, if this is one.
+        lost: name of the operator if it cannot be followed.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Step:
     lost: str = ""
 
     def chain(self) -> Iterator[Step]:
-        """This step and those below, down to the image or to where the way is lost."""
+        """This step and those below, down to the image or to an operator that cannot be followed."""
         step: Step | None = self
         while step is not None:
             yield step
@@ -64,7 +64,7 @@ class Step:
 
 
 class Pooled(NamedTuple):
-    """A deformable RoI pooling as it ran; the arguments are those of `torch.ops.pliant.roi_pool`."""
+    """A deformable RoI pooling as it ran, with the arguments of `torch.ops.pliant.roi_pool`."""
 
     name: str
     step: Step | None  # the map that is pooled
@@ -75,7 +75,7 @@ class Pooled(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """Deformable convolutions and RoI poolings in the order in which they ran."""
+    """The deformable convolutions and RoI poolings of a run, in order of execution."""
 
     image: Size
     layers: list[Step]
@@ -84,16 +84,19 @@ class Recording(NamedTuple):
 
 @torch.no_grad()
 def record(model: nn.Module, image: Tensor, call: Callable[[], Any] | None = None) -> Recording:
-    """Run a model once on an image `[3, H, W]`, in evaluation mode, and leave it as it was.
+    """Run a model once on an image in evaluation mode and record what it reads. The model is left as it was.
 
     Args:
-        model: any.
-        image: as the model takes it, without the batch.
-        call: what to run, if not the model on a batch of the image alone.
+        model: any model.
+        image: `[C, H, W]` as the model takes it, without a batch axis.
+        call: function to run instead of the model on a batch of the image.
+
+    Raises:
+        ValueError: if the image has another shape.
     """
     if image.dim() != 3:
         raise ValueError(f"image must have shape [C, H, W], got {list(image.shape)}")
-    batch = image.unsqueeze(0).clone()  # models may work on it in place
+    batch = image.unsqueeze(0).clone()  # models may modify it in place
     with evaluation(model), _names(model) as name:
         mode = _Recorder(name)
         mode.steps[batch] = Step("image", None, (image.shape[1], image.shape[2]))
@@ -110,7 +113,7 @@ def record(model: nn.Module, image: Tensor, call: Callable[[], Any] | None = Non
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode, and after that again in those its modules were in."""
+    """Put a model into evaluation mode, and restore the modes of its modules afterwards."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -122,7 +125,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _names(model: nn.Module) -> Iterator[Callable[[], str]]:
-    """The name of the innermost module that is running."""
+    """Yield a function that returns the name of the innermost running module."""
     running = [type(model).__name__]
     names = {module: name or running[0] for name, module in model.named_modules()}
 
@@ -140,7 +143,7 @@ def _names(model: nn.Module) -> Iterator[Callable[[], str]]:
 
 
 class _Call(NamedTuple):
-    """An operator as it was called, and which of its outputs is looked at."""
+    """An operator as it was called, and the index of the output of interest."""
 
     func: Any
     args: Sequence[Any]
@@ -149,13 +152,13 @@ class _Call(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Follows tensors that come from the image through every operator below autograd."""
+    """Follows tensors that originate from the image through every operator below autograd."""
 
     def __init__(self, name: Callable[[], str]) -> None:
         super().__init__()
         self.name = name
         self.steps = WeakTensorKeyDictionary()
-        self.copied: dict[int, tuple[Tensor, Step]] = {}  # by storage: images that were copied into a batch
+        self.copied: dict[int, tuple[Tensor, Step]] = {}  # by storage: images copied into a batch
         self.deformable: list[Step] = []
         self.pools: list[Pooled] = []
 
@@ -187,7 +190,7 @@ class _Recorder(TorchDispatchMode):
         main = _main(before, product=packet in _PRODUCTS)
         reads = _READERS.get(packet)
         if reads is not None:
-            read = self._of(args[0])  # and not what gives offsets
+            read = self._of(args[0])  # the input, not the offsets
             if read is not None and args[0].dim() >= 3 and tuple(args[0].shape[-2:]) == read.size:
                 window = reads(args, out)
                 if window is not None:
@@ -198,13 +201,13 @@ class _Recorder(TorchDispatchMode):
         return replace(main, name=self.name(), window=None, size=size, below=None, lost=str(call.func))
 
     def _tried(self, call: _Call, main: Step) -> bool:
-        """Whether an operator that torch does not call pointwise keeps the places of the main branch's map."""
+        """Whether an operator without the pointwise tag keeps the positions of the map of the main branch."""
         maps = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
         map = next((each for each in maps if self._of(each) is main), None)
         return map is not None and keeps_places(call.func, call.args, call.kwargs, map, main.size, call.which)
 
     def _copy(self, target: Tensor, source: Tensor) -> None:
-        """An image that is copied into a larger one lies there at some row and column."""
+        """Record the row and column at which an image is copied into a larger one."""
         step = self._of(source)
         if step is None or source.dim() < 3 or target.stride(-1) != 1:
             return
@@ -228,10 +231,10 @@ def _above(below: Step, name: str, window: Window, size: Size, framing: bool = F
 
 
 def _main(before: list[Step], product: bool) -> Step:
-    """Of the maps that meet, the one on the main branch.
+    """The map on the main branch, of those that meet in an operator.
 
-    It has the most deformable layers; then the most layers in a sum or concatenation, where the other is a shortcut,
-    and the fewest in a product, where the other is a gate; then it comes first.
+    This is the map with the most deformable layers below it. Among equals it is the one with the most layers in a sum
+    or concatenation, where the other is a shortcut, and with the fewest in a product, where the other is a gate.
     """
     largest = max(step.size[0] * step.size[1] for step in before)
     candidates = [step for step in before if step.size[0] * step.size[1] == largest]
@@ -239,7 +242,7 @@ def _main(before: list[Step], product: bool) -> Step:
 
 
 def _in_place(func: Any, size: Size, out: Tensor) -> bool:
-    """Whether each place of the output reads that place of the input alone, in whatever order dimensions are."""
+    """Whether each position of the output reads that position of the input alone, whatever the order of dimensions."""
     if func.overloadpacket in _REDUCTIONS:
         return tuple(out.shape[-2:]) == size
     known = torch.Tag.pointwise in func.tags or func.overloadpacket in _POSITIONWISE
@@ -265,7 +268,7 @@ def _pool(args: Sequence[Any], out: Tensor) -> Window:
 
 
 def _average_pool(args: Sequence[Any], out: Tensor) -> Window:
-    return _pool(args[:4], out)  # what follows the padding says how borders count
+    return _pool(args[:4], out)  # the arguments after the padding say how borders count
 
 
 def _pliant(args: Sequence[Any], out: Tensor) -> Window:
@@ -284,7 +287,7 @@ def _offsets(offset: Tensor, kernel: Size) -> Tensor:
 
 
 def _resize(args: Sequence[Any], out: Tensor) -> Window:
-    """Interpolation, as reading at the corresponding place."""
+    """Interpolation as a read at the corresponding position."""
     aligned = any(argument is True for argument in args)
     scales: list[float | None] = [argument for argument in args[2:] if isinstance(argument, float)] or [None, None]
     axes = []

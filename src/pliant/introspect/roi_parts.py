@@ -1,4 +1,4 @@
-"""Where the parts of a RoI lie in deformable RoI pooling (Dai et al. 2017, figure 7)."""
+"""The positions of the parts of a RoI in deformable RoI pooling (Dai et al. 2017, figure 7)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pliant.ops.roi_pool import bins
 
 
 class RoIParts(NamedTuple):
-    """The parts of RoIs in one pooling layer; boxes are (x0, y0, x1, y1) in image pixels, by their edges.
+    """The parts of RoIs in one pooling layer. Boxes are (x0, y0, x1, y1) in image pixels, with continuous edges.
 
     Attributes:
-        layer: the name of the module.
-        rois: `[R, 4]`.
-        regular: `[R, Ph, Pw, 4]`, the parts before they move: the plain network's bins.
-        parts: `[R, T, Ph, Pw, 4]`, moved by the offsets of each class; T is 1 where all classes share them.
+        layer: name of the module.
+        rois: the RoIs, `[R, 4]`.
+        regular: the parts before they move, `[R, Ph, Pw, 4]`; these are the bins of the plain network.
+        parts: the parts moved by the offsets of each class, `[R, T, Ph, Pw, 4]`. T is 1 if all classes share them.
     """
 
     layer: str
@@ -31,22 +31,30 @@ class RoIParts(NamedTuple):
 
 
 def roi_parts(model: nn.Module, image: Tensor, boxes: Tensor | None = None) -> list[RoIParts]:
-    """Where each part of each RoI lies, in every deformable RoI pooling and position-sensitive one of a model.
+    """The position of every part of every RoI in the deformable RoI poolings of a model.
 
-    A part is the area of the bin of equation 5 (or of the authors' samples), moved by `gamma * offset * (w, h)`
-    (equation 6). Bins are whole cells of the map, so neighbours may overlap by a cell before they move.
+    A part is the area of a bin of equation 5 (or of the authors' samples), moved by `gamma * offset * (w, h)`
+    (equation 6). Bins consist of complete cells of the map, so neighbours may overlap by a cell before they move.
 
     Args:
-        model: any; it is run once, in evaluation mode, and left as it was.
+        model: any model. It runs once, in evaluation mode, and is left as it was.
         image: `[3, H, W]` as the model takes it.
-        boxes: `[R, 4]`, RoIs in image pixels to pool instead of the model's own proposals, in the layers of
-            `pliant.nn`; interpolation of the image ahead of the network is taken into account.
+        boxes: RoIs `[R, 4]` in image pixels to pool instead of the model's own proposals, in the layers of `pliant.nn`.
+            Resizing of the image before the network is taken into account.
 
     Returns:
-        The layers in order of execution; empty if there is none.
+        One `RoIParts` per layer in order of execution; empty if there is none.
 
     Raises:
         ValueError: if boxes have another shape.
+
+    Examples:
+        >>> model = pliant.models.rfcn(num_classes=3, backbone="timm/test_resnet", min_size=64, max_size=64)
+        >>> box = torch.tensor([[10.0, 10.0, 50.0, 40.0]])
+        >>> for layer in pliant.introspect.roi_parts(model, torch.rand(3, 64, 64), box):
+        ...     print(layer.layer, list(layer.parts.shape))
+        roi_heads.box_roi_pool.score_pool [1, 3, 7, 7, 4]
+        roi_heads.box_roi_pool.box_pool [1, 1, 7, 7, 4]
     """
     if boxes is not None and (boxes.dim() != 2 or boxes.shape[1] != 4):
         raise ValueError(f"boxes must have shape [R, 4], got {list(boxes.shape)}")
@@ -72,11 +80,13 @@ def roi_parts(model: nn.Module, image: Tensor, boxes: Tensor | None = None) -> l
 def _network_boxes(boxes: Tensor, step: Step | None, module: nn.Module) -> Tensor:
     scale, shift = _frame(step)
     rois = (boxes.double().cpu() - shift) / scale
-    return rois - torch.tensor([0, 0, 1, 1]) if module.sampling == "authors" else rois  # they count the last pixel in
+    return (
+        rois - torch.tensor([0, 0, 1, 1]) if module.sampling == "authors" else rois
+    )  # the last pixel belongs to the RoI
 
 
 def _frame(step: Step | None) -> tuple[Tensor, Tensor]:
-    """`[4]`, `[4]`: a box by its edges in the image that the network works on, times scale plus shift, in the image."""
+    """Scale and shift, `[4]` each, from boxes in the image that the network works on to boxes in the original image."""
     framing: list[Step] = []
     for below in reversed(list(step.chain()) if step is not None else []):
         if below.window is not None and not below.framing:
@@ -111,7 +121,7 @@ def _parts(pool: Pooled, step: Step | None) -> RoIParts:
 def _bins(
     start: Tensor, end: Tensor, parts: int, size: int, scale: float, rule: str, samples: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """First and last edge of the bins of one axis, `[R, P]`, and the side of the RoI, `[R]`, in cells."""
+    """First and last edges of the bins on one axis, `[R, P]` each, and the sides of the RoIs, `[R]`, in cells."""
     if rule == "authors_samples":
         found = bins.authors_samples(start, end, scale, parts, samples)
         low = found.position[..., 0] + 0.5

@@ -1,4 +1,4 @@
-"""Where a unit samples, through stacked deformable layers (Dai et al. 2017, figures 5 and 6)."""
+"""The positions that a unit samples through stacked deformable layers (Dai et al. 2017, figures 5 and 6)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _MOST_POINTS = 1 << 22
 
 
 class SamplingPoints(NamedTuple):
-    """The places that one unit reads.
+    """The positions that one unit samples.
 
     Attributes:
-        cells: float `[P, 2]`, (y, x) in cells of the map that feeds the lowest layer, 0 at a cell's centre. P is
-            the product of the layers' numbers of taps: 9, 81, 729 for one, two, three 3x3 layers.
-        pixels: float `[P, 2]`, the same in image pixels, (y, x), 0 at the image's edge: where the receptive field of
-            that place of the map is centred, by the strides and paddings of all layers below.
-        unit: float `[2]`, the unit itself in image pixels, likewise.
-        inside: bool `[P]`, whether the network reads the place: it, and the one above that it belongs to, lie less
-            than a cell outside their maps. The others are zeros of the padding.
+        cells: positions (y, x) in cells of the map that feeds the lowest layer, float `[P, 2]`, 0 at the centre of a
+            cell. P is the product of the layers' numbers of taps: 9, 81, 729 for one, two, three 3x3 layers.
+        pixels: the same in image pixels (y, x), float `[P, 2]`, 0 at the edge of the image. A position of the map is at
+            the centre of its receptive field, computed from the strides and paddings of the layers below.
+        unit: the unit itself in image pixels, float `[2]`.
+        inside: whether the network reads the position, bool `[P]`: the position, and the one above that it belongs to,
+            are less than a cell outside their maps. Other positions read the zeros of the padding.
     """
 
     cells: Tensor
@@ -33,21 +33,30 @@ class SamplingPoints(NamedTuple):
 
 
 class Trace:
-    """Where every deformable layer of a model sampled on one image; made by running the model once.
+    """Where every deformable layer of a model sampled on one image.
 
-    Works from outside, on any PyTorch model: `pliant.nn.DeformConv2d`, `torchvision.ops.DeformConv2d`, and calls of
-    either function. Between deformable layers it follows convolutions, poolings, padding, crops and interpolation
-    by their geometry, and all that works place by place (norms, activations, 1x1 and linear layers, changes of the
-    order of dimensions). Where branches meet it follows the main one: of a sum or concatenation the branch with the
-    most deformable layers, then the most layers; a shortcut is left out. Of a product it leaves out the gate. What
-    is weighed (modulation, gates) counts as read.
+    A trace runs the model once and works on any PyTorch model: with `pliant.nn.DeformConv2d`,
+    `torchvision.ops.DeformConv2d`, or calls of either function. Between deformable layers it follows convolutions,
+    poolings, padding, crops and interpolation by their geometry, and all operators that work position by position
+    (norms, activations, 1x1 and linear layers, permutations of dimensions). Where branches meet it follows the main
+    one: in a sum or concatenation the branch with the most deformable layers, then with the most layers, not the
+    shortcut; in a product not the gate. Weighted samples (modulation, gates) count as read.
 
     Args:
-        model: is run once, in evaluation mode, and left as it was.
+        model: any model. It runs once, in evaluation mode, and is left as it was.
         image: `[3, H, W]` as the model takes it.
 
     Attributes:
-        layers: the names of the deformable convolutions, in order of execution.
+        layers: names of the deformable convolutions, in order of execution.
+
+    Examples:
+        >>> layers = [pliant.nn.DeformConv2d(3, 8, 3, padding=1), pliant.nn.DeformConv2d(8, 8, 3, padding=1)]
+        >>> trace = pliant.introspect.Trace(torch.nn.Sequential(*layers), torch.rand(3, 32, 32))
+        >>> trace.layers
+        ('0', '1')
+        >>> unit = trace.nearest((16.5, 8.5))  # the unit nearest to a pixel (y, x)
+        >>> unit, trace.points(unit, depth=2).pixels.shape
+        ((16, 8), torch.Size([81, 2]))
     """
 
     def __init__(self, model: nn.Module, image: Tensor) -> None:
@@ -56,7 +65,7 @@ class Trace:
 
     @property
     def image_size(self) -> Size:
-        """Height and width."""
+        """Height and width of the image."""
         return self._recording.image
 
     @property
@@ -65,10 +74,10 @@ class Trace:
         return self._recording.pools
 
     def step(self, layer: str | None = None) -> Step:
-        """A deformable layer as it ran, the last one if None.
+        """A deformable layer as it ran, by default the last one.
 
         Raises:
-            ValueError: if none of that name ran.
+            ValueError: if no layer of that name ran.
         """
         if not self.layers:
             raise ValueError("no deformable convolution ran")
@@ -77,14 +86,14 @@ class Trace:
         return self._recording.layers[-1 if layer is None else self.layers.index(layer)]
 
     def map_size(self, layer: str | None = None) -> Size:
-        """Rows and columns of a layer's output, the last layer's if None."""
+        """Rows and columns of the output of a layer, by default of the last one."""
         return self.step(layer).size
 
     def chain(self, depth: int, layer: str | None = None) -> list[Step]:
         """The steps from a layer down to the `depth`-th deformable one, both included.
 
         Raises:
-            ValueError: if there are not so many on the way.
+            ValueError: if there are fewer deformable layers below.
         """
         top = self.step(layer)
         if not 1 <= depth <= top.deformable:
@@ -109,14 +118,17 @@ class Trace:
         offset_group: int = 0,
         regular: bool = False,
     ) -> SamplingPoints:
-        """Follow a unit back through `depth` deformable layers; see `sampling_points`.
+        """Follow a unit back through `depth` deformable layers, see `sampling_points`.
 
         Args:
-            at: (row, column) in the output map of the layer.
-            depth: how many deformable layers, this one included.
-            layer: where to start; the last deformable layer if None.
-            offset_group: whose offsets to follow, in every layer.
-            regular: leave the offsets out: the grid of the plain network.
+            at: (row, column) of the unit in the output map of the layer.
+            depth: number of deformable layers, this one included.
+            layer: layer to start from, by default the last deformable layer.
+            offset_group: offset group to follow in every layer.
+            regular: ignore the offsets, which gives the grid of the plain network.
+
+        Returns:
+            The `SamplingPoints` of the unit.
         """
         chain = self.chain(depth, layer)
         size = chain[0].size
@@ -134,14 +146,14 @@ class Trace:
         return SamplingPoints(points, self.pixels(lowest, points), unit, inside)
 
     def pixels(self, step: Step, cells: Tensor) -> Tensor:
-        """Image pixels `[..., 2]` on which places `[..., 2]` of a step's output map are centred."""
+        """Image pixels `[..., 2]` at which positions `[..., 2]` of a step's output map are centred."""
         scale, shift = self.centring(step)
         return cells * scale + shift
 
     def centring(self, step: Step) -> tuple[Tensor, Tensor]:
-        """`[2]`, `[2]`: pixel = cell * scale + shift, with pixels counted from the image's edge.
+        """Scale and shift, `[2]` each: pixel = cell * scale + shift, with pixels counted from the edge of the image.
 
-        If the way to the image is lost, the rest is taken to cover it evenly.
+        If the path to the image cannot be followed, the remaining map is taken to cover the image evenly.
         """
         chain = list(step.chain())
         scale, shift = centring(chain)
@@ -166,30 +178,39 @@ def sampling_points(
     layer: str | None = None,
     offset_group: int = 0,
 ) -> SamplingPoints:
-    """Follow a unit of a deformable layer back through `depth` deformable layers and the plain ones between.
+    """Follow a unit of a deformable layer back through `depth` deformable layers and the plain layers between them.
 
-    The composition is exact: nothing is rounded to cells on the way. Below the first level a point lies between
-    cells; the offsets of the layer there are read bilinearly at that point (at the nearest cell for points outside
-    the map). Layers with zero offsets give the regular grid exactly. `Trace` says which models and layers can be
-    followed, and follows many units of one run.
+    Positions are composed exactly, without rounding to cells. Below the first level a position lies between cells; the
+    offsets of that layer are then interpolated bilinearly (outside the map, at the nearest cell). Layers with zero
+    offsets give exactly the regular grid. `Trace` documents which models and layers can be followed, and follows
+    many units of a single run.
 
     Args:
-        model: any model with deformable convolutions; it is run once, in evaluation mode, and left as it was.
+        model: any model with deformable convolutions. It runs once, in evaluation mode, and is left as it was.
         image: `[3, H, W]` as the model takes it.
-        at: (row, column) of the unit, in the output map of the layer.
-        depth: how many deformable layers to follow, in order of execution the last ones up to `layer`.
-        layer: the module's name; the last deformable layer if None.
-        offset_group: whose offsets to follow, in every layer.
+        at: (row, column) of the unit in the output map of the layer.
+        depth: number of deformable layers to follow, the last ones up to `layer` in order of execution.
+        layer: name of the module, by default the last deformable layer.
+        offset_group: offset group to follow in every layer.
+
+    Returns:
+        The `SamplingPoints` of the unit.
 
     Raises:
-        ValueError: for a depth, layer, place or group that the model does not have, or a way that is lost between the
-            layers.
+        ValueError: if the model does not have this depth, layer, unit or group, or the path between the layers cannot
+            be followed.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pliant.nn.DeformConv2d(3, 8, 3, padding=1))
+        >>> points = pliant.introspect.sampling_points(model, torch.rand(3, 32, 32), at=(10, 20), depth=1)
+        >>> points.cells.int().tolist()[:3]  # the top row of the kernel
+        [[9, 19], [9, 20], [9, 21]]
     """
     return Trace(model, image).points(at, depth, layer=layer, offset_group=offset_group)
 
 
 def centring(steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-    """`[2]`, `[2]`: place = cell * scale + shift, from the output of the first step to what the last one gives."""
+    """Scale and shift `[2]`: position = cell * scale + shift, from the first step's output to the last's input."""
     scale, shift = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for step in steps:
         if step.window is not None:
@@ -200,7 +221,7 @@ def centring(steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
 
 
 def taps(window: Window) -> Tensor:
-    """Where a window reads before any offset, `[K, 2]`, from where its first tap reads."""
+    """The positions of a window without offsets, `[K, 2]`, relative to its first tap."""
     rows, columns = window.kernel
     return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2) * torch.tensor(window.dilation)
 
@@ -215,7 +236,7 @@ def _numbers(window: Window) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _read(step: Step, points: Tensor, group: int | None) -> Tensor:
-    """The places `[P * K, 2]` of a step's input that its output at `points` `[P, 2]` reads."""
+    """The positions `[P * K, 2]` of a step's input that its output at `points` `[P, 2]` reads."""
     window = step.window
     assert window is not None
     regular = taps(window)
@@ -235,7 +256,7 @@ def _on_map(points: Tensor, size: Size) -> Tensor:
 
 
 def _at(maps: Tensor, points: Tensor) -> Tensor:
-    """Maps `[K, 2, H, W]` read bilinearly at `[P, 2]`: `[P, K, 2]`."""
+    """Maps `[K, 2, H, W]` interpolated bilinearly at `[P, 2]`: `[P, K, 2]`."""
     size = torch.tensor(maps.shape[2:])
     inner = torch.minimum(points.clamp(min=0), (size - 1).double())
     low = inner.floor().long()

@@ -1,4 +1,4 @@
-"""The networks of the paper, each a function that builds it; and the classifiers that backbones come from."""
+"""The networks of the paper, each built by a function, and the classifiers that their backbones come from."""
 
 from pliant.models.batched import BatchedDetector
 from pliant.models.class_aware_rpn import ClassAwareRPN, class_aware_rpn

@@ -1,4 +1,4 @@
-"""Anchors of the paper's detectors: their shapes, where they stand, and the objects they stand for."""
+"""Anchors of the paper's detectors: shapes, positions, and the objects assigned to them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ RATIOS = (0.5, 1.0, 2.0)
 
 
 class Anchors(AnchorGenerator):
-    """Faster R-CNN's anchors on one map of stride 16, each centred on its cell.
+    """Faster R-CNN's anchors on one map of stride 16, centred on the cells.
 
-    The square of one cell is stretched to each ratio (height over width) in whole pixels, then scaled: 23 x 12,
-    16 x 16 and 11 x 22 pixels times 8, 16 and 32.
+    A square of one cell is stretched to each aspect ratio (height over width), rounded to pixels (23 x 12, 16 x 16 and
+    11 x 22) and scaled by 8, 16 and 32.
 
     Args:
         scales: square roots of the anchors' areas, in multiples of 16 pixels.
@@ -34,7 +34,7 @@ class Anchors(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> Tensor:
-        """The anchors of the first cell, `[ratios * scales, 4]`, ratio by ratio."""
+        """The anchors of the first cell `[ratios * scales, 4]`, ordered by ratio."""
         ratios = torch.as_tensor(aspect_ratios, dtype=dtype, device=device)
         width = (STRIDE**2 / ratios).sqrt().round()
         sides = torch.stack((width, (width * ratios).round()), dim=1)  # [ratios, x | y]
@@ -45,7 +45,7 @@ class Anchors(AnchorGenerator):
         return [self.on(feature_maps[0])] * len(image_list.image_sizes)
 
     def on(self, feature: Tensor) -> Tensor:
-        """The anchors of a map `[N, C, H, W]`: `[H * W * A, 4]`, row by row, those of a cell together."""
+        """The anchors `[H * W * A, 4]` of a map `[N, C, H, W]`, row by row, those of a cell together."""
         self.set_cell_anchors(feature.dtype, feature.device)
         stride = torch.tensor(STRIDE, device=feature.device)
         return self.grid_anchors([list(feature.shape[-2:])], [[stride, stride]])[0]
@@ -59,20 +59,20 @@ def assign(
     foreground: float = 0.7,
     background: float = 0.3,
 ) -> tuple[Tensor, Tensor]:
-    """What each anchor stands for in training (Ren et al. 2015, section 3.1.2).
+    """Assign objects to anchors for training (Ren et al. 2015, section 3.1.2).
 
-    Anchors that cross the image's border stand for nothing. Of the others, those that overlap an object by
-    `foreground` or more stand for it, and so does the best one of every object.
+    Anchors that cross the border of the image are ignored. Of the others, those that overlap an object by `foreground`
+    or more are assigned to it, and so is the best anchor of every object.
 
     Args:
         anchors: `[A, 4]`.
-        target: `boxes` `[L, 4]` and `labels` `[L]`, from 1 on.
+        target: `boxes` `[L, 4]` and `labels` `[L]`, from 1.
         size: height and width of the image.
-        foreground: the least IoU with an object to stand for it.
-        background: anchors whose IoU with every object is below are background.
+        foreground: IoU from which an anchor is assigned to an object.
+        background: IoU with every object below which an anchor is background.
 
     Returns:
-        Labels `[A]`, 0 for background and -1 for nothing, and the box of each anchor's object `[A, 4]`.
+        Labels `[A]`, 0 for background and -1 for ignored, and the box of each anchor's object `[A, 4]`.
     """
     boxes = target["boxes"]
     height, width = size

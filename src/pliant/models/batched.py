@@ -1,4 +1,4 @@
-"""Detectors as functions of tensors, which `torch.export` and ONNX can hold: no lists, no loops over images."""
+"""Detectors as functions of tensors, without lists or loops over images, for `torch.export` and ONNX."""
 
 from __future__ import annotations
 
@@ -18,28 +18,36 @@ from pliant.ops.batched_nms import batched_nms
 
 
 class _Candidates(NamedTuple):
-    """What non-maximum suppression chooses from; lists of all classes of an image, one after the other."""
+    """The boxes that enter the final selection, all classes of an image concatenated."""
 
     boxes: Tensor  # [N, M, 4]
     labels: Tensor  # [N, M]
-    scores: Tensor  # [N, M], below zero where there is none
+    scores: Tensor  # [N, M], negative for unused entries
 
 
 class BatchedDetector(nn.Module):
     """A detector of `pliant.models` for a batch of images of one size, with the same detections.
 
-    Scaling is left to the caller: images come as the network is to see them. Smaller images lie at the top left, and
-    `sizes` says how large each is.
+    The caller scales the images to the size at which the network runs. Smaller images are at the top left of the batch,
+    and `sizes` holds their sizes.
 
     Args:
-        detector: in evaluation mode; it is shared, not copied.
+        detector: a detector in evaluation mode. It is shared, not copied.
 
-    Shape: images `[N, 3, H, W]` in 0..1 and sizes int64 `[N, 2]` (height, width), to boxes `[N, D, 4]` in pixels,
-    labels int64 `[N, D]` and scores `[N, D]`, best first; D is the detector's `detections_per_image`. Places that are
-    left over have label 0 and score 0.
+    Shape:
+        - Input: images `[N, 3, H, W]` in 0..1, and sizes `[N, 2]` (height, width), int64
+        - Output: boxes `[N, D, 4]` in pixels, labels `[N, D]`, int64, and scores `[N, D]`, in order of score. D is the
+          detector's `detections_per_image`. Unused entries have label 0 and score 0.
 
     Raises:
         ValueError: if the detector is in training mode.
+
+    Examples:
+        >>> detector = pliant.models.rfcn(num_classes=3, backbone="timm/test_resnet", min_size=64, max_size=64).eval()
+        >>> batched = pliant.models.BatchedDetector(detector)
+        >>> boxes, labels, scores = batched(torch.rand(2, 3, 64, 64), torch.tensor([[64, 64], [48, 64]]))
+        >>> boxes.shape, labels.shape, scores.shape
+        (torch.Size([2, 300, 4]), torch.Size([2, 300]), torch.Size([2, 300]))
     """
 
     image_mean: Tensor
@@ -48,7 +56,7 @@ class BatchedDetector(nn.Module):
     def __init__(self, detector: GeneralizedRCNN) -> None:
         super().__init__()
         if detector.training:
-            raise ValueError("a detector in training mode has no detections: call eval() on it first")
+            raise ValueError("the detector is in training mode: call eval() first")
         self.detector = detector
         self.multiple = detector.transform.size_divisible
         for name in ("image_mean", "image_std"):
@@ -96,7 +104,7 @@ class BatchedDetector(nn.Module):
         return _Candidates(boxes.flatten(1, 2), labels.flatten(1), scores.flatten(1))
 
     def _proposals(self, features: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """RoIs `[N, R, 4]` and what the RPN gives them, `[N, R]`, below zero where there are fewer."""
+        """RoIs `[N, R, 4]` and their probabilities `[N, R]`, negative for unused entries."""
         rpn = self.detector.rpn
         maps = [features["conv4"]] if isinstance(rpn, Conv4RPN) else list(features.values())
         objectness, deltas = rpn.head(maps)
@@ -128,7 +136,7 @@ class BatchedDetector(nn.Module):
 
 
 def _best(found: _Candidates, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best candidates of each image, and nothing where there are fewer than `most`."""
+    """The best candidates of each image; unused entries are zero if there are fewer than `most`."""
     scores, which = _top(found.scores, most)
     real = scores >= 0
     boxes = torch.where(real[:, :, None], _chosen(found.boxes, which), 0.0)
@@ -136,28 +144,28 @@ def _best(found: _Candidates, most: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _top(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Best scores of each line `[N, M]` and where they stand; minus infinity, at any place, where there are fewer."""
+    """The best scores of each row of `[N, M]` and their indices; minus infinity, at any index, if there are fewer."""
     best, which = F.pad(scores, (0, most), value=-float("inf")).topk(most, dim=1)
     return best, which.clamp(max=scores.shape[1] - 1)
 
 
 def _chosen(boxes: Tensor, which: Tensor) -> Tensor:
-    """Boxes `[N, M, 4]` at `[N, P]`: `[N, P, 4]`."""
+    """Boxes `[N, M, 4]` at indices `[N, P]`: `[N, P, 4]`."""
     return boxes.gather(1, which[:, :, None].expand(-1, -1, 4))
 
 
 def _clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes `[N, ..., 4]` inside their images."""
+    """Clip boxes `[N, ..., 4]` to their images."""
     high = sizes.flip(1).repeat(1, 2).to(boxes.dtype)  # [N, 4], width and height, twice
     return boxes.clamp(min=0).minimum(high.view(-1, *(1,) * (boxes.dim() - 2), 4))
 
 
 def _large(boxes: Tensor, side: float) -> Tensor:
-    """Whether both sides of boxes `[..., 4]` are that long."""
+    """Whether both sides of boxes `[..., 4]` are at least that long."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= side).all(dim=-1)
 
 
 def _inside(height: int, width: int, sizes: Tensor) -> Tensor:
-    """Where images lie in their batch, `[N, H, W]`."""
+    """Mask of the images in their batch, `[N, H, W]`."""
     rows, columns = (torch.arange(length, device=sizes.device) for length in (height, width))
     return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]

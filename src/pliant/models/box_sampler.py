@@ -1,4 +1,4 @@
-"""Which anchors and RoIs of an image are drawn to learn from."""
+"""Random selection of the anchors and RoIs that contribute to a loss."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pliant import distributed
 
 
 class BoxSampler(BalancedPositiveNegativeSampler):
-    """torchvision's sampler, with random numbers of its own for each image of a step.
+    """torchvision's sampler, with a separate random seed for each image of a step.
 
-    They depend on the image's place in the whole batch, so processes that share a batch draw what one process draws,
-    if torch's generator stands alike in all of them and each has as many images.
+    The seed depends on the position of the image in the batch of all processes. Processes that share a batch therefore
+    draw what a single process draws, provided that torch's generators agree and every process has as many images.
     """
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Draw; see torchvision's sampler.
+        """Draw objects and background of each image.
 
         Args:
-            matched_idxs: for each image 1 and above for an object, 0 for background, -1 for neither.
+            matched_idxs: labels per image; 1 and above for an object, 0 for background, -1 for ignored.
 
         Returns:
-            For each image uint8 masks of what was drawn, of objects and of background.
+            For each image a uint8 mask of the drawn objects, and one of the drawn background.
         """
         seed = int(torch.randint(2**62, ()))
         first = distributed.rank() * len(matched_idxs)

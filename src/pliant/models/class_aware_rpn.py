@@ -1,4 +1,4 @@
-"""Class-aware RPN of the paper: a detector of one stage, in which the RPN tells classes apart."""
+"""Class-aware RPN of the paper: a one-stage detector in which the RPN predicts classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ from pliant.models.transform import image_transform
 
 
 class ClassAwareRPN(Detector):
-    """What `class_aware_rpn` builds."""
+    """Class-aware RPN, as built by `class_aware_rpn`. The arguments that built it are in `config`.
+
+    Examples:
+        >>> model = pliant.models.class_aware_rpn(num_classes=3, backbone="timm/test_resnet")
+        >>> model.config["num_classes"]
+        3
+        >>> model.save_pretrained("folder")
+        >>> model = type(model).from_pretrained("folder")
+    """
 
 
 @builds(ClassAwareRPN)
@@ -40,20 +48,34 @@ def class_aware_rpn(
     detections_per_image: int = 300,
     **options: Unpack[BackboneOptions],
 ) -> ClassAwareRPN:
-    """RPN with a classifier of C classes in place of two (Dai et al. 2017, section 2.3), "a simplified SSD".
+    """RPN with a classifier of C classes instead of two (Dai et al. 2017, section 2.3), "a simplified SSD".
 
-    The paper says no more. Here the head stands on conv5 reduced to 1024 channels, since the paper's deformable
-    layers change its result; boxes are shared by all classes; anchors, and which are learned from, are the RPN's.
+    The paper gives no further details. Here the head is on conv5 reduced to 1024 channels, because the paper's
+    deformable layers change its results; all classes share a box; anchors and their assignment are those of the RPN.
     Images, targets and results are those of `pliant.models.faster_rcnn`.
 
     Args:
-        num_classes: with the background.
+        num_classes: number of classes, background included.
         backbone, deform_layers: see `pliant.backbones.backbone`.
-        hidden: the RPN's 3x3 convolution to 512 channels before the outputs; without it they are 1x1 on 1024.
-        min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
-        anchor_scales: anchor sides in multiples of 16 pixels; aspect ratios are 1:2, 1:1, 2:1.
-        score_thresh, nms_thresh, detections_per_image: of the final detections.
-        options: weights, dilation and the further arguments of `pliant.backbones.backbone`.
+        hidden: whether the outputs follow the RPN's 3x3 convolution to 512 channels, or directly the 1024 channels.
+        min_size: target length of the short side, in pixels.
+        max_size: upper limit of the long side, in pixels; takes precedence over `min_size`.
+        anchor_scales: square roots of the anchors' areas, in multiples of 16 pixels; the aspect ratios are 1:2, 1:1,
+            2:1.
+        score_thresh: detections must score higher.
+        nms_thresh: IoU above which non-maximum suppression removes a detection.
+        detections_per_image: maximum number of detections per image.
+        options: `weights`, `dilation` and other arguments of `pliant.backbones.backbone`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the backbone cannot have these layers.
+
+    Examples:
+        >>> model = pliant.models.class_aware_rpn(num_classes=3, backbone="timm/test_resnet", min_size=64, max_size=64)
+        >>> images = [torch.rand(3, 64, 64)]
+        >>> targets = [{"boxes": torch.tensor([[5.0, 5.0, 30.0, 40.0]]), "labels": torch.tensor([1])}]
+        >>> sorted(model(images, targets))
+        ['loss_box_reg', 'loss_classifier']
     """
     config = arguments(locals(), options)
     body = build_backbone(backbone, deform_layers=deform_layers, **options)
@@ -72,7 +94,7 @@ def class_aware_rpn(
 
 
 class NoProposals(nn.Module):
-    """Stands where a detector of two stages has its RPN."""
+    """Takes the place of the RPN in a detector without one."""
 
     def forward(
         self, images: object, features: object, targets: object = None
@@ -81,15 +103,14 @@ class NoProposals(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Classes and boxes of all anchors on conv5; called as torchvision's `RoIHeads`, without proposals.
+    """Classes and boxes of all anchors on conv5, called like torchvision's `RoIHeads` but without proposals.
 
     Args:
-        in_channels: of conv5.
-        num_classes: C, with the background.
+        in_channels: channels of conv5.
+        num_classes: number of classes C, background included.
         anchor_scales: see `Anchors`.
-        hidden: see `class_aware_rpn`.
-        score_thresh, nms_thresh, detections_per_image: of the final detections.
-        candidates: the most pairs of anchor and class, best first, that NMS looks at.
+        hidden, score_thresh, nms_thresh, detections_per_image: see `class_aware_rpn`.
+        candidates: maximum number of pairs of anchor and class that enter NMS, best first.
     """
 
     def __init__(
@@ -136,7 +157,7 @@ class DenseHead(nn.Module):
         return [], self._losses(scores, deltas, anchors, targets, image_shapes)
 
     def outputs(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores `[N, A, C]`, boxes relative to anchors `[N, A, 4]`, and the anchors `[A, 4]`."""
+        """Scores `[N, A, C]`, boxes relative to the anchors `[N, A, 4]`, and the anchors `[A, 4]`."""
         x = F.relu(self.reduce(features["conv5"]))
         if self.hidden is not None:
             x = F.relu(self.hidden(x))

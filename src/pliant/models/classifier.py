@@ -20,10 +20,18 @@ _ALIGNED = "aligned_inception_resnet"
 
 
 class Classifier(nn.Module, OnHub):
-    """`[N, 3, H, W]` images in 0..1 to `[N, num_classes]` logits.
+    """A classifier, as built by `classifier`. The arguments that built it are in `config`.
 
-    `config` holds the arguments of `classifier` that built it. Its weights serve as those of the detectors' backbone
-    of the same name.
+    Its weights can be loaded as the weights of a detector's backbone of the same name.
+
+    Shape:
+        - Input: images `[N, 3, H, W]` in 0..1
+        - Output: logits `[N, num_classes]`
+
+    Examples:
+        >>> model = pliant.models.classifier(num_classes=10, backbone="timm/test_resnet").eval()
+        >>> model(torch.rand(2, 3, 64, 64)).softmax(dim=1).shape
+        torch.Size([2, 10])
     """
 
     config: dict[str, Any]
@@ -57,15 +65,23 @@ def classifier(
     offset_dilation: int | None = None,
     image_mean: Sequence[float] | None = None,
 ) -> Classifier:
-    """A classifier of stride 32 with its last layers deformable.
+    """A classifier of stride 32 whose last layers are deformable.
 
     Args:
-        num_classes: without a background.
+        num_classes: number of classes, without a background.
         backbone, padded_pool, offset_groups, modulated, border, offset_dilation, image_mean: see
             `pliant.backbones.backbone`.
-        weights: as for `pliant.backbones.backbone`; the last layer starts anew.
-        frozen: fixed batch norms.
-        deform_layers: how many of the last convolutions with a kernel larger than 1 become deformable.
+        weights: see `pliant.backbones.backbone`. The last layer is initialised anew.
+        frozen: whether batch norms are fixed.
+        deform_layers: number of deformable layers, the last convolutions with a kernel larger than 1.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the backbone cannot have these layers.
+
+    Examples:
+        >>> model = pliant.models.classifier(num_classes=10, backbone="timm/test_resnet", deform_layers=2)
+        >>> sum(isinstance(layer, pliant.nn.DeformConv2d) for layer in model.modules())
+        2
     """
     config = {name: value for name, value in locals().items() if name != "weights"}
     if num_classes < 2:
@@ -104,7 +120,7 @@ def _paper_network(name: str, num_classes: int, frozen: bool, padded_pool: bool)
 
 
 def _load_below(network: Any, weights: str | Path) -> None:
-    """Load all but the last layer, whose classes may be others."""
+    """Load all layers but the last, whose classes may differ."""
     last, network.fc = network.fc, nn.Identity()
     load_weights(network, weights)
     network.fc = last

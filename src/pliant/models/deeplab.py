@@ -18,10 +18,19 @@ STRIDE = 16
 
 
 class DeepLab(nn.Module, OnHub):
-    """`[N, 3, H, W]` images in 0..1 to `{"out": [N, num_classes, H, W]}`, as torchvision's segmenters.
+    """DeepLab, as built by `deeplab`. The arguments that built it are in `config`.
 
-    `config` holds the arguments of `deeplab` that built it. Sides that are no multiple of 16 are padded with the
-    mean colour at the far edge, and the scores cut back; the authors' framing does without.
+    It has the interface of torchvision's segmenters. Sides that are not a multiple of 16 are padded with the mean
+    colour at the right and bottom, and the scores are cropped; the authors' framing does not pad.
+
+    Shape:
+        - Input: images `[N, 3, H, W]` in 0..1
+        - Output: `{"out": [N, num_classes, H, W]}`
+
+    Examples:
+        >>> model = pliant.models.deeplab(num_classes=3, backbone="timm/test_resnet").eval()
+        >>> model(torch.rand(1, 3, 60, 80))["out"].argmax(dim=1).shape
+        torch.Size([1, 60, 80])
     """
 
     config: dict[str, Any]
@@ -65,16 +74,25 @@ def deeplab(
     framing: str = "paper",
     **options: Unpack[BackboneOptions],
 ) -> DeepLab:
-    """DeepLab without refinements (Chen et al. 2015, as Dai et al. 2017, section 2.3, use it).
+    """DeepLab without refinements (Chen et al. 2015), as in Dai et al. (2017), section 2.3.
 
-    conv5 features at stride 16, a 1x1 convolution to 1024 channels, 1x1 scores, and fixed bilinear upsampling
-    by 16.
+    The network has conv5 features at stride 16, a 1x1 convolution to 1024 channels, 1x1 scores, and fixed bilinear
+    upsampling by 16.
 
     Args:
-        num_classes: with the background.
+        num_classes: number of classes, background included.
         backbone, deform_layers: see `pliant.backbones.backbone`.
-        framing: `"paper"` pads images to a multiple of 16; `"authors"` does not, and cuts the scores as they do.
-        options: weights, dilation and the further arguments of `pliant.backbones.backbone`.
+        framing: `"paper"` pads images to a multiple of 16; `"authors"` does not pad, and crops the scores as the
+            authors do.
+        options: `weights`, `dilation` and other arguments of `pliant.backbones.backbone`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the backbone cannot have these layers.
+
+    Examples:
+        >>> model = pliant.models.deeplab(num_classes=3, backbone="timm/test_resnet")
+        >>> model(torch.rand(2, 3, 64, 64))["out"].shape
+        torch.Size([2, 3, 64, 64])
     """
     config = arguments(locals(), options)
     body = build_backbone(backbone, deform_layers=deform_layers, **options)
@@ -84,9 +102,9 @@ def deeplab(
 
 
 def _bilinear_upsampling(channels: int, factor: int, *, cut: bool) -> nn.ConvTranspose2d:
-    """A transposed convolution that interpolates bilinearly by `factor`, one channel by one, without training.
+    """A fixed transposed convolution that interpolates each channel bilinearly by `factor`.
 
-    Without `cut` its output begins and ends half a `factor` outside.
+    Without `cut` its output begins and ends half a `factor` outside the input.
     """
     padding = factor // 2 if cut else 0
     layer = nn.ConvTranspose2d(

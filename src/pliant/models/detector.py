@@ -1,4 +1,4 @@
-"""What the paper's detectors have in common."""
+"""What the paper's detectors share: interface, configuration, checks of arguments, initialisation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pliant.models.targets import ChecksTargets
 
 
 class Detector(ChecksTargets, OnHub):
-    """torchvision's detector interface; `config` holds the arguments of the function that built it.
+    """torchvision's detector interface, with the arguments of the building function in `config`.
 
-    Images are a list of `Tensor[3, H, W]` in 0..1, targets a list of dicts with `boxes` (x0, y0, x1, y1) and
-    `labels`, which `pliant.models.targets.check_targets` checks; a dict of losses in training, else a list of dicts
-    with `boxes`, `labels`, `scores`.
+    In training it maps images, a list of `Tensor[3, H, W]` in 0..1, and targets, a list of dicts with `boxes`
+    (x0, y0, x1, y1) and `labels`, to a dict of losses. In evaluation it maps images to a list of dicts with `boxes`,
+    `labels` and `scores`.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Detector(ChecksTargets, OnHub):
 
 
 def arguments(given: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The arguments of a building function, as JSON can hold them, but for the file of first weights.
+    """The arguments of a building function as JSON can hold them, without the file of initial weights.
 
     Args:
-        given: by name, as `locals` gives them.
-        options: those for `pliant.backbones.backbone`; its own values stand for the others.
+        given: arguments by name, as returned by `locals()`.
+        options: arguments for `pliant.backbones.backbone`; missing ones get its defaults.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -58,10 +58,10 @@ def arguments(given: Mapping[str, Any], options: Mapping[str, Any] | None = None
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Check the numbers that a building function takes, by its names for them.
+    """Check the numeric arguments of a building function by name.
 
     Raises:
-        ValueError: if a value is out of its range; the message shows name, range and value.
+        ValueError: if a value is out of its range. The message shows name, range and value.
     """
     ranges.check_values(given, _RANGES)
     if {"min_size", "max_size"} <= given.keys() and given["min_size"] > given["max_size"]:
@@ -88,7 +88,7 @@ _RANGES: dict[str, tuple[ranges.Check, ...]] = {
 
 @torch.no_grad()
 def start(module: nn.Module) -> None:
-    """New layers start from N(0, 0.01), biases at zero."""
+    """Initialise a new layer: weights from N(0, 0.01), biases to zero."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
         if module.bias is not None:

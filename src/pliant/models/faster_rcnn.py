@@ -1,4 +1,4 @@
-"""Faster R-CNN of the paper: RPN on conv4, head on conv5, plain or deformable in convolution and RoI pooling."""
+"""Faster R-CNN of the paper: RPN on conv4, head on conv5; convolutions and RoI pooling plain or deformable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ from pliant.nn import DeformRoIPool, RoIPool
 
 
 class FasterRCNN(Detector):
-    """What `faster_rcnn` builds."""
+    """Faster R-CNN, as built by `faster_rcnn`. The arguments that built it are in `config`.
+
+    Examples:
+        >>> model = pliant.models.faster_rcnn(num_classes=3, backbone="timm/test_resnet")
+        >>> model.config["num_classes"]
+        3
+        >>> model.save_pretrained("folder")
+        >>> model = type(model).from_pretrained("folder")
+    """
 
 
 @builds(FasterRCNN)
@@ -45,24 +53,43 @@ def faster_rcnn(
     detections_per_image: int = 300,
     **options: Unpack[BackboneOptions],
 ) -> FasterRCNN:
-    """Faster R-CNN with a head of two fully connected layers (Dai et al. 2017, section 2.3 and their code).
+    """Faster R-CNN with a head of two fully connected layers (Dai et al. 2017, section 2.3, and the authors' code).
 
-    Follows torchvision's conventions: images are a list of `Tensor[3, H, W]` in 0..1, targets a list of dicts
-    with `boxes` (x0, y0, x1, y1) and `labels` (1 to num_classes - 1); the result is a dict of losses in
-    training, else a list of dicts with `boxes`, `labels`, `scores`.
+    Images, targets and results follow torchvision's conventions. `images` is a list of `Tensor[3, H, W]` in 0..1,
+    `targets` a list of dicts with `boxes`, float `[L, 4]` (x0, y0, x1, y1) in pixels, and `labels`, int64 `[L]`, from 1
+    to `num_classes - 1`. The network returns a dict of losses in training, and a list of dicts with `boxes`, `labels`
+    and `scores` in evaluation.
 
     Args:
-        num_classes: with the background.
+        num_classes: number of classes, background included.
         backbone, deform_layers: see `pliant.backbones.backbone`.
-        deform_roi: deformable RoI pooling instead of the plain average.
-        sampling: of the RoI pooling, `"paper"` or `"authors"`; their plain network takes the maximum of a bin.
-        framing: `"paper"` pads images to a multiple of 16 and takes boxes by their edges; `"authors"` is theirs to
-            the pixel, which weights that they trained need.
-        background_iou: RoIs that overlap every object by less are not learned from.
-        min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
-        anchor_scales: anchor sides in multiples of 16 pixels; aspect ratios are 1:2, 1:1, 2:1.
-        score_thresh, nms_thresh, detections_per_image: of the final detections.
-        options: weights, dilation and the further arguments of `pliant.backbones.backbone`.
+        deform_roi: whether RoI pooling is deformable.
+        sampling: sampling of the RoI pooling, `"paper"` or `"authors"`, see `pliant.ops.roi_pool`. The authors' plain
+            network takes the maximum of a bin instead of the average.
+        framing: `"paper"` pads images to a multiple of 16 and uses continuous box edges; `"authors"` reproduces the
+            authors' code to the pixel, which weights trained by them need.
+        background_iou: RoIs whose IoU with every object is lower are ignored in training.
+        min_size: target length of the short side, in pixels.
+        max_size: upper limit of the long side, in pixels; takes precedence over `min_size`.
+        anchor_scales: square roots of the anchors' areas, in multiples of 16 pixels; the aspect ratios are 1:2, 1:1,
+            2:1.
+        score_thresh: detections must score higher.
+        nms_thresh: IoU above which non-maximum suppression removes a detection.
+        detections_per_image: maximum number of detections per image.
+        options: `weights`, `dilation` and other arguments of `pliant.backbones.backbone`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the backbone cannot have these layers.
+
+    Examples:
+        >>> model = pliant.models.faster_rcnn(num_classes=3, backbone="timm/test_resnet", min_size=64, max_size=64)
+        >>> images = [torch.rand(3, 64, 64)]
+        >>> targets = [{"boxes": torch.tensor([[5.0, 5.0, 30.0, 40.0]]), "labels": torch.tensor([1])}]
+        >>> sorted(model(images, targets))
+        ['loss_box_reg', 'loss_classifier', 'loss_objectness', 'loss_rpn_box_reg']
+        >>> detections = model.eval()(images)
+        >>> sorted(detections[0])
+        ['boxes', 'labels', 'scores']
     """
     config = arguments(locals(), options)
     body = build_backbone(backbone, deform_layers=deform_layers, **options)
@@ -84,7 +111,7 @@ def faster_rcnn(
 
 
 class ReducedRoIPool(nn.Module):
-    """Reduce conv5 by a 1x1 convolution and pool it at the RoIs, where torchvision's heads call their pooler."""
+    """Reduces conv5 by a 1x1 convolution and pools it at the RoIs, in place of the pooler of torchvision's heads."""
 
     def __init__(self, in_channels: int, channels: int, *, deform: bool, sampling: str) -> None:
         super().__init__()
@@ -104,7 +131,7 @@ class ReducedRoIPool(nn.Module):
 
 
 def rois_of(boxes: list[Tensor] | Tensor, features: Tensor, sampling: str) -> Tensor:
-    """Boxes of each image, or `[R, 5]`, as the pooling takes them: the authors' counts a RoI's last pixel in."""
+    """Boxes per image, or `[R, 5]`, as RoIs for the pooling. The authors' pooling includes the last pixel of a RoI."""
     rois = boxes if isinstance(boxes, Tensor) else convert_boxes_to_roi_format(boxes)
     if sampling == "authors":
         rois = torch.cat((rois[:, :1], inclusive(rois[:, 1:])), dim=1)

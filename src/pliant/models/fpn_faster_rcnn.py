@@ -1,4 +1,4 @@
-"""Faster R-CNN on a feature pyramid with deformable conv3 to conv5: what most people train today."""
+"""Faster R-CNN with a feature pyramid and deformable conv3 to conv5, the detector most people train today."""
 
 from __future__ import annotations
 
@@ -27,7 +27,15 @@ CHANNELS = 256
 
 
 class FPNFasterRCNN(ChecksTargets, TorchvisionFasterRCNN, OnHub):
-    """What `fpn_faster_rcnn` builds; `config` holds the arguments."""
+    """Faster R-CNN with a feature pyramid, as built by `fpn_faster_rcnn`. The arguments that built it are in `config`.
+
+    Examples:
+        >>> model = pliant.models.fpn_faster_rcnn(num_classes=3, backbone="timm/test_resnet")
+        >>> model.config["num_classes"]
+        3
+        >>> model.save_pretrained("folder")
+        >>> model = type(model).from_pretrained("folder")
+    """
 
     config: dict[str, Any]
 
@@ -52,16 +60,28 @@ def fpn_faster_rcnn(
 ) -> FPNFasterRCNN:
     """Faster R-CNN with a feature pyramid (Lin et al. 2017) and deformable stages (Zhu et al. 2019).
 
-    torchvision's detector with aligned RoI pooling and anchors that keep their strides on every level, as
-    mmdetection's has them, so that its checkpoints run. Images, targets and results are those of
-    `pliant.models.faster_rcnn`.
+    This is torchvision's detector with aligned RoI pooling and anchors of exact strides, as in mmdetection, whose
+    checkpoints it can run. Images, targets and results are those of `pliant.models.faster_rcnn`.
 
     Args:
-        num_classes: with the background.
+        num_classes: number of classes, background included.
         backbone, weights, frozen, deform_stages, padded_pool, offset_groups, modulated, border: see
             `pliant.backbones.pyramid.pyramid`.
-        min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
-        score_thresh, nms_thresh, detections_per_image: of the final detections.
+        min_size: target length of the short side, in pixels.
+        max_size: upper limit of the long side, in pixels; takes precedence over `min_size`.
+        score_thresh: detections must score higher.
+        nms_thresh: IoU above which non-maximum suppression removes a detection.
+        detections_per_image: maximum number of detections per image.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the backbone cannot have these layers.
+
+    Examples:
+        >>> model = pliant.models.fpn_faster_rcnn(num_classes=3, backbone="timm/test_resnet", min_size=64, max_size=64)
+        >>> images = [torch.rand(3, 64, 64)]
+        >>> targets = [{"boxes": torch.tensor([[5.0, 5.0, 30.0, 40.0]]), "labels": torch.tensor([1])}]
+        >>> sorted(model(images, targets))
+        ['loss_box_reg', 'loss_classifier', 'loss_objectness', 'loss_rpn_box_reg']
     """
     config = arguments(locals())
     body = build_pyramid(
@@ -104,7 +124,7 @@ def fpn_faster_rcnn(
 
 
 class PyramidBackbone(nn.Module):
-    """Maps of stride 4 to 64 with 256 channels each, in the names of torchvision's `BackboneWithFPN`."""
+    """Maps of stride 4 to 64 with 256 channels each, named as in torchvision's `BackboneWithFPN`."""
 
     out_channels = CHANNELS
 
@@ -118,9 +138,9 @@ class PyramidBackbone(nn.Module):
 
 
 class PyramidAnchors(AnchorGenerator):
-    """Anchors of 8 times the stride on every level, in three ratios, not rounded to pixels.
+    """Anchors of 8 times the stride on every level, in three aspect ratios, not rounded to pixels.
 
-    torchvision divides image by map for the stride, which on the last level comes to 61 where it is 64.
+    torchvision computes the stride as image size over map size, which gives 61 instead of 64 on the last level.
     """
 
     strides = (*STRIDES, 2 * STRIDES[-1])
@@ -135,7 +155,7 @@ class PyramidAnchors(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> Tensor:
-        """The anchors of one cell around the origin, `[ratios * scales, 4]`, ratio by ratio."""
+        """The anchors `[ratios * scales, 4]` of one cell around the origin, ordered by ratio."""
         side = torch.as_tensor(scales, dtype=dtype, device=device)
         stretch = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
         half = torch.stack((side / stretch, side * stretch), dim=2).flatten(0, 1) / 2
@@ -150,9 +170,9 @@ class PyramidAnchors(AnchorGenerator):
 
 
 class PyramidRoIAlign(MultiScaleRoIAlign):
-    """RoIAlign on the level of stride 4 to 32 that fits a RoI's size (Lin et al. 2017, equation 1).
+    """RoIAlign on the level of stride 4 to 32 that fits the size of a RoI (Lin et al. 2017, equation 1).
 
-    torchvision's with `aligned=True`, and in each bin as many samples as it has cells.
+    torchvision's, with `aligned=True` and one sample per cell of a bin.
     """
 
     def __init__(self, output_size: int) -> None:

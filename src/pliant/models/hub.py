@@ -1,4 +1,4 @@
-"""Networks on the Hugging Face Hub, and in folders of its form."""
+"""Networks on the Hugging Face Hub and in folders of the same form."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _DROPPED = ("proxies", "resume_download")  # of huggingface_hub before 1.0
 class OnHub(PyTorchModelHubMixin, library_name="pliant", tags=["deformable-convolution"]):
     """huggingface_hub's `save_pretrained`, `push_to_hub` and `from_pretrained` for networks that a function builds.
 
-    A folder holds `model.safetensors` and, in `config.json`, the arguments of the function. Further arguments of
-    `from_pretrained` go before those, such as `score_thresh=0.5`; `map_location` is a device. The network is ready
-    to predict. ValueError where a folder is another network's, or weights are damaged, missing, unknown or misshapen.
+    A folder contains the weights in `model.safetensors` and the arguments of the function in `config.json`. Keyword
+    arguments of `from_pretrained` override them, such as `score_thresh=0.5`; `map_location` is the device. The network
+    is returned in evaluation mode. `from_pretrained` raises a ValueError if the folder holds another network, or if
+    weights are damaged, missing, unknown or of the wrong shape.
     """
 
     config: dict[str, Any]
@@ -61,7 +62,7 @@ class OnHub(PyTorchModelHubMixin, library_name="pliant", tags=["deformable-convo
 
 
 def builds(network: type[OnHub]) -> Callable[[_F], _F]:
-    """Say of a function that it builds a network, for its `from_pretrained`."""
+    """Register a function as the builder of a network, for its `from_pretrained`."""
 
     def decorate(function: _F) -> _F:
         network.build = staticmethod(function)

@@ -1,4 +1,4 @@
-"""R-FCN of the paper: position-sensitive score and box maps on conv5, pooled plainly or deformably."""
+"""R-FCN of the paper: position-sensitive score and box maps on conv5, with plain or deformable pooling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from pliant.nn import DeformPSRoIPool, PSRoIPool
 
 
 class RFCN(Detector):
-    """What `rfcn` builds."""
+    """R-FCN, as built by `rfcn`. The arguments that built it are in `config`.
+
+    Examples:
+        >>> model = pliant.models.rfcn(num_classes=3, backbone="timm/test_resnet")
+        >>> model.config["num_classes"]
+        3
+        >>> model.save_pretrained("folder")
+        >>> model = type(model).from_pretrained("folder")
+    """
 
 
 @builds(RFCN)
@@ -43,23 +51,38 @@ def rfcn(
     detections_per_image: int = 300,
     **options: Unpack[BackboneOptions],
 ) -> RFCN:
-    """R-FCN (Dai et al. 2016, as Dai et al. 2017, section 2.3 and figure 4, make it deformable).
+    """R-FCN (Dai et al. 2016), deformable as in Dai et al. (2017), section 2.3 and figure 4.
 
-    A 1x1 convolution reduces conv5 to 1024 channels; from these come k x k score maps for each class and k x k box
-    maps that all classes share. Each RoI is the mean of its bins. Offsets of the bins are class-aware for scores
-    and class-agnostic for boxes. Images, targets and results are those of `pliant.models.faster_rcnn`.
+    A 1x1 convolution reduces conv5 to 1024 channels. From these come k x k score maps for each class and k x k box maps
+    shared by all classes. The scores and box of a RoI are the means of its bins. The offsets of the bins are
+    class-aware for scores and class-agnostic for boxes. Images, targets and results are those of
+    `pliant.models.faster_rcnn`.
 
     Args:
-        num_classes: with the background.
+        num_classes: number of classes, background included.
         backbone, deform_layers: see `pliant.backbones.backbone`.
-        deform_roi: deformable position-sensitive RoI pooling instead of the plain one.
+        deform_roi: whether position-sensitive RoI pooling is deformable.
         sampling, framing: see `pliant.models.faster_rcnn`.
-        bins: k.
-        hardest: learn from the 128 of all RoIs of an image that have the largest loss; else from 128 drawn ones.
-        min_size, max_size: the image's short side is scaled to min_size pixels, the long one at most to max_size.
-        anchor_scales: anchor sides in multiples of 16 pixels; aspect ratios are 1:2, 1:1, 2:1.
-        score_thresh, nms_thresh, detections_per_image: of the final detections.
-        options: weights, dilation and the further arguments of `pliant.backbones.backbone`.
+        bins: number of bins k on each side of a RoI.
+        hardest: whether to train on the 128 RoIs of an image with the largest loss, instead of 128 random ones.
+        min_size: target length of the short side, in pixels.
+        max_size: upper limit of the long side, in pixels; takes precedence over `min_size`.
+        anchor_scales: square roots of the anchors' areas, in multiples of 16 pixels; the aspect ratios are 1:2, 1:1,
+            2:1.
+        score_thresh: detections must score higher.
+        nms_thresh: IoU above which non-maximum suppression removes a detection.
+        detections_per_image: maximum number of detections per image.
+        options: `weights`, `dilation` and other arguments of `pliant.backbones.backbone`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the backbone cannot have these layers.
+
+    Examples:
+        >>> model = pliant.models.rfcn(num_classes=3, backbone="timm/test_resnet", min_size=64, max_size=64)
+        >>> images = [torch.rand(3, 64, 64)]
+        >>> targets = [{"boxes": torch.tensor([[5.0, 5.0, 30.0, 40.0]]), "labels": torch.tensor([1])}]
+        >>> sorted(model(images, targets))
+        ['loss_box_reg', 'loss_classifier', 'loss_objectness', 'loss_rpn_box_reg']
     """
     config = arguments(locals(), options)
     body = build_backbone(backbone, deform_layers=deform_layers, **options)
@@ -82,7 +105,7 @@ def rfcn(
 
 
 class PositionSensitiveMaps(nn.Module):
-    """The bins of RoIs: scores `[R, C, k, k]` and boxes `[R, 8, k, k]` (background, object)."""
+    """The bins of RoIs: scores `[R, C, k, k]`, and boxes `[R, 8, k, k]` (background, object)."""
 
     def __init__(self, in_channels: int, num_classes: int, bins: int, *, deform: bool, sampling: str) -> None:
         super().__init__()
@@ -109,7 +132,7 @@ class PositionSensitiveMaps(nn.Module):
 
 
 class Vote(nn.Module):
-    """Scores `[R, C]` and boxes `[R, 8]` of RoIs, each the mean of its bins."""
+    """Scores `[R, C]` and boxes `[R, 8]` of RoIs, the means of their bins."""
 
     def forward(self, bins: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         scores, boxes = bins

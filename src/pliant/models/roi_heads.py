@@ -1,4 +1,4 @@
-"""The second stage of the paper's detectors: which RoIs are learned from, the losses, and the detections."""
+"""The second stage of the paper's detectors: selection of RoIs, losses and detections."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from pliant.models.box_sampler import BoxSampler
 class PoolingHeads(RoIHeads):
     """torchvision's heads, in which a RoI that reads nothing is background.
 
-    The pooled features of a RoI are all zero where it lies outside the map, or its bins moved outside. What the layers
-    behind make of that says nothing of the image: R-FCN would give all classes the same score.
+    The pooled features of a RoI are zero if it lies outside the map, or if its bins moved outside. The following layers
+    would then score the RoI without seeing the image; in R-FCN all classes would get the same score.
     """
 
     def outputs(
         self, features: dict[str, Tensor], proposals: list[Tensor] | Tensor, image_shapes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Score RoIs for detection.
+        """Scores and boxes of RoIs in evaluation.
 
         Args:
-            features: the maps of the backbone.
-            proposals: boxes `[L, 4]` of each image, or `[R, 5]` with the image first.
+            features: maps of the backbone by name.
+            proposals: boxes `[L, 4]` per image, or `[R, 5]` with the image index first.
             image_shapes: height and width of each image.
 
         Returns:
-            Scores `[R, C]` before softmax and boxes, as the predictor gives them, but for classes other than the
-            background whose features are all zero: their score is minus infinity.
+            Scores `[R, C]` before softmax, and boxes as the predictor returns them. Where all features of a class are
+            zero, its score is minus infinity, except for the background.
         """
         pooled = self.box_roi_pool(features, proposals, image_shapes)
         scores, boxes = self.box_predictor(self.box_head(pooled))
@@ -56,21 +56,23 @@ class PoolingHeads(RoIHeads):
 
 
 class BoxHead(PoolingHeads):
-    """torchvision's heads with the authors' losses, hard example mining, and boxes that all classes share.
+    """torchvision's heads with the authors' losses, online hard example mining, and boxes shared by all classes.
 
-    RoIs that overlap an object by half or more are learned as that object. By default 128 RoIs of an image are
-    drawn, a quarter of them objects; `hardest` takes all and learns from the 128 with the largest loss
+    RoIs whose IoU with an object is at least a half are trained as that object. By default 128 RoIs of an image are
+    drawn, a quarter of them objects. With `hardest` the loss is computed for all RoIs and the 128 largest count
     (Shrivastava et al. 2016).
 
     Args:
-        box_roi_pool, box_head, box_predictor: called one after the other, the first with features, boxes and image
-            sizes, to give features `[R, ...]` or a tuple that begins with the bins `[R, C, k, k]` of the scores;
-            the last gives scores `[R, C]` and boxes `[R, 4 * C]`, background first, or `[R, 8]` for boxes
-            without classes.
-        num_classes: C, with the background.
-        hardest: whether RoIs are chosen by their loss.
-        background_iou: RoIs that overlap every object by less are not learned from.
-        score_thresh, nms_thresh, detections_per_image: of the final detections.
+        box_roi_pool, box_head, box_predictor: modules that are called in this order. The first takes features, boxes
+            and image sizes and returns features `[R, ...]`, or a tuple that begins with the score bins `[R, C, k, k]`.
+            The last returns scores `[R, C]` and boxes, either `[R, 4 * C]`, background first, or `[R, 8]` if all
+            classes share them.
+        num_classes: number of classes C, background included.
+        hardest: whether RoIs are selected by their loss.
+        background_iou: RoIs whose IoU with every object is lower are ignored in training.
+        score_thresh: detections must score higher.
+        nms_thresh: IoU above which non-maximum suppression removes a detection.
+        detections_per_image: maximum number of detections per image.
     """
 
     def __init__(
@@ -152,13 +154,13 @@ class BoxHead(PoolingHeads):
 
 
 def for_classes(boxes: Tensor, num_classes: int) -> Tensor:
-    """`[R, 4 * C]` or `[R, 8]` as `[R, C, 4]`."""
+    """Boxes `[R, 4 * C]` or `[R, 8]` as `[R, C, 4]`."""
     by_class = boxes.view(boxes.shape[0], boxes.shape[1] // 4, 4)
     return by_class if by_class.shape[1] == num_classes else by_class[:, 1:].expand(-1, num_classes, -1)
 
 
 def _roi_losses(scores: Tensor, boxes: Tensor, labels: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses of each RoI, `[R]` each: cross entropy, and smooth L1 of an object's four numbers."""
+    """The losses of each RoI, `[R]` each: cross entropy, and smooth L1 of the four coordinates of an object."""
     objects = torch.where(labels > 0)[0]
     own = for_classes(boxes, scores.shape[1])[objects, labels[objects]]
     placed = F.smooth_l1_loss(own, goals[objects], reduction="none").sum(dim=1)

@@ -1,4 +1,4 @@
-"""The paper's region proposal network: on conv4, which no deformable layer of conv5 changes."""
+"""The paper's region proposal network. It is on conv4, which the deformable layers of conv5 do not affect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pliant.models.transform import check_framing
 
 
 class RPNHead(nn.Module):
-    """The RPN's 3x3 convolution to 512 channels with its two 1x1 outputs."""
+    """The RPN's 3x3 convolution to 512 channels and its two 1x1 outputs."""
 
     def __init__(self, in_channels: int, anchors: int) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class RPNHead(nn.Module):
 
 
 class Conv4RPN(RegionProposalNetwork):
-    """torchvision's RPN with the authors' numbers: 6000 boxes before and 300 after NMS at 0.7, 256 for the loss.
+    """torchvision's RPN with the authors' numbers: 6000 boxes before and 300 after NMS at 0.7; 256 anchors in the loss.
 
     Args:
-        in_channels: of conv4.
+        in_channels: channels of conv4.
         anchor_scales: see `Anchors`.
-        framing: `"authors"` leaves out the last row and column of the map where the image does not fill them, and
-            keeps of a box outside the image the pixels at the border.
+        framing: `"authors"` leaves out the cells of the map that the image does not fill completely, and clips a box
+            outside the image to the pixels at its border.
     """
 
     def __init__(self, in_channels: int, anchor_scales: Sequence[int], framing: str = "paper") -> None:
@@ -74,11 +74,11 @@ class Conv4RPN(RegionProposalNetwork):
         return boxes, self._losses(objectness.flatten(), deltas, anchors, targets, images.image_sizes)
 
     def framed(self, proposals: Tensor, which: Tensor, conv4: Tensor, sizes: Tensor) -> Tensor:
-        """Proposals as the framing has them; under the authors' empty ones are left of cells not whole in the image.
+        """Apply the framing to proposals. With the authors' framing, proposals of incomplete cells become empty.
 
         Args:
             proposals: `[N, P, 4]`.
-            which: the anchors that they come from, `[N, P]`.
+            which: indices `[N, P]` of their anchors.
             conv4: `[N, C, H, W]`.
             sizes: height and width of the images, `[N, 2]`.
         """
@@ -109,7 +109,7 @@ class Conv4RPN(RegionProposalNetwork):
 
 
 def _clipped(proposals: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes `[N, P, 4]` clipped to the pixels of their images, one at least."""
+    """Clip boxes `[N, P, 4]` to the pixels of their images, leaving at least one."""
     height, width = sizes.to(proposals.dtype).unbind(1)
     high = torch.stack((width - 1, height - 1, width, height), dim=1)
     return torch.minimum(torch.maximum(proposals, proposals.new_tensor([0, 0, 1, 1])), high[:, None])

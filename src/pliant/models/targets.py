@@ -1,4 +1,4 @@
-"""What detectors learn from is checked here, for all of them alike."""
+"""Checks of the targets that detectors are trained on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 
 class ChecksTargets(GeneralizedRCNN):
-    """torchvision's detector, which checks its targets in training; `config` knows the number of classes."""
+    """torchvision's detector with a check of the targets in training. `config` holds the number of classes."""
 
     config: dict[str, Any]
 
@@ -25,15 +25,15 @@ def check_targets(images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
     """Check the targets of a training step before anything is computed.
 
     Args:
-        images: those of the step.
-        targets: for each image `boxes`, float `[L, 4]` (x0, y0, x1, y1), and `labels`, int64 `[L]`, 1 to
-            `num_classes` - 1.
-        num_classes: with the background.
+        images: the images of the step.
+        targets: for each image `boxes`, float `[L, 4]` (x0, y0, x1, y1), and `labels`, int64 `[L]`, from 1 to
+            `num_classes - 1`.
+        num_classes: number of classes, background included.
 
     Raises:
-        TypeError: if something is not a tensor, or of another dtype.
-        ValueError: if targets or keys are missing, shapes or numbers differ, labels are no classes, or boxes are not
-            finite or have no width or height.
+        TypeError: if a value is not a tensor or has the wrong dtype.
+        ValueError: if targets or keys are missing, shapes or lengths differ, a label is out of range, or a box is not
+            finite or has no width or height.
     """
     if targets is None:
         raise ValueError("targets are needed in training, got None")

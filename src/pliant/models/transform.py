@@ -1,4 +1,4 @@
-"""How images and boxes lie on the feature map: as torchvision has it, or to the pixel as the authors' code."""
+"""Scaling, padding and normalisation of images and boxes, as in torchvision or as in the authors' code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FRAMINGS = ("paper", "authors")
 
 
 def check_framing(framing: str) -> None:
-    """Raises ValueError if there is no such framing."""
+    """Raise ValueError if the framing is unknown."""
     if framing not in FRAMINGS:
         raise ValueError(f"framing must be one of {', '.join(map(repr, FRAMINGS))}, got {framing!r}")
 
@@ -21,13 +21,14 @@ def check_framing(framing: str) -> None:
 def image_transform(
     framing: str, min_size: int, max_size: int, mean: Sequence[float], std: Sequence[float], size_divisible: int
 ) -> GeneralizedRCNNTransform:
-    """Normalise, scale and batch images, and scale boxes back.
+    """A transform that normalises, scales and batches images, and scales boxes back.
 
     Args:
-        framing: `"paper"` pads images at the right and bottom to a multiple of `size_divisible` pixels;
-            `"authors"` does not, and takes boxes for pixels, first and last one included.
-        min_size, max_size: the short side in pixels, unless the long one would exceed its limit.
-        mean, std: of images in 0..1.
+        framing: `"paper"` pads images at the right and bottom to a multiple of `size_divisible` pixels; `"authors"`
+            does not pad, and scales boxes by their first and last pixels.
+        min_size: target length of the short side, in pixels.
+        max_size: upper limit of the long side, in pixels; takes precedence over `min_size`.
+        mean, std: mean and standard deviation of images in 0..1.
         size_divisible: see `framing`.
     """
     check_framing(framing)
@@ -37,9 +38,9 @@ def image_transform(
 
 
 class InclusivePixels(GeneralizedRCNNTransform):
-    """Boxes are scaled as the authors scale them: by their first and last pixels, in training to whole ones.
+    """Scales boxes as the authors do: by their first and last pixels, and in training rounded to pixels.
 
-    Outside, a box has continuous edges: `x1` is one more than its last column.
+    Boxes outside this class have continuous edges: `x1` is one more than the last column.
     """
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
@@ -67,7 +68,7 @@ class InclusivePixels(GeneralizedRCNNTransform):
 
 
 def inclusive(boxes: Tensor) -> Tensor:
-    """Boxes by their continuous edges to boxes by their first and last pixels, `[..., 4]`."""
+    """Boxes `[..., 4]` with continuous edges as boxes given by their first and last pixels."""
     return boxes - boxes.new_tensor([0, 0, 1, 1])
 
 

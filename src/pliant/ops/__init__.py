@@ -1,4 +1,4 @@
-"""The operators of deformable networks, as functions; each one's folder holds its mathematics and kernels."""
+"""The operators as functions. Each operator's folder contains its mathematics, reference and kernels."""
 
 from pliant.ops import batched_nms as _batched_nms  # noqa: F401  (registers the operator)
 from pliant.ops.deform_conv2d import BORDERS, deform_conv2d

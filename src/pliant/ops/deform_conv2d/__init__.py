@@ -1,4 +1,4 @@
-"""Deformable convolution: the public function, its documentation and its checks."""
+"""Deformable convolution: the public function, with its documentation and argument checks."""
 
 from __future__ import annotations
 
@@ -23,49 +23,56 @@ def deform_conv2d(
     mask: Tensor | None = None,
     border: str = "paper",  # not keyword-only, or torch.jit.script refuses the function
 ) -> Tensor:
-    """Deformable convolution (Dai et al. 2017, equations 2 to 4; with `mask`, Zhu et al. 2019).
+    """Deformable convolution (Dai et al. 2017, equations 2 to 4), modulated if `mask` is given (Zhu et al. 2019).
 
-    Every tap (i, j) of the kernel reads the input, bilinearly, at its regular place plus an offset of its own:
+    Tap (i, j) of the kernel reads the input bilinearly at its regular position plus an offset:
 
         y = ho * stride_h - padding_h + i * dilation_h + offset_y[ho, wo]
         x = wo * stride_w - padding_w + j * dilation_w + offset_x[ho, wo]
 
-    Order of the channels, offset group g by offset group, tap by tap, **y before x**:
+    The channels of `offset` and `mask` are ordered by offset group g, then by tap. In `offset`, **y comes before x**:
 
-    | offset channel | meaning |
+    | channel | meaning |
     | --- | --- |
-    | `2 * ((g * kh + i) * kw + j)` | vertical offset, cells, down |
-    | `2 * ((g * kh + i) * kw + j) + 1` | horizontal offset, cells, right |
-    | mask channel `(g * kh + i) * kw + j` | factor of the sampled value |
+    | `offset[:, 2 * ((g * kh + i) * kw + j)]` | vertical offset in cells, positive downwards |
+    | `offset[:, 2 * ((g * kh + i) * kw + j) + 1]` | horizontal offset in cells, positive to the right |
+    | `mask[:, (g * kh + i) * kw + j]` | factor of the sampled value |
 
     Args:
-        input: `[B, C, H, W]`; float64, float32, float16 or bfloat16 (half types are computed in float32). As in
-            `torch.nn.functional.conv2d`, the batch axis may be left out: of input, offset, mask and the result alike.
-        offset: `[B, 2 * G * kh * kw, Ho, Wo]` in cells of the input map, unbounded. The number of offset groups
-            G is read from this shape; each group serves C / G consecutive input channels.
-        weight: `[O, C / groups, kh, kw]`; the number of groups is read from this shape.
-        bias: `[O]` or None.
-        stride, padding, dilation: an int, or a pair (vertical, horizontal), as for a convolution.
-        mask: `[B, G * kh * kw, Ho, Wo]` or None, for the modulated operator; used as it is, without a sigmoid.
-        border: `"paper"` (equation 3: the map is zero outside, sampled up to one cell beyond its border), or
-            `"authors"`: the rule of the first released operator, nothing outside [0, H) x [0, W), and the last
-            row and column repeated up to that edge. The two agree at zero offsets.
+        input: input map `[B, C, H, W]` in float64, float32, float16 or bfloat16; half types are computed in float32.
+            As in `torch.nn.functional.conv2d` the batch axis may be missing, then also from offset, mask and output.
+        offset: offsets `[B, 2 * G * kh * kw, Ho, Wo]` in cells of the input map, unbounded. Its shape determines the
+            number of offset groups G; each group moves C / G consecutive input channels.
+        weight: filters `[O, C / groups, kh, kw]`. Its shape determines the number of groups.
+        bias: bias `[O]`, or None.
+        stride, padding, dilation: an int or a pair (vertical, horizontal), as in `torch.nn.functional.conv2d`.
+        mask: factors `[B, G * kh * kw, Ho, Wo]`, or None. They are used as given, without a sigmoid.
+        border: `"paper"` for equation 3, where the map is zero outside and a sample up to one cell beyond the border
+            still reads it; `"authors"` for the authors' first released operator, where samples outside
+            [0, H) x [0, W) are zero and the last row and column repeat up to that edge. Both agree at zero offsets.
 
     Returns:
-        `[B, O, Ho, Wo]`, of the input's dtype.
-
-    Gradients go to input, offset, weight, bias and mask (equation 7). Where a sample lies exactly on a cell's
-    centre the operator has a kink in the offset; its gradient is then the one from the right (and from below),
-    as in torchvision. Gradients can be differentiated again, to any order.
-
-    An offset that leads outside the map, infinity included, samples zero and has no gradient. A NaN offset
-    makes the outputs that depend on it NaN, reads nothing out of bounds, and so shows where it came from.
+        The output map `[B, O, Ho, Wo]`, in the dtype of the input.
 
     Raises:
-        ValueError: for a wrong shape, device or value; the message names the argument, what came and what was
-            expected.
-        TypeError: for a wrong type or dtype. Shapes and values are checked first. Each of these errors is also a
-            RuntimeError, as torchvision's are.
+        ValueError: if a shape, device or value is wrong. The message names the argument, what it expected and what it
+            got.
+        TypeError: if a type or dtype is wrong. Both errors are also RuntimeErrors, as torchvision's are.
+
+    Gradients flow to input, offset, weight, bias and mask (equation 7). Where a sample falls exactly on a cell's
+    centre, the gradient of the offset is the one-sided gradient from the right and from below, as in torchvision.
+    Gradients can be differentiated again, to any order. Samples outside the map, also at infinite offsets, are zero and
+    have no gradient. A NaN offset makes exactly the outputs that depend on it NaN.
+
+    Examples:
+        >>> input = torch.rand(2, 16, 20, 30)
+        >>> weight = torch.rand(32, 16, 3, 3)
+        >>> offset = torch.zeros(2, 2 * 3 * 3, 20, 30)
+        >>> out = pliant.ops.deform_conv2d(input, offset, weight, padding=1)
+        >>> out.shape
+        torch.Size([2, 32, 20, 30])
+        >>> torch.allclose(out, torch.nn.functional.conv2d(input, weight, padding=1), atol=1e-4)
+        True
     """
     if not torch.jit.is_scripting():
         tensors = (input, offset, weight, bias, mask)
@@ -104,7 +111,7 @@ def check(
     dilation: int | tuple[int, int],
     border: str,
 ) -> None:
-    """Raise an error where the operator does not take these arguments."""
+    """Raise an error if the operator does not take these arguments."""
     _checks.tensor("input", input, 3, 4)
     _checks.tensor("offset", offset, input.dim())
     _checks.tensor("weight", weight, 4)

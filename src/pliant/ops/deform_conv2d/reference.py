@@ -1,7 +1,7 @@
-"""Deformable convolution in plain PyTorch (equations 2 to 4 and 7), written to be read.
+"""Deformable convolution in plain PyTorch (equations 2 to 4 and 7), written for reading.
 
-Legend: B images, C input channels, O output channels, H x W the input map, Ho x Wo the output map,
-K = kh * kw taps, G offset groups.
+Symbols: B images, C input channels, O output channels, H x W input map, Ho x Wo output map, K = kh * kw taps,
+G offset groups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BORDERS = {"paper": bilinear.zero_padded, "authors": bilinear.cut_and_replicate
 
 
 class Geometry(NamedTuple):
-    """How the regular grid of a convolution lies on its input; pairs are (vertical, horizontal)."""
+    """How the regular grid of a convolution lies on its input. Pairs are (vertical, horizontal)."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -27,7 +27,7 @@ class Geometry(NamedTuple):
 
 
 class _Samples(NamedTuple):
-    """Where every tap of every output cell reads, per offset group; one line a (b, ho, wo, k, g)."""
+    """Where every tap of every output cell reads, for each offset group: one row per (b, ho, wo, k, g)."""
 
     row: Tensor  # [N, 4] rows of the table
     y: bilinear.Axis  # [N, 2]
@@ -48,7 +48,7 @@ def deform_conv2d(
     geometry: Geometry,
     weighted_rows: Callable[[Tensor, Tensor, Tensor], Tensor] = bilinear.weighted_rows,
 ) -> Tensor:
-    """y(p0) = sum_n w(p_n) m_n x(p0 + p_n + dp_n): gather the columns, then one matrix product a group."""
+    """y(p0) = sum_n w(p_n) m_n x(p0 + p_n + dp_n): gather the columns, then one matrix product per group."""
     wide = compute_dtype(input)
     batch, height, width = offset.shape[0], *offset.shape[2:]
     samples, table = _samples(input.to(wide), offset.to(wide), mask, weight, geometry)
@@ -63,7 +63,7 @@ def deform_conv2d(
 def deform_conv2d_backward(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients to input, offset, weight and mask (equation 7 and the ordinary rules of a product)."""
+    """Gradients of input, offset, weight and mask (equation 7 and the product rule)."""
     wide = compute_dtype(input)
     offset_groups = offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
     groups = input.shape[1] // weight.shape[1]
@@ -98,7 +98,7 @@ def deform_conv2d_backward(
 
 
 def compute_dtype(input: Tensor) -> torch.dtype:
-    """Half types are widened: positions of hundreds of cells need more than eight or eleven bits."""
+    """The dtype to compute in. Half types have too few bits for positions of hundreds of cells."""
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
@@ -159,7 +159,7 @@ def _matrix(weight: Tensor, input: Tensor) -> Tensor:
 
 
 def _to_maps(values: Tensor, taps: int, like: Tensor) -> Tensor:
-    """Lines (b, ho, wo, k, g) of n values to maps with channels (g, k, n): the layout of offset and mask."""
+    """Arrange rows (b, ho, wo, k, g) of n values as maps with channels (g, k, n), the layout of offset and mask."""
     batch, channels, height, width = like.shape
     n = values.shape[1]
     by_cell = values.reshape(batch, height, width, taps, channels // (taps * n), n)

@@ -1,4 +1,4 @@
-"""RoI pooling, plain and deformable, with or without position sensitivity: functions, documentation, checks."""
+"""RoI pooling, plain and deformable, position-sensitive or not: public functions, documentation and checks."""
 
 from __future__ import annotations
 
@@ -24,32 +24,42 @@ def roi_pool(
     sampling: str = "paper",
     sample_per_part: int = 4,
 ) -> Tensor:
-    """RoI pooling by averages (Dai et al. 2017, equation 5).
+    """Average RoI pooling (Dai et al. 2017, equation 5).
 
     Args:
-        input: `[B, C, H, W]`; float64, float32, float16 or bfloat16.
-        rois: `[R, 5]` lines (image, x0, y0, x1, y1), or a list of `[L, 4]`, one an image, as torchvision takes
-            them: image pixels, x1 and y1 at the far edge.
-        output_size: bins (vertical, horizontal), or one int for both.
+        input: input map `[B, C, H, W]` in float64, float32, float16 or bfloat16.
+        rois: rows (image, x0, y0, x1, y1) `[R, 5]`, or one tensor `[L, 4]` per image as in torchvision. Coordinates are
+            image pixels; x1 and y1 are the far edges.
+        output_size: number of bins (vertical, horizontal), or one int for both.
         spatial_scale: cells of the map per image pixel, 1/16 for a map of stride 16.
-        sampling: `"paper"`: the RoI is snapped to cells, `x = round(x0 * spatial_scale)` and
+        sampling: where the bins sample.
+            `"paper"` rounds the RoI to cells, `x = round(x0 * spatial_scale)` and
             `w = max(round(x1 * spatial_scale) - x, 1)`; bin i averages the cells of the map with
-            `floor(i * w / k) <= p < ceil((i + 1) * w / k)`. These are the bins of
-            torchvision.ops.ps_roi_pool, which however never reads the last row and column of the map. A RoI that
-            touches the map (`x0 * spatial_scale <= W` and `x1 >= 0`, likewise y) holds a cell of it whatever the
-            rounding: `x` is at most W - 1, and `round(x1 * spatial_scale)` is taken as at least 1.
-            `"authors"`: the released sampled operator: corners rounded in image pixels, the far pixel included,
-            half a cell back, and `sample_per_part` squared bilinear samples a bin.
-        sample_per_part: samples a bin and axis of the `"authors"` sampling.
+            `floor(i * w / k) <= p < ceil((i + 1) * w / k)`. These are the bins of `torchvision.ops.ps_roi_pool`, which
+            however never reads the last row and column of the map. A RoI that touches the map
+            (`x0 * spatial_scale <= W` and `x1 >= 0`, likewise for y) always contains a cell of it: `x` is at most
+            W - 1 and `round(x1 * spatial_scale)` counts as at least 1.
+            `"authors"` follows the authors' released operator: corners are rounded in image pixels, the last pixel
+            belongs to the RoI, the map is shifted by half a cell, and a bin averages `sample_per_part ** 2` bilinear
+            samples.
+        sample_per_part: samples per bin and axis of the `"authors"` sampling.
 
     Returns:
-        `[R, C, Ph, Pw]`. A bin without cells, as of a RoI that does not touch the map, is zero.
-
-    Gradients go to the input; RoIs have none. Gradients can be differentiated again, to any order.
+        The pooled features `[R, C, Ph, Pw]`. Bins without cells are zero, as in a RoI that does not touch the map.
 
     Raises:
-        ValueError, TypeError: naming the argument, what came and what was expected. Shapes and values are checked
-            before dtypes. Each of these errors is also a RuntimeError, as torchvision's are.
+        ValueError: if a shape, device or value is wrong. The message names the argument, what it expected and what it
+            got.
+        TypeError: if a type or dtype is wrong. Both errors are also RuntimeErrors, as torchvision's are.
+
+    Gradients flow to the input only. Gradients can be differentiated again, to any order.
+
+    Examples:
+        >>> features = torch.arange(16.0).view(1, 1, 4, 4)
+        >>> rois = torch.tensor([[0, 0.0, 0.0, 64.0, 64.0]])  # image, x0, y0, x1, y1
+        >>> pliant.ops.roi_pool(features, rois, output_size=2, spatial_scale=1 / 16)
+        tensor([[[[ 2.5000,  4.5000],
+                  [10.5000, 12.5000]]]])
     """
     if not torch.jit.is_scripting():
         tensors = _tensors(input, rois, None)
@@ -70,31 +80,44 @@ def deform_roi_pool(
     sampling: str = "paper",
     sample_per_part: int = 4,
 ) -> Tensor:
-    """Deformable RoI pooling (Dai et al. 2017, equation 6): the bins of `roi_pool`, each moved.
+    """Deformable RoI pooling (Dai et al. 2017, equation 6): the bins of `roi_pool`, each moved by an offset.
 
-    Bin (i, j) of a RoI of w x h cells moves by `gamma * offset * (w, h)`. The order is **x before y**, unlike
-    the convolution's:
+    Bin (i, j) of a RoI of w x h cells moves by `gamma * offset * (w, h)`. In `offset`, **x comes before y**, unlike in
+    `deform_conv2d`:
 
-    | offset channel | meaning |
+    | channel | meaning |
     | --- | --- |
-    | 0 | horizontal, in parts of the RoI's width, to the right |
-    | 1 | vertical, in parts of the RoI's height, down |
+    | `offset[:, 0]` | horizontal offset in fractions of the RoI's width, positive to the right |
+    | `offset[:, 1]` | vertical offset in fractions of the RoI's height, positive downwards |
 
     Args:
-        input, rois, output_size, spatial_scale, sampling, sample_per_part: as for `roi_pool`.
-        offset: `[R, 2, Qh, Qw]`, normalised by the RoI's size; usually Qh x Qw is the output size, else bin
-            (i, j) takes part (floor(i Qh / Ph), floor(j Qw / Pw)). With more channels, `[R, 2 * T, Qh, Qw]`,
-            class t moves C / T consecutive channels. None moves nothing.
-        gamma: the scale of the offsets, 0.1 in the paper.
+        input, rois, output_size, spatial_scale, sampling, sample_per_part: see `roi_pool`.
+        offset: offsets `[R, 2, Qh, Qw]`, normalised by the RoI's size. Usually Qh x Qw is the output size; otherwise
+            bin (i, j) takes part (floor(i * Qh / Ph), floor(j * Qw / Pw)). In `[R, 2 * T, Qh, Qw]`, class t moves
+            C / T consecutive channels. None moves nothing.
+        gamma: scale of the offsets, 0.1 in the paper.
 
     Returns:
-        `[R, C, Ph, Pw]`. With `"paper"` sampling each moved cell is read bilinearly, zero outside the map, and
-        the sum is divided by the number of cells in the bin before it moved. With `"authors"` samples more than
-        half a cell outside the map are left out of the average.
+        The pooled features `[R, C, Ph, Pw]`. With `"paper"` sampling each moved cell is read bilinearly, zero outside
+        the map, and the sum is divided by the number of cells in the bin before it moved. With `"authors"` sampling,
+        samples more than half a cell outside the map are left out of the average.
 
-    Gradients go to input and offset (equation 8); at cell centres the offset's gradient is the one from the
-    right (and, for `"authors"`, zero there, as in the released operator). An offset of any size or infinity reads
-    zero outside the map; a NaN offset makes its bin NaN, unless that reads no cell whatever the offset.
+    Raises:
+        ValueError, TypeError: see `roi_pool`.
+
+    Gradients flow to input and offset (equation 8). At cell centres the gradient of the offset is the one from the
+    right; with `"authors"` sampling it is zero there, as in the released operator. Offsets that lead outside the map,
+    infinite ones included, read zero. A NaN offset makes its bin NaN, unless the bin contains no cell.
+
+    Examples:
+        >>> features = torch.arange(16.0).view(1, 1, 4, 4)
+        >>> rois = torch.tensor([[0, 0.0, 0.0, 32.0, 32.0]])  # 2 x 2 cells
+        >>> offset = torch.zeros(1, 2, 1, 1)
+        >>> offset[:, 0] = 5.0  # gamma * 5 * 2 = one cell to the right
+        >>> plain = pliant.ops.roi_pool(features, rois, 2, 1 / 16)
+        >>> pliant.ops.deform_roi_pool(features, rois, offset, 2, 1 / 16) - plain
+        tensor([[[[1., 1.],
+                  [1., 1.]]]])
     """
     if not torch.jit.is_scripting():
         tensors = _tensors(input, rois, offset)
@@ -122,20 +145,28 @@ def ps_roi_pool(
     sampling: str = "paper",
     group_size: int | tuple[int, int] | None = None,
 ) -> Tensor:
-    """Position-sensitive RoI pooling (R-FCN, Dai et al. 2016): bin (i, j) reads score maps of its own.
+    """Position-sensitive RoI pooling (R-FCN, Dai et al. 2016): every bin reads its own score maps.
 
     Args:
-        input: `[B, C * Gh * Gw, H, W]`; output channel c of group (u, v) is input channel
+        input: score maps `[B, C * Gh * Gw, H, W]`. Output channel c of group (u, v) reads input channel
             `(c * Gh + u) * Gw + v`.
-        rois, output_size, spatial_scale: as for `roi_pool`.
-        sampling: `"paper"`: the bins of `roi_pool`.
-            `"authors"`: the released plain operator: corners rounded in image pixels, the far pixel included,
-            bins of whole cells.
-        group_size: channel groups (Gh, Gw); the output size by default. Bin i belongs to group
+        rois, output_size, spatial_scale: see `roi_pool`.
+        sampling: `"paper"` for the bins of `roi_pool`; `"authors"` for the authors' released plain operator, with
+            corners rounded in image pixels, the last pixel included, and bins of whole cells.
+        group_size: number of channel groups (Gh, Gw), by default the output size. Bin i reads group
             floor(i * Gh / Ph).
 
     Returns:
-        `[R, C, Ph, Pw]`.
+        The pooled scores `[R, C, Ph, Pw]`.
+
+    Raises:
+        ValueError, TypeError: see `roi_pool`.
+
+    Examples:
+        >>> scores = torch.rand(1, 5 * 3 * 3, 10, 10)  # five classes, 3 x 3 bins
+        >>> rois = torch.tensor([[0, 16.0, 16.0, 112.0, 80.0]])
+        >>> pliant.ops.ps_roi_pool(scores, rois, 3, 1 / 16).shape
+        torch.Size([1, 5, 3, 3])
     """
     if not torch.jit.is_scripting():
         tensors = _tensors(input, rois, None)
@@ -161,15 +192,26 @@ def deform_ps_roi_pool(
     """Deformable position-sensitive RoI pooling (Dai et al. 2017, equation 6 on score maps).
 
     Args:
-        input, rois, output_size, spatial_scale, group_size: as for `ps_roi_pool`.
-        offset: `[R, 2 * T, Qh, Qw]`, normalised by the RoI's size, **x before y**: channel 2 t is the
-            horizontal and 2 t + 1 the vertical offset of class t. T = C is class-aware, T = 1 class-agnostic;
-            otherwise class t moves C / T consecutive output channels. None moves nothing.
-        gamma: the scale of the offsets, 0.1 in the paper.
-        sampling, sample_per_part: as for `roi_pool` and `deform_roi_pool`.
+        input, rois, output_size, spatial_scale, group_size: see `ps_roi_pool`.
+        offset: offsets `[R, 2 * T, Qh, Qw]`, normalised by the RoI's size, **x before y**: channels 2 t and 2 t + 1 are
+            the horizontal and vertical offset of class t. T = C is class-aware, T = 1 class-agnostic; in general
+            class t moves C / T consecutive output channels. None moves nothing.
+        gamma: scale of the offsets, 0.1 in the paper.
+        sampling, sample_per_part: see `roi_pool` and `deform_roi_pool`.
 
     Returns:
-        `[R, C, Ph, Pw]`.
+        The pooled scores `[R, C, Ph, Pw]`.
+
+    Raises:
+        ValueError, TypeError: see `roi_pool`.
+
+    Examples:
+        >>> scores = torch.rand(1, 5 * 3 * 3, 10, 10)  # five classes, 3 x 3 bins
+        >>> rois = torch.tensor([[0, 16.0, 16.0, 112.0, 80.0]])
+        >>> offset = torch.zeros(1, 2 * 5, 3, 3)  # class-aware
+        >>> moved = pliant.ops.deform_ps_roi_pool(scores, rois, offset, 3, 1 / 16)
+        >>> torch.allclose(moved, pliant.ops.ps_roi_pool(scores, rois, 3, 1 / 16))
+        True
     """
     if not torch.jit.is_scripting():
         tensors = _tensors(input, rois, offset)
@@ -192,7 +234,7 @@ def deform_ps_roi_pool(
 
 
 def _tensors(input: Tensor, rois: Tensor | list[Tensor], offset: Tensor | None) -> tuple[Any, ...]:
-    """The arguments that torch.overrides looks at: tensors, and what stands in for them, as in tracing by torch.fx."""
+    """The arguments that `torch.overrides` inspects: tensors, and their stand-ins in a `torch.fx` trace."""
     return input, *(rois if isinstance(rois, Sequence) else (rois,)), offset
 
 
@@ -225,7 +267,7 @@ def _pool(
 
 
 def _lines(input: Tensor, rois: list[Tensor]) -> Tensor:
-    """One list of boxes an image as lines (image, x0, y0, x1, y1)."""
+    """One tensor of boxes per image as rows (image, x0, y0, x1, y1)."""
     lines = [torch.cat((torch.full_like(boxes[:, :1], i), boxes), dim=1) for i, boxes in enumerate(rois)]
     return torch.cat(lines) if len(lines) > 0 else input.new_zeros([0, 5])
 
@@ -263,7 +305,7 @@ def _check(
 
 
 def _check_lists(input: Tensor, rois: list[Tensor]) -> dict[str, Tensor]:
-    """The lists of boxes by their names in messages."""
+    """The tensors of boxes, by the names that messages give them."""
     if not isinstance(rois, Sequence):
         raise _checks.ArgumentTypeError(f"rois must be a Tensor or a list of them, got {type(rois).__name__}")
     if len(rois) != input.shape[0]:

@@ -1,9 +1,9 @@
-"""RoI pooling, plain and deformable, position-sensitive or not, in plain PyTorch (equations 5, 6 and 8).
+"""RoI pooling in plain PyTorch, plain and deformable, position-sensitive or not (equations 5, 6 and 8).
 
-One computation serves all: RoI pooling is position-sensitive pooling with one group, and plain pooling is
-deformable pooling without offsets. What differs is where bins sample (`bins.py`).
+One computation serves all four functions: RoI pooling is position-sensitive pooling with one group, and plain pooling
+is deformable pooling without offsets. Only the positions at which bins sample differ (`bins.py`).
 
-Legend: B images, R RoIs, C output channels, Gh x Gw channel groups, Ph x Pw bins, T offset classes (each moves
+Symbols: B images, R RoIs, C output channels, Gh x Gw channel groups, Ph x Pw bins, T offset classes (each moves
 C / T consecutive output channels), E entries: cells that one bin reads.
 """
 
@@ -20,7 +20,7 @@ from pliant.ops.roi_pool import bins
 
 
 class Pooling(NamedTuple):
-    """All that is not a tensor; pairs are (vertical, horizontal)."""
+    """The arguments that are not tensors. Pairs are (vertical, horizontal)."""
 
     output_size: tuple[int, int]
     group_size: tuple[int, int]
@@ -31,7 +31,7 @@ class Pooling(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What the bins of some RoIs read; N = R * T * Ph * Pw lines."""
+    """What the bins of some RoIs read, as N = R * T * Ph * Pw rows."""
 
     row: Tensor  # [N, E] rows of the table
     y: bilinear.Axis  # [R, T, Ph, Pw, Ey], cells and weights on the vertical axis
@@ -62,7 +62,7 @@ def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poolin
 def roi_pool_backward(
     grad: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients to input and offset (equation 8)."""
+    """Gradients of input and offset (equation 8)."""
     table = table_of(input, offset, pooling)
     classes = 1 if offset is None else offset.shape[1] // 2
     height, width = pooling.output_size
@@ -101,7 +101,7 @@ def _offset_grad(dots: Tensor, reading: Reading, parts: Sequence[int]) -> Tensor
 def _readings(
     input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling, rows: int
 ) -> Iterator[tuple[slice, Reading]]:
-    """The RoIs in runs short enough that their entries fit in memory."""
+    """Yield the RoIs in chunks whose entries fit in memory."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     rois = rois.to(wide)
     check_rois(rois, input.shape[0])
@@ -116,7 +116,7 @@ def _readings(
 
 
 def check_rois(rois: Tensor, images: int) -> None:
-    """Values, not shapes: seen where the numbers are, so that compiled and traced calls are checked as well."""
+    """Check the values of RoIs. This happens in the kernel, so compiled and traced calls are checked too."""
     good = rois.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < images)
     if not bool(good.all()):
         line = int((~good).nonzero()[0])
@@ -163,7 +163,7 @@ def _bins(start: Tensor, end: Tensor, parts: int, size: int, pooling: Pooling) -
 
 
 def _axis(position: Tensor, counted: Tensor, size: int, rule: str) -> tuple[bilinear.Axis, Tensor]:
-    """The cells read for the counted positions `[..., S]`, as entries `[..., 2 S]`, and how many count."""
+    """The cells that the counted positions `[..., S]` read, as entries `[..., 2 S]`, and the number that count."""
     if rule == "authors_samples":
         axis = bilinear.clamped(position, size)
         counted = axis.inside[..., 0] | position.isnan()
@@ -181,7 +181,7 @@ def _axis(position: Tensor, counted: Tensor, size: int, rule: str) -> tuple[bili
 
 
 def offsets_of_bins(offset: Tensor, pooling: Pooling) -> Tensor:
-    """Offsets `[R, 2 * T, Qh, Qw]` of parts as those of bins, `[R, T, 2, Ph, Pw]`, x first."""
+    """Offsets of parts `[R, 2 * T, Qh, Qw]` as offsets of bins `[R, T, 2, Ph, Pw]`, x first."""
     row = _part(pooling.output_size[0], offset.shape[2], offset.device).unsqueeze(1)
     column = _part(pooling.output_size[1], offset.shape[3], offset.device)
     rois, channels, *parts = offset.shape
@@ -195,12 +195,12 @@ def groups_of_bins(pooling: Pooling, device: torch.device) -> Tensor:
 
 
 def _part(bins_on_axis: int, parts: int, device: torch.device) -> Tensor:
-    """The part (of an offset map, or of the channel groups) that each bin belongs to: floor(i * parts / bins)."""
+    """The part of an offset map, or the channel group, of each bin: floor(i * parts / bins)."""
     return torch.arange(bins_on_axis, device=device).mul(parts).div(bins_on_axis, rounding_mode="floor")
 
 
 def table_of(input: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
-    """Rows `[C / T]`, one for every (image, cell, group, class), and a last row of zeros."""
+    """The map as rows `[C / T]`, one per (image, cell, group, class), and a last row of zeros."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     classes = 1 if offset is None else offset.shape[1] // 2
     groups = pooling.group_size[0] * pooling.group_size[1]
@@ -211,7 +211,7 @@ def table_of(input: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
 
 
 def _ungrouped(rows: Tensor, pooling: Pooling, classes: int) -> Tensor:
-    """Undo the order of channels of `table_of`: rows of all channels, output channel by output channel."""
+    """Undo the channel order of `table_of`: rows of all channels in output order."""
     groups = pooling.group_size[0] * pooling.group_size[1]
     by_cell = rows[:-1].reshape(-1, groups, classes * rows.shape[1]).transpose(1, 2)
     by_cell = by_cell.flatten(1)
