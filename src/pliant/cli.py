@@ -308,7 +308,7 @@ def bench(
 ) -> None:
     """Time the operators against plain convolution and their peers, each result checked first."""
     with _user_errors():
-        from pliant.bench import run
+        from pliant.bench.run import run
 
         right = run(
             threads=threads,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pliant import ops
 from pliant.bench import gate, peers
-from pliant.bench.gate import FLOAT32_TOLERANCE, check, expected
-from pliant.bench.implementation import InTorch
+from pliant.bench.gate import check, expected
+from pliant.bench.implementation import FLOAT32_TOLERANCE, InTorch
 from pliant.bench.rows import GAMMA, STRIDE, ConvRow, PoolRow
 
 CONVOLUTION = ConvRow(2, 8, 6, 11, 9, dilation=2, offset_groups=2)

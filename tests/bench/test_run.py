@@ -17,11 +17,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from pliant import ops
-from pliant.bench import peers, run, scaling
+from pliant.bench import peers, scaling
 from pliant.bench.implementation import Implementation, InTorch, Missing
 from pliant.bench.measure import FORWARD, TRAINING, Outcome, RowResult, measure
 from pliant.bench.report import row_tables
 from pliant.bench.rows import ConvRow, PoolRow, Tensors
+from pliant.bench.run import run
 from pliant.cli import app
 from pliant.ops import _native
 

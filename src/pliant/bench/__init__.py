@@ -1,5 +1,1 @@
 """What Pliant's operators cost on this machine, against plain convolution and against their peers."""
-
-from pliant.bench.run import run
-
-__all__ = ["run"]

@@ -10,20 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pliant.bench.implementation import Implementation
 from pliant.bench.rows import GAMMA, STRIDE, ConvRow, PoolRow, Tensors
 from pliant.ops.deform_conv2d import reference as convolution
 from pliant.ops.roi_pool import reference as pooling
 
-if TYPE_CHECKING:
-    from pliant.bench.peers import Implementation
-
-FLOAT32_TOLERANCE = 2e-5
-BFLOAT16_TOLERANCE = 1e-2
 CELLS = 512  # output cells of a convolution that are compared, at least two rows
 ROIS = 24
 
@@ -81,11 +76,11 @@ def expected(row: ConvRow | PoolRow, tensors: Tensors, border: str = "paper", mo
 
 
 def _convolution(row: ConvRow, tensors: Tensors, border: str, moved: bool) -> Expected:
-    lines = _spread(row.height, max(2, CELLS // (row.width * row.batch)))
+    lines = _spread(row.height, max(2, CELLS // (row.width * row.batch)), tensors["grad"].device)
     input, offset, weight = (tensors[name].double() for name in ("input", "offset", "weight"))
     # The reference takes the chosen rows for the first ones of the map: what it is short goes to the offsets.
     some = (offset if moved else torch.zeros_like(offset))[:, :, lines].clone()
-    some[:, 0::2] += (lines - torch.arange(len(lines))).view(-1, 1)
+    some[:, 0::2] += (lines - torch.arange(len(lines), device=lines.device)).view(-1, 1)
     geometry = convolution.Geometry((1, 1), (row.padding,) * 2, (row.dilation,) * 2, border)
     some_grad = tensors["grad"][:, :, lines].double()
     grad_input, grad_some, grad_weight, _ = convolution.deform_conv2d_backward(
@@ -105,7 +100,7 @@ def _convolution(row: ConvRow, tensors: Tensors, border: str, moved: bool) -> Ex
 
 
 def _pooling(row: PoolRow, tensors: Tensors) -> Expected:
-    lines = _spread(row.rois, ROIS)
+    lines = _spread(row.rois, ROIS, tensors["grad"].device)
     input, rois, offset, grad = (tensors[name].double() for name in ("input", "rois", "offset", "grad"))
     rule = "whole_cells" if row.sampling == "paper" else "authors_samples"
     options = pooling.Pooling((row.bins,) * 2, (row.group_size,) * 2, 1 / STRIDE, GAMMA, rule, 4)
@@ -121,9 +116,9 @@ def _pooling(row: PoolRow, tensors: Tensors) -> Expected:
     )
 
 
-def _spread(length: int, count: int) -> Tensor:
+def _spread(length: int, count: int, device: torch.device) -> Tensor:
     """At most `count` of `length` lines, the first and the last among them."""
-    return torch.linspace(0, length - 1, min(count, length)).round().long()
+    return torch.linspace(0, length - 1, min(count, length)).round().long().to(device)
 
 
 def _only(grad: Tensor, dim: int, lines: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from pliant.bench.gate import FLOAT32_TOLERANCE
 from pliant.bench.rows import Tensors
+
+FLOAT32_TOLERANCE = 2e-5  # the largest difference from the reference, as a part of the reference's largest value
+BFLOAT16_TOLERANCE = 1e-2
 
 
 class Missing(Exception):

@@ -52,13 +52,13 @@ def measure_network(
     """
     build = partial(faster_rcnn, CLASSES, backbone=backbone, min_size=size[0], max_size=size[1])
     sample = _sample(size)
-    plain = _started(build(deform_layers=0, deform_roi=False))
-    deformable = _started(build(deform_layers=deform_layers, deform_roi=True))
-    _spread_offsets(deformable, sample)
+    plain = started(build(deform_layers=0, deform_roi=False))
+    deformable = started(build(deform_layers=deform_layers, deform_roi=True))
+    spread_offsets(deformable, partial(deformable, *sample))
     networks: dict[str, tuple[nn.Module, Context]] = {
         PLAIN: (plain, nullcontext),
         PLIANT: (deformable, nullcontext),
-        TORCHVISION: (deformable, _torchvisions_operator),
+        TORCHVISION: (deformable, torchvisions_operator),
     }
     found = {name: _gradients(*network, sample) for name, network in networks.items()}
     outcomes = {name: _judge(found[name], found[name]) for name in (PLAIN, PLIANT)}
@@ -79,7 +79,7 @@ def _sample(size: tuple[int, int]) -> tuple[list[Tensor], list[dict[str, Tensor]
     return [torch.rand(3, height, width, generator=generator)], [target]
 
 
-def _started(model: nn.Module) -> nn.Module:
+def started(model: nn.Module) -> nn.Module:
     """Keep random features from growing: what a residual block adds is a fifth of what it has."""
     for module in model.modules():
         if isinstance(module, Bottleneck):
@@ -88,8 +88,8 @@ def _started(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _spread_offsets(model: nn.Module, sample: tuple[Any, Any]) -> None:
-    """Give the offset branches random weights, scaled on the way so that their outputs have a certain spread."""
+def spread_offsets(model: nn.Module, run: Callable[[], object]) -> None:
+    """Give the offset branches random weights, scaled while `run` calls the model, so that outputs have a spread."""
     handles = []
     for module in model.modules():
         branch: nn.Conv2d | nn.Linear
@@ -101,7 +101,7 @@ def _spread_offsets(model: nn.Module, sample: tuple[Any, Any]) -> None:
             continue
         nn.init.normal_(branch.weight)
         handles.append(branch.register_forward_hook(partial(_rescale, spread)))
-    model(*sample)
+    run()
     for handle in handles:
         handle.remove()
 
@@ -144,7 +144,7 @@ def _turn(model: nn.Module, context: Context, sample: tuple[Any, Any], calls: in
     return perf_counter() - start
 
 
-def _torchvisions_operator() -> AbstractContextManager[object]:
+def torchvisions_operator() -> AbstractContextManager[object]:
     """Pliant's layers call torchvision's operator within."""
     return mock.patch.object(ops, "deform_conv2d", _call_torchvision)
 

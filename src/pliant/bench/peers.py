@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pliant import ops
 from pliant.bench import machine
-from pliant.bench.gate import BFLOAT16_TOLERANCE
-from pliant.bench.implementation import Implementation, InTorch, Missing
+from pliant.bench.implementation import BFLOAT16_TOLERANCE, Implementation, InTorch, Missing
 from pliant.bench.mxnet_peer import MXNet
 from pliant.bench.rows import GAMMA, STRIDE, ConvRow, PoolRow, Tensors
 from pliant.bench.runtimes import ONNXRuntime, OpenVINO

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,18 +53,21 @@ class ConvRow:
     def padding(self) -> int:
         return self.dilation * (self.kernel // 2)
 
-    def tensors(self, seed: int = 0) -> dict[str, Tensor]:
-        """input [N, C, H, W], offset [N, 2 G K, H, W], weight [O, C / groups, kh, kw], grad [N, O, H, W]."""
-        generator = torch.Generator().manual_seed(seed)
+    def tensors(self, seed: int = 0, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """input [N, C, H, W], offset [N, 2 G K, H, W], weight [O, C / groups, kh, kw], grad [N, O, H, W].
+
+        They are drawn on `device`, whose numbers are its own.
+        """
+        random = partial(torch.randn, generator=torch.Generator(device).manual_seed(seed), device=device)
         size = (self.height, self.width)
         taps, inputs = self.kernel**2, self.channels // self.groups
-        offset = torch.randn(self.batch, 2 * self.offset_groups * taps, *size, generator=generator) * self.spread
-        weight = torch.randn(self.out_channels, inputs, self.kernel, self.kernel, generator=generator)
+        offset = random(self.batch, 2 * self.offset_groups * taps, *size) * self.spread
+        weight = random(self.out_channels, inputs, self.kernel, self.kernel)
         return {
-            "input": torch.randn(self.batch, self.channels, *size, generator=generator),
+            "input": random(self.batch, self.channels, *size),
             "offset": _between_cells(offset),
             "weight": weight / (inputs * taps) ** 0.5,
-            "grad": torch.randn(self.batch, self.out_channels, *size, generator=generator),
+            "grad": random(self.batch, self.out_channels, *size),
         }
 
 

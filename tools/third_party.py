@@ -1,7 +1,7 @@
 """A network of other people on `pliant.patch_torchvision()`: EDVR of BasicSR, which calls torchvision's operator.
 
     pip download --no-deps --no-binary :all: basicsr==1.4.2 && tar xzf basicsr-1.4.2.tar.gz
-    python bench/third_party.py basicsr-1.4.2
+    python tools/third_party.py basicsr-1.4.2
 
 Its file is run as it is. Only the package around it is left out, because that imports what today's torchvision lacks.
 """

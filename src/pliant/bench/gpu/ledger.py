@@ -1,0 +1,146 @@
+"""The ledger: a file with one measurement a line, in JSON, and what every line says of the machine and the code."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pliant
+
+Line = dict[str, Any]
+DEFAULT = Path("docs/gpu/ledger.jsonl")
+COMMIT = "PLIANT_COMMIT"  # names the commit where there is no repository, as in a copy of the files
+_PACKAGES = ("torch", "torchvision", "triton", "deformops")
+
+
+def read(path: Path) -> list[Line]:
+    """All lines of a ledger; none where there is no file.
+
+    Raises:
+        ValueError: if a line is not a JSON object with a step. The last line may be cut off: it is left out.
+    """
+    if not path.exists():
+        return []
+    written = path.read_text(encoding="utf-8").split("\n")
+    lines = []
+    for number, text in enumerate(written, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError as error:
+            if number == len(written):  # no newline follows: the writer was stopped
+                continue
+            raise ValueError(f"{path}, line {number}, is no JSON: {error}") from error
+        if not isinstance(line, dict) or "step" not in line:
+            raise ValueError(f"{path}, line {number}, must be an object with a field 'step', got {text[:80]}")
+        lines.append(line)
+    return lines
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line, which is on the disk when this returns; a line that was cut off before it is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.truncate(_end_of_whole_lines(path))
+        file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _end_of_whole_lines(path: Path) -> int:
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def finished(lines: Iterable[Line], gpu: str, kernels: str) -> set[str]:
+    """The steps that ended on this GPU with these kernels, rightly or with an error."""
+    return {
+        line["step"] for line in lines if line.get("last") and (line.get("gpu"), line.get("kernels")) == (gpu, kernels)
+    }
+
+
+def failed(lines: Iterable[Line], before: str) -> set[str]:
+    """The steps whose last run ended with an error before a date."""
+    state = {line["step"]: "error" in line and line["date"] < before for line in lines if line.get("last")}
+    return {step for step, wrong in state.items() if wrong}
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def kernels_digest() -> str:
+    """Ten characters that change when a file of the operators does: lines of other kernels are not these."""
+    digest = hashlib.sha256()
+    folder = Path(pliant.__file__).parent / "ops"
+    for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.json")]):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:10]
+
+
+def commit() -> str:
+    """The commit of the code, with `+dirty` where files differ from it; `PLIANT_COMMIT` names it elsewhere."""
+    if given := os.environ.get(COMMIT):
+        return given
+    folder = Path(pliant.__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def about(device: str) -> Line:
+    """What every line has: the GPU, its driver, the versions, and the code that ran."""
+    torch = importlib.import_module("torch")
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    versions["torch"] = str(torch.__version__)  # with the build for CUDA
+    return {
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none: rehearsed on a CPU",
+        "capability": list(torch.cuda.get_device_capability()) if device == "cuda" else None,
+        "driver": _driver() if device == "cuda" else None,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "versions": versions,
+        "commit": commit(),
+        "kernels": kernels_digest(),
+    }
+
+
+def now() -> str:
+    """The date and time in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None

@@ -1,0 +1,242 @@
+"""The figures of the ledger in the documentation: written between markers, and nowhere else.
+
+A marker pair is `<!-- gpu: NAME -->` and `<!-- /gpu: NAME -->`, and what lies between is made of the ledger by the part
+of that name. So a figure of a GPU is one that the ledger has, and a test writes the parts anew and compares.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pliant.bench.gpu.ledger import DEFAULT, Line
+from pliant.bench.rows import ConvRow
+
+PAGES = (Path("README.md"), Path("docs/performance.md"))
+_MARKED = re.compile(r"<!-- gpu: (\w+) -->\n(.*?)<!-- /gpu: \1 -->", re.DOTALL)
+_PLIANT, _CUDNN = "Pliant", "conv2d (cuDNN)"
+_FORWARD, _TRAINING = "forward", "forward + backward"
+_HEAD = "N, C→O, map, kernel, dilation, offset groups; spread, layout"
+
+# A GPU that is named beside a number with a unit, or beside a ratio.
+_GPU = re.compile(r"\b(?:[AHVBL](?:4|10|40|40S|100|200)|GH200|T4|RTX ?\d{4}|(?:GTX|Tesla|Quadro) ?\w+)\b")
+_FIGURE = re.compile(
+    r"\d(?:[\d.,]*\d)?\s*(?:ms|µs|us|s|TFLOPS?|TFLOP/s|[GT]B/s|[MG]i?B|%|×|x|times|percent|images)(?![\w/])"
+    r"|\btimes as (?:fast|long)|\bfaster\b|\bslower\b"
+)
+
+
+def write(lines: Sequence[Line], root: Path = Path()) -> None:
+    """Write all parts anew.
+
+    Raises:
+        ValueError: if a page has a part that there is not.
+    """
+    for page in PAGES:
+        path = root / page
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            new = rewritten(text, lines)
+            if new != text:
+                path.write_text(new, encoding="utf-8")
+
+
+def rewritten(text: str, lines: Sequence[Line]) -> str:
+    """A page with its parts made of a ledger."""
+
+    def part(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in PARTS:
+            raise ValueError(f"a part of a page must be one of {', '.join(PARTS)}, got {name!r}")
+        return f"<!-- gpu: {name} -->\n{PARTS[name](_measured(lines))}<!-- /gpu: {name} -->"
+
+    return _MARKED.sub(part, text)
+
+
+def claims(text: str) -> list[str]:
+    """Sentences outside the parts that name a GPU beside a figure, which no ledger stands behind."""
+    without = _MARKED.sub("", text)
+    blocks = re.split(r"\n\s*\n", without)
+    found = []
+    for block in blocks:
+        whole = block if block.lstrip().startswith("|") else " ".join(block.split())
+        pieces = whole.splitlines() if "\n" in whole else re.split(r"(?<=[.!?:])\s+(?=[A-Z`*])", whole)
+        found += [piece.strip() for piece in pieces if _GPU.search(piece) and _FIGURE.search(piece)]
+    return found
+
+
+def _measured(lines: Iterable[Line]) -> list[Line]:
+    """The last line of each measurement on a GPU; a step that was measured again replaces what it had."""
+    last: dict[str, list[Line]] = {}
+    ended: set[str] = set()
+    for line in lines:
+        if str(line.get("gpu", "")).startswith("none"):
+            continue
+        step = line["step"]
+        if step in ended or step not in last:
+            last[step] = []
+            ended.discard(step)
+        last[step].append(line)
+        if line.get("last"):
+            ended.add(step)
+    return [line for group in last.values() for line in group]
+
+
+def _right(lines: Sequence[Line]) -> str:
+    """How many checks were right on each GPU, and the worst error in each dtype."""
+    checks = [line for line in lines if line.get("kind") == "right" and "right" in line]
+    if not checks:
+        return _NOTHING
+    rows = []
+    for gpu in dict.fromkeys(line["gpu"] for line in checks):
+        mine = [line for line in checks if line["gpu"] == gpu]
+        for dtype in dict.fromkeys(line["key"].get("dtype") for line in mine if line["key"].get("dtype")):
+            some = [line for line in mine if line["key"].get("dtype") == dtype]
+            worst = max((line["error64"] for line in some if line.get("error64") is not None), default=None)
+            right = sum(bool(line["right"]) for line in some)
+            rows.append([gpu, dtype, f"{right} of {len(some)}", "-" if worst is None else f"{worst:.1e}"])
+        for line in mine:
+            if "passed" in line:
+                rows.append(
+                    [gpu, f"`{line['key']['tests']}`", f"{line['passed']} of {line['passed'] + line['failed']}", "-"]
+                )
+            if "tool" in line["key"]:
+                rows.append(
+                    [gpu, f"compute-sanitizer {line['key']['tool']}", "1 of 1" if line["right"] else "0 of 1", "-"]
+                )
+    return _source(checks) + _table(["GPU", "what", "right", "largest error, of the largest value"], rows)
+
+
+def _speed(lines: Sequence[Line]) -> str:
+    """A table for each GPU, dtype and pass: milliseconds on the device, as ratios to the plain convolution."""
+    timed = [line for line in lines if line.get("kind") == "speed" and "device" in line]
+    if not timed:
+        return _NOTHING
+    parts = [_source(timed)]
+    for gpu in dict.fromkeys(line["gpu"] for line in timed):
+        for dtype in dict.fromkeys(line["key"]["dtype"] for line in timed if line["gpu"] == gpu):
+            for what in (_FORWARD, _TRAINING):
+                some = [
+                    line for line in timed
+                    if (line["gpu"], line["key"]["dtype"], line["pass"]) == (gpu, dtype, what)
+                ]  # fmt: skip
+                parts.append(_speed_table(f"{gpu}, {dtype}, {what}; {_CUDNN} = 1", some))
+    return "\n".join(parts)
+
+
+def _speed_table(title: str, lines: Sequence[Line]) -> str:
+    names = list(dict.fromkeys(line["implementation"] for line in lines))
+    others = [name for name in (_PLIANT, *names) if name != _CUDNN]
+    others = list(dict.fromkeys(others))
+    by_problem: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        by_problem.setdefault(_problem(line["key"]), {})[line["implementation"]] = line
+    rows = []
+    for problem, found in by_problem.items():
+        base = found.get(_CUDNN)
+        cells = [problem, _ms(base)]
+        cells += [_ratio(found.get(name), base) for name in others]
+        pliant = found.get(_PLIANT, {})
+        share = pliant.get("roofline")
+        memory = [found.get(name, {}).get("peak_mib") for name in (_PLIANT, "torchvision")]
+        cells += [
+            "-" if share is None else f"{share:.0%}",
+            " / ".join("-" if m is None else f"{m:.0f}" for m in memory),
+        ]
+        rows.append(cells)
+    head = [_HEAD, f"{_CUDNN}, ms", *others, "Pliant, of the roofline", "MiB at the peak, Pliant / torchvision"]
+    return f"**{title}**\n\n" + _table(head, rows)
+
+
+def _training(lines: Sequence[Line]) -> str:
+    """A table of training steps."""
+    timed = [line for line in lines if line.get("kind") == "training" and "device" in line]
+    if not timed:
+        return _NOTHING
+    by_step: dict[tuple[Any, ...], dict[str, Line]] = {}
+    for line in timed:
+        key = line["key"]
+        size = "×".join(map(str, key["image"]))
+        by_step.setdefault((line["gpu"], key["network"], key["backbone"], size, key["precision"]), {})[
+            line["implementation"]
+        ] = line
+    names = list(dict.fromkeys(line["implementation"] for line in timed))
+    base = names[0]
+    rows = [
+        [", ".join(key), _ms(found.get(base)), *(_ratio(found.get(name), found.get(base)) for name in names[1:])]
+        for key, found in by_step.items()
+    ]
+    return _source(timed) + _table(["GPU, network, backbone, image, precision", f"{base}, ms", *names[1:]], rows)
+
+
+def _summary(lines: Sequence[Line]) -> str:
+    """Sentences for the README: the GPU, whether all was right, and the range of the ratios in half precision."""
+    timed = [line for line in lines if line.get("kind") == "speed" and "device" in line]
+    if not timed:
+        return _NEVER_RAN
+    sentences = []
+    for gpu in dict.fromkeys(line["gpu"] for line in timed):
+        mine = [line for line in timed if line["gpu"] == gpu and line["key"]["dtype"] in ("bfloat16", "float16")]
+        found = {}
+        for other in (_CUDNN, "torchvision"):
+            ratios = sorted(_ratios(mine, other))
+            if ratios:
+                found[other] = f"{ratios[0]:.2g} to {ratios[-1]:.2g} of {other}'s time"
+        if found:
+            sentences.append(
+                f"On an {gpu}, in half precision, forward with backward takes {' and '.join(found.values())} "
+                f"([{len(mine)} measurements](docs/performance.md#on-a-gpu))."
+            )
+    return "\n".join(sentences) + "\n" if sentences else _NEVER_RAN
+
+
+def _ratios(lines: Sequence[Line], other: str) -> list[float]:
+    """Pliant's time in training over another's, by problem."""
+    medians: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if line["pass"] == _TRAINING:
+            medians.setdefault(str(line["key"]), {})[line["implementation"]] = line["device"]["median_ms"]
+    return [each[_PLIANT] / each[other] for each in medians.values() if _PLIANT in each and other in each]
+
+
+def _source(lines: Sequence[Line]) -> str:
+    """Which commits and versions printed the figures."""
+    commits = sorted({str(line["commit"]) for line in lines})
+    dates = sorted({str(line["date"])[:10] for line in lines})
+    versions = sorted({f"{name} {version}" for line in lines for name, version in line["versions"].items()})
+    drivers = sorted({str(line["driver"]) for line in lines})
+    days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return (
+        f"`python -m pliant.bench.gpu` at {', '.join(commits)}, {days}; {', '.join(versions)}, driver "
+        f"{', '.join(drivers)}; the lines are in `{DEFAULT}`.\n\n"
+    )
+
+
+def _problem(key: Mapping[str, Any]) -> str:
+    row = ConvRow(**{name: key[name] for name in ConvRow.__dataclass_fields__})
+    return f"{row.name}; {row.spread:g}, {key['layout']}"
+
+
+def _ms(line: Line | None) -> str:
+    return "-" if line is None else f"{line['device']['median_ms']:.3g}"
+
+
+def _ratio(line: Line | None, base: Line | None) -> str:
+    if line is None:
+        return "-"
+    if base is None:
+        return f"{_ms(line)} ms"
+    ratio = line["device"]["median_ms"] / base["device"]["median_ms"]
+    return f"{ratio:.2f}" + ("" if line.get("right", True) else " (wrong)")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+_NOTHING = "Nothing has been measured yet.\n"
+_NEVER_RAN = "The Triton kernels have **not run on a GPU yet**.\n"
+PARTS = {"right": _right, "speed": _speed, "training": _training, "summary": _summary}

@@ -1,0 +1,88 @@
+"""Who is timed on a GPU: Pliant, torchvision, deformops, and cuDNN's plain convolution, which is the limit.
+
+Each is called in the layout that serves it: torchvision's operator knows contiguous maps alone, and offsets of the
+maps' dtype, so it is given both beforehand. deformops is called by its stand-in for torchvision's function.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pliant import ops
+from pliant.bench.gpu.problems import DTYPES, Problem
+from pliant.bench.gpu.steps import Absent
+from pliant.bench.implementation import InTorch
+from pliant.bench.rows import ConvRow, Tensors
+
+PLIANT, TORCHVISION, DEFORMOPS, CUDNN = "Pliant", "torchvision", "deformops", "conv2d (cuDNN)"
+TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3, "tf32": 4e-3, "float32": 2e-5}  # of the largest value
+Maker = Callable[[Problem, Tensors], InTorch]
+
+
+def pliant(problem: Problem, tensors: Tensors) -> InTorch:
+    """Pliant's operator, with offsets in float32."""
+    return _made(problem, partial(_deformable, ops.deform_conv2d, problem.row), tensors)
+
+
+def torchvision(problem: Problem, tensors: Tensors) -> InTorch:
+    """torchvision's operator, on contiguous maps and offsets of their dtype."""
+    operator = importlib.import_module("torchvision").ops.deform_conv2d
+    if tensors["input"].device.type == "cpu" and DTYPES[problem.dtype] != torch.float32:
+        raise Absent("torchvision has no half precision on the CPU")
+    laid_out = {name: value.to(DTYPES[problem.dtype]).contiguous() for name, value in tensors.items()}
+    return _made(problem, partial(_deformable, operator, problem.row), laid_out)
+
+
+def deformops(problem: Problem, tensors: Tensors) -> InTorch:
+    """deformops' operator; its offsets have the maps' dtype."""
+    try:
+        operator = importlib.import_module("deformops.integrations.torchvision").deform_conv2d
+    except ImportError as error:
+        raise Absent(f"deformops is not installed ({error})") from error
+    given = dict(tensors) | {"offset": tensors["offset"].to(DTYPES[problem.dtype])}
+    return _made(problem, partial(_deformable, operator, problem.row, pair=True), given)
+
+
+def cudnn(problem: Problem, tensors: Tensors) -> InTorch:
+    """The plain convolution of the same size."""
+    row = problem.row
+
+    def call(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(input, weight, None, 1, row.padding, row.dilation, row.groups)
+
+    made = _made(problem, call, tensors, ("input", "weight"))
+    made.moved = False
+    return made
+
+
+EVERYONE: dict[str, Maker] = {CUDNN: cudnn, PLIANT: pliant, TORCHVISION: torchvision, DEFORMOPS: deformops}
+
+
+def taking_part(problem: Problem) -> dict[str, Maker]:
+    """Who takes part in a problem. deformops tunes itself at each new size, so it is left out where least is told."""
+    slow = problem.dtype in ("tf32", "float32") or problem.layout == "contiguous" or problem.row.spread != 1
+    return {name: maker for name, maker in EVERYONE.items() if name != DEFORMOPS or not slow}
+
+
+def _made(
+    problem: Problem,
+    function: Callable[..., Tensor],
+    tensors: Tensors,
+    names: tuple[str, ...] = ("input", "offset", "weight"),
+) -> InTorch:
+    made = InTorch(function, tensors, names, dtype=DTYPES[problem.dtype])
+    made.tolerance = TOLERANCE[problem.dtype]
+    return made
+
+
+def _deformable(
+    operator: Callable[..., Tensor], row: ConvRow, input: Tensor, offset: Tensor, weight: Tensor, pair: bool = False
+) -> Tensor:
+    padding, dilation = ((row.padding,) * 2, (row.dilation,) * 2) if pair else (row.padding, row.dilation)
+    return operator(input, offset, weight, padding=padding, dilation=dilation)

@@ -1,0 +1,152 @@
+"""Which launch settings are best: every candidate of every kernel, on the classes of shapes that matter."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.bench.gpu import calls, warm
+from pliant.bench.gpu.clock import Clock, quartiles
+from pliant.bench.gpu.peers import TOLERANCE
+from pliant.bench.gpu.problems import DTYPES, FIRST, Problem, multiplying, shrunk
+from pliant.bench.gpu.steps import Place, Results, Step, described
+from pliant.ops.deform_conv2d import reference
+from pliant.ops.deform_conv2d.reference import Geometry
+
+settings: Any = importlib.import_module("pliant.ops.deform_conv2d.tiles")
+
+_SECONDS = 0.25  # of device time, for some candidates that take turns
+_TOGETHER = 12  # candidates that take turns, and the chosen tiles with them
+_PER_CANDIDATE = 0.25  # seconds that one takes with its compiling, on sixteen cores
+DESIGNS = {"forward": "forward_by_columns", "backward": "backward_by_columns"}
+
+# The pass that launches a kernel, and whether by columns.
+USED = {
+    "forward": ("forward", False),
+    "columns": ("forward", True),
+    "backward_samples": ("backward", False),
+    "backward_weight": ("backward", False),
+    "columns_backward": ("backward", True),
+    "gather": ("backward", True),
+}
+
+
+def steps(place: Place) -> Iterator[Step]:
+    """The designs first, then a step for each kernel, dtype and class of shape."""
+    for problem in _problems(place):
+        for what in DESIGNS:
+            run = partial(_designs, problem, what)
+            yield Step("tuning", f"tuning of the {what}'s design: {problem.name}", 4, run)
+    for problem in _problems(place):
+        for kernel in settings.KERNELS:
+            takes = 3 + _PER_CANDIDATE * len(settings.candidates(kernel, DTYPES[problem.dtype]))
+            run = partial(_kernel, problem, kernel)
+            yield Step("tuning", f"tuning of {kernel}: {problem.name}", takes, run)
+
+
+def _problems(place: Place) -> list[Problem]:
+    """The shapes of a backbone, one image and eight; half precision first."""
+    rows = [replace(row, batch=batch, spread=1.0) for batch in (1, 8) for row in FIRST]
+    dtypes = ["bfloat16", "float16", "float32", "tf32"]
+    if place.tiny:
+        rows, dtypes = [replace(shrunk(FIRST[0]), batch=1)], ["bfloat16"]
+    return [Problem(row, dtype) for dtype in dtypes for row in rows]
+
+
+def _designs(problem: Problem, what: str, place: Place) -> Results:
+    settled = [{DESIGNS[what]: by_columns} for by_columns in (False, True)]
+
+    def fields(each: Mapping[str, Any]) -> dict[str, Any]:
+        return {"design": "columns" if each[DESIGNS[what]] else "fused"}
+
+    with multiplying(problem.dtype):
+        yield from _measured(place, problem, what, settled, fields)
+
+
+def _kernel(problem: Problem, kernel: str, place: Place) -> Results:
+    what, by_columns = USED[kernel]
+    design = {DESIGNS[what]: by_columns}
+    some: Sequence[Any] = settings.candidates(kernel, DTYPES[problem.dtype])
+    if place.tiny:
+        some = list(islice(some, 2))
+    settled = [design, *(design | {kernel: tiles} for tiles in some)]
+
+    def fields(each: Mapping[str, Any]) -> dict[str, Any]:
+        return {"kernel": kernel, "tiles": each[kernel]._asdict() if kernel in each else None}
+
+    with multiplying(problem.dtype):
+        yield from _measured(place, problem, what, settled, fields)
+
+
+def _measured(
+    place: Place,
+    problem: Problem,
+    what: str,
+    settled: Sequence[Mapping[str, Any]],
+    fields: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> Results:
+    """A line for each of some settings: the time of a pass with it, and its error. The first is in all rounds."""
+    clock = Clock(place)
+    tensors = problem.tensors(place.device)
+    thunk = warm.launcher(problem, tensors, what == "backward")
+    warm.compile_together(place, (partial(_under, each, thunk) for each in settled))
+    want = _reference(problem, tensors, what)
+    first, *others = settled
+    base = None
+    for start in range(0, max(len(others), 1), _TOGETHER):
+        runs: dict[int, Any] = {}
+        seen = {0: first} | dict(enumerate(others[start : start + _TOGETHER], start + 1))
+        head = {"key": problem.key, "shape": problem.shape, "pass": what}
+        errors = {}
+        for number, each in seen.items():
+            try:
+                with settings.forced(**each):
+                    errors[number] = _verdict(problem, thunk(), want)
+                    runs[number] = clock.capture(partial(_under, each, thunk)).run
+            except Exception as error:  # more registers or memory than there are, for one
+                place.wait()
+                yield head | fields(each) | described(error)
+        found = clock.device_seconds({str(number): run for number, run in runs.items()}, _SECONDS)
+        for number in runs:
+            seconds = found[str(number)]
+            if number or base is None:
+                extra = {"to_chosen": _ratio(seconds, found.get("0"))} if number else {}
+                yield head | fields(seen[number]) | errors[number] | {"device": quartiles(seconds)} | extra
+        base = found.get("0")
+
+
+def _under(each: Mapping[str, Any], thunk: Callable[[], object]) -> object:
+    with settings.forced(**each):
+        return thunk()
+
+
+def _ratio(seconds: list[float], base: list[float] | None) -> float | None:
+    if not base or not statistics.median(base):
+        return None
+    return round(statistics.median(seconds) / statistics.median(base), 4)
+
+
+def _reference(problem: Problem, tensors: Mapping[str, Tensor], what: str) -> list[Tensor]:
+    row = problem.row
+    geometry = Geometry((1, 1), (row.padding,) * 2, (row.dilation,) * 2, "paper")
+    input, offset, weight, grad = (tensors[name].double() for name in ("input", "offset", "weight", "grad"))
+    if what == "backward":
+        found = reference.deform_conv2d_backward(grad, input, offset, weight, None, geometry)
+        return [each for each in found if each is not None]
+    return [reference.deform_conv2d(input, offset, weight, None, None, geometry)]
+
+
+def _verdict(problem: Problem, got: Any, want: list[Tensor]) -> dict[str, Any]:
+    mine = [got] if isinstance(got, torch.Tensor) else [each for each in got if each is not None]
+    worst = max(calls.errors(dict(enumerate(mine)), dict(enumerate(want))).values())
+    error = float(f"{worst:.3g}") if math.isfinite(worst) else None
+    return {"error64": error, "right": worst <= TOLERANCE[problem.dtype]}

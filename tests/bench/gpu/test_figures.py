@@ -1,0 +1,157 @@
+"""No figure of a GPU stands in the documentation that the ledger does not have."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pliant.bench.gpu import ledger, page, table
+from pliant.bench.rows import ConvRow
+
+ROOT = Path(__file__).parents[3]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/**/README.md")])
+
+
+@pytest.mark.parametrize("path", page.PAGES, ids=str)
+def test_the_parts_of_a_page_are_the_ledgers(path: Path) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert "<!-- gpu: " in text
+    assert page.rewritten(text, ledger.read(ROOT / ledger.DEFAULT)) == text, "run: python -m pliant.bench.gpu --page"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_page_claims_a_figure_of_a_gpu_elsewhere(path: Path) -> None:
+    assert page.claims(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "claims"),
+    [
+        ("On an H100 the forward takes 0.21 ms.", 1),
+        ("Fine. On an NVIDIA A100 it is 3 times as fast as\ntorchvision. Fine.", 1),
+        ("| H100 | 0.2 ms |\n| CPU | 3 ms |", 1),
+        ("An RTX 4090 reaches 40 % of the roofline.", 1),
+        ("It is faster than torchvision on an H200.", 1),
+        ("<!-- gpu: speed -->\nAn H100 takes 1 ms.\n<!-- /gpu: speed -->", 0),
+        ("Compiled for sm_90 with 202 registers.", 0),
+        ("Needs an A100 or newer.", 0),
+        ("The forward takes 1.2 ms on this CPU.", 0),
+    ],
+)
+def test_claims_are_found(text: str, claims: int) -> None:
+    assert len(page.claims(text)) == claims
+
+
+def measured(implementation: str, ms: float, **fields: Any) -> dict[str, Any]:
+    row = ConvRow(1, 512, 512, 38, 63, dilation=2, spread=1.0)
+    return {
+        "step": "speed of it",
+        "kind": "speed",
+        "gpu": "NVIDIA H100",
+        "key": asdict(row) | {"dtype": "bfloat16", "layout": "channels last"},
+        "pass": "forward + backward",
+        "implementation": implementation,
+        "device": {"median_ms": ms},
+        "right": True,
+        "peak_mib": 12.4,
+        "roofline": 0.25,
+        "commit": "abc",
+        "date": "2026-11-26T10:00:00+00:00",
+        "versions": {"torch": "2.11"},
+        "driver": "580",
+    } | fields
+
+
+def test_tables_are_made_of_the_last_measurement() -> None:
+    old = [measured("Pliant", 9.0), measured("conv2d (cuDNN)", 1.0, last=True)]
+    new = [
+        measured("conv2d (cuDNN)", 1.0),
+        measured("Pliant", 1.5),
+        measured("torchvision", 6.0, right=False, last=True),
+    ]
+    rehearsed = [measured("Pliant", 77.0, gpu="none: rehearsed on a CPU")]
+    text = "<!-- gpu: speed -->\nold\n<!-- /gpu: speed -->\n<!-- gpu: summary -->\n<!-- /gpu: summary -->"
+    found = page.rewritten(text, [*old, *new, *rehearsed])
+    assert "| 1, 512→512, 38×63, 3×3, 2, 1; 1, channels last | 1 | 1.50 | 6.00 (wrong) | 25% | 12 / 12 |" in found
+    assert "abc, 2026-11-26; torch 2.11, driver 580" in found
+    assert "On an NVIDIA H100" in found
+    assert "1.5 to 1.5 of conv2d (cuDNN)'s time and 0.25 to 0.25 of torchvision's time" in found
+    assert "9.00" not in found
+    assert "77" not in found
+    assert "old" not in found
+    assert page.claims(found) == []
+    assert page.rewritten(found, [*old, *new]) == found
+    with pytest.raises(ValueError, match=r"must be one of right, speed.*got 'sped'"):
+        page.rewritten("<!-- gpu: sped -->\n<!-- /gpu: sped -->", [])
+
+
+def test_the_other_tables() -> None:
+    checks = [
+        {"step": "right: a", "kind": "right", "key": {"dtype": "bfloat16"}, "error64": 1e-3, "right": True},
+        {"step": "right: a", "kind": "right", "key": {"dtype": "bfloat16"}, "error64": None, "right": False},
+        {"step": "right: t", "kind": "right", "key": {"tests": "tests/x.py"}, "passed": 3, "failed": 1, "right": False},
+        {"step": "right: s", "kind": "right", "key": {"tool": "memcheck"}, "right": True},
+    ]
+    key = {"network": "DeepLab", "precision": "bfloat16", "image": [512, 1024], "backbone": "resnet101"}
+    steps = [
+        {"step": "training x", "kind": "training", "key": key, "implementation": name, "device": {"median_ms": ms}}
+        for name, ms in (("plain", 20.0), ("deformable", 25.0))
+    ]
+    common = {name: value for name, value in measured("Pliant", 1.0).items() if name in
+              ("gpu", "commit", "date", "versions", "driver")}  # fmt: skip
+    lines = [line | common for line in (*checks, *steps)]
+    found = page.rewritten(
+        "<!-- gpu: right -->\n<!-- /gpu: right --><!-- gpu: training -->\n<!-- /gpu: training -->", lines
+    )
+    assert "| NVIDIA H100 | bfloat16 | 1 of 2 | 1.0e-03 |" in found
+    assert "| NVIDIA H100 | `tests/x.py` | 3 of 4 | - |" in found
+    assert "| NVIDIA H100 | compute-sanitizer memcheck | 1 of 1 | - |" in found
+    assert "| NVIDIA H100, DeepLab, resnet101, 512×1024, bfloat16 | 20 | 1.25 |" in found
+
+
+def tuned(ratio: float | None, tiles: dict[str, int] | None, **fields: Any) -> dict[str, Any]:
+    return {
+        "step": "tuning of forward: it",
+        "kind": "tuning",
+        "capability": [9, 0],
+        "kernel": "forward",
+        "pass": "forward",
+        "key": {"dtype": "bfloat16"},
+        "shape": {"cells": 2394, "outs": 512, "groups": 1, "unit": 512, "taps": 9},
+        "tiles": tiles,
+        "device": {"median_ms": 1.0},
+        "to_chosen": ratio,
+        "right": True,
+    } | fields
+
+
+def test_the_fastest_right_settings_make_the_table(tmp_path: Path) -> None:
+    a, b, c = ({"cells": 64, "warps": warps} for warps in (4, 8, 16))
+    lines = [
+        tuned(None, None),
+        tuned(0.8, a),
+        tuned(0.7, b),
+        tuned(0.5, c, right=False),
+        tuned(0.95, a, kernel="gather"),
+        tuned(0.999, a, kernel="columns"),
+        tuned(0.4, a, capability=None),
+        tuned(0.9, None, kernel=None, design="columns"),
+    ]
+    path = tmp_path / "tiles.json"
+    table.write(lines, path)
+    found = json.loads(path.read_text())
+    assert [(entry["kernel"], entry.get("tiles"), entry.get("design")) for entry in found] == [
+        ("forward", b, None),
+        ("forward_by_columns", None, "columns"),
+        ("gather", a, None),
+    ]
+    assert found[0]["capability"] == [9, 0]
+    assert found[0]["shape"]["cells"] == 2394
+    later = [*lines, tuned(0.9, b)]
+    assert {entry["kernel"]: entry for entry in table.table(later)}["forward"]["tiles"] == a
+    with pytest.raises(ValueError, match="no tuning lines of a GPU"):
+        table.write([], path)
