@@ -46,7 +46,7 @@ def test_every_step_runs(kind: str) -> None:
     assert [line["step"] for line in lines if line.get("last")] == [step.name for step in steps]
     for line in lines:
         assert line.get("right", True), line
-        assert "error" not in line, line
+        assert "error" not in line, line["error"] + line.get("traceback", "")
         assert line["step"] in sentence(line)
     if kind == "speed":
         timed = [line for line in lines if "device" in line]

@@ -140,4 +140,4 @@ def _step(
         loss = _losses(model, sample)
     # float16 needs its gradients scaled; only their time is of interest here.
     (loss * (256.0 if dtype == torch.float16 else 1.0)).backward()
-    return float(loss)
+    return float(loss.detach())
