@@ -154,7 +154,7 @@ def test_a_resnet_of_torchvisions_is_told_apart_by_its_first_layer(tmp_path: Pat
     if not deviation:
         backbone("resnet50", weights=tmp_path / "resnet50.pth")
         return
-    with pytest.raises(ValueError, match=r"Take backbone=timm/resnet50 or timm/resnet101 with this file"):
+    with pytest.raises(ValueError, match=r"Use backbone=timm/resnet50 or timm/resnet101 with this file"):
         backbone("resnet50", weights=tmp_path / "resnet50.pth")
 
 

@@ -89,7 +89,7 @@ def test_data_that_is_lost_while_training_stops_it_with_one_error(tmp_path: Path
         if step == 3:
             shutil.rmtree(root)
 
-    with pytest.raises(DataError, match=r"set/\w+: was there when the data set was opened, and is gone or empty$"):
+    with pytest.raises(DataError, match=r"set/\w+: existed when the data set was opened, and is now missing or empty$"):
         fit(
             module,
             TrainingData(data, None, collate_training, collate_evaluation),

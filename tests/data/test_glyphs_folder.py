@@ -31,6 +31,6 @@ def test_files_hold_the_scenes(tmp_path: Path) -> None:
 
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(DataError, match="already holds something"):
+    with pytest.raises(DataError, match="is not empty"):
         write_glyphs(tmp_path, {"train": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

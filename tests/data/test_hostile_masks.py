@@ -71,7 +71,7 @@ def test_a_mask_that_changes_later_is_not_used(voc_folder: Any) -> None:
     folder.mask("a", IDS.T)
     assert data[1][1].shape == (30, 40)
     assert data.problems.counts() == {"unreadable annotation": 1}
-    assert "is 30x40 now" in next(iter(data.problems)).detail
+    assert "is now 30x40" in next(iter(data.problems)).detail
 
 
 def mat(path: Path, mask: np.ndarray, compressed: bool = True) -> Path:
@@ -103,7 +103,7 @@ def test_mat_files_that_decompress_to_too_much(tmp_path: Path) -> None:
         read_mat(path)
     # An array that claims 4 GiB and has none of them.
     path.write_bytes(whole[:128] + struct.pack("<II", 14, 2**32 - 8) + whole[136:])
-    with memory_limit(300), pytest.raises(UnreadableFileError, match="no mask of SBD"):
+    with memory_limit(300), pytest.raises(UnreadableFileError, match="not a mask of SBD"):
         read_mat(path)
 
 

@@ -67,7 +67,9 @@ def test_a_lost_folder_is_one_error(openers: Any, tmp_path: Path, kind: str, gon
     for skip in (False, True):
         if skip:
             data.skip_damaged()
-        with pytest.raises(DataError, match="was there when the data set was opened, and is gone or empty") as caught:
+        with pytest.raises(
+            DataError, match="existed when the data set was opened, and is now missing or empty"
+        ) as caught:
             data[1]
         assert caught.value.path in (images, tmp_path / "set" / "train" / "cat")
     assert len(data.problems) == before
@@ -77,7 +79,7 @@ def test_a_lost_folder_is_one_error(openers: Any, tmp_path: Path, kind: str, gon
 def test_lost_masks_are_one_error(openers: Any, tmp_path: Path) -> None:
     data = openers["segmentation"]()
     shutil.rmtree(tmp_path / "set" / "SegmentationClass")
-    with pytest.raises(DataError, match=r"SegmentationClass: was there when"):
+    with pytest.raises(DataError, match=r"SegmentationClass: existed when"):
         data[1]
 
 
@@ -90,7 +92,7 @@ def test_a_folder_lost_while_a_loader_runs(openers: Any, tmp_path: Path, workers
     images = tmp_path / "set" / "JPEGImages"
     images.rename(tmp_path / "elsewhere")
     # From another process, too, it is the same error of one line.
-    message = f"{images}: was there when the data set was opened, and is gone or empty"
+    message = f"{images}: existed when the data set was opened, and is now missing or empty"
     assert error_of(batches) == (images, message)
 
 
@@ -107,4 +109,4 @@ def test_an_image_of_another_size_is_not_used_with_its_boxes(openers: Any, tmp_p
     Image.new("RGB", (9, 8)).save(tmp_path / "set" / "JPEGImages" / "03.jpg")
     image, target = data[3]
     assert (image.shape, target["image_id"]) == ((3, 30, 40), 4)
-    assert "it was 40x30, and is 9x8 now" in data.problems.summary()
+    assert "it was 40x30 and is now 9x8" in data.problems.summary()

@@ -318,7 +318,7 @@ def test_exif_explains_a_size(voc_folder):
     data = VOCDetection(folder.root)
     (problem,) = data.problems
     assert problem.path.name == "turned.xml"
-    assert "40x30 as it is stored: its EXIF orientation 6 turns it" in problem.detail
+    assert "40x30 as stored: viewers rotate it by its EXIF orientation 6" in problem.detail
     assert {path.stem: number for path, number in data.turned.items()} == {"mirrored": 2, "square": 6, "nosize": 8}
 
 

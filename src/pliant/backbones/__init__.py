@@ -31,7 +31,7 @@ _ALIGNED = "aligned_inception_resnet"
 
 
 class BackboneOptions(TypedDict, total=False):
-    """The arguments of `backbone` that networks take over as they are."""
+    """The arguments of `backbone` that networks pass on."""
 
     weights: str | Path | None
     frozen: bool
@@ -58,22 +58,32 @@ def backbone(
     offset_dilation: int | None = None,
     image_mean: Sequence[float] | None = None,
 ) -> Backbone:
-    """A backbone of stride 16 with its last layers deformable.
+    """A backbone of stride 16 whose last layers are deformable.
 
-    timm's models are taken as `TimmBackbone` says, and refused where they have no map of stride 16.
+    `TimmBackbone` documents how timm's models are used. Those without a map of stride 16 are refused.
 
     Args:
-        name: `"resnet50"`, `"resnet101"` or `"aligned_inception_resnet"` for the paper's form; any other name is a
-            timm model.
-        weights: a file (`load_weights`; with timm's names for a timm model), or `"pretrained"` for timm's own.
-        frozen: fixed batch norms; only timm models can turn it off.
-        deform_layers: how many of the last convolutions with a kernel larger than 1 become deformable. For the
-            paper's ResNets 0, 1, 2, 3 or 6, as in its Table 1: res5c; res5b, c; res5a to c; and the last three
-            of conv4. Aligned-Inception-ResNet has three in a block, nine in conv5.
-        dilation: of conv5's 3x3 convolutions; of timm's models those that timm dilates for stride 16, if any.
-        padded_pool: the first pooling as in Keras' port of the weights (the paper's ResNets only).
-        offset_groups, modulated, border, offset_dilation: as for `pliant.nn.DeformConv2d`.
-        image_mean: the colour that is subtracted, RGB in 0..1, in place of the usual one (the paper's networks only).
+        name: `"resnet50"`, `"resnet101"` or `"aligned_inception_resnet"` for the networks of the paper; any other name
+            is a timm model.
+        weights: a file for `load_weights` (with timm's names for a timm model), or `"pretrained"` for timm's own
+            weights.
+        frozen: whether batch norms are fixed. Only timm models can set it to False.
+        deform_layers: number of deformable layers, the last convolutions with a kernel larger than 1. For the paper's
+            ResNets it is 0, 1, 2, 3 or 6 as in the paper's table 1: res5c; res5b and c; res5a to c; these and the last
+            three of conv4. Aligned-Inception-ResNet has three per block and nine in conv5.
+        dilation: dilation of conv5's 3x3 convolutions; in timm's models, of those that timm dilates for stride 16.
+        padded_pool: whether the first pooling is padded as in Keras' port of the weights (the paper's ResNets only).
+        offset_groups, modulated, border, offset_dilation: see `pliant.nn.DeformConv2d`.
+        image_mean: mean colour to subtract, RGB in 0..1, instead of the usual one (the paper's networks only).
+
+    Raises:
+        ValueError: if the backbone does not have these options or so many layers to deform.
+
+    Examples:
+        >>> body = pliant.backbones.backbone("timm/test_resnet", deform_layers=1)
+        >>> maps = body(torch.rand(1, 3, 64, 96))
+        >>> {name: list(map.shape[2:]) for name, map in maps.items()}
+        {'conv4': [4, 6], 'conv5': [4, 6]}
     """
     options: dict[str, Any] = {
         "offset_groups": offset_groups,
@@ -108,12 +118,12 @@ def deform_last(model: nn.Module, name: str, layers: int, **options: Any) -> Non
 
     Args:
         model: the network.
-        name: of it, to be named.
-        layers: how many.
-        options: of `pliant.deform`.
+        name: its name, for messages.
+        layers: number of convolutions.
+        options: options of `pliant.deform`.
 
     Raises:
-        ValueError: it does not have so many that can be deformed; the message says how many it has.
+        ValueError: if the network does not have so many that can be deformed. The message says how many it has.
     """
     most = surgery.most_deformable(model)
     if not 0 <= layers <= most:

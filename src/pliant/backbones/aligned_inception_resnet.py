@@ -1,14 +1,14 @@
-"""Aligned-Inception-ResNet: the paper's own backbone, of one repeated block whose cells stay where they look.
+"""Aligned-Inception-ResNet, the paper's own backbone, whose cells are centred on the pixels that they represent.
 
-A cell of a map of stride s stands for pixel s·i of the image, which is how RoI pooling's `spatial_scale` of 1/s takes
-it. A layer with kernel k, dilation d, stride t and padding p centres its output i on its input t·i - p + d(k - 1)/2.
-The network is *aligned* when these shifts vanish: on every path to a cell the receptive field is centred on its pixel,
-at every stride and for every size of the image. So it is here, where kernels are odd and p = d(k - 1)/2. In
-Inception-ResNet-v2 the layers without padding add up to a shift of 21 pixels at stride 16 and of 37 at stride 32: a
-cell looks at its neighbour's place.
+A cell of a map of stride s represents pixel s * i of the image, as RoI pooling with a `spatial_scale` of 1/s assumes.
+A layer with kernel k, dilation d, stride t and padding p centres its output i on its input t * i - p + d (k - 1) / 2.
+The network is *aligned* if these shifts vanish: on every path to a cell the receptive field is centred on its pixel, at
+every stride and for every size of the image. Here this holds, because kernels are odd and p = d (k - 1) / 2. In
+Inception-ResNet-v2 the layers without padding add up to a shift of 21 pixels at stride 16 and of 37 at stride 32, so a
+cell looks at the position of its neighbour.
 
-Dai et al. (2017) describe the network in an appendix. It was never released, and what they leave open is chosen here:
-batch norm follows every convolution, and the stride of a stage sits on the 1x1 convolutions it begins with.
+Dai et al. (2017) describe the network in an appendix and never released it. Where they leave details open, batch norm
+follows every convolution here, and the stride of a stage is on its first 1x1 convolutions.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ PLANES = (64, 128, 256, 512)
 
 
 class InceptionResNetBlock(nn.Module):
-    """One 3x3 convolution beside two in a row, joined by a 1x1 and added to the input.
+    """One 3x3 convolution beside two in sequence, joined by a 1x1 convolution and added to the input.
 
     Args:
-        in_channels: of the input.
+        in_channels: channels of the input.
         planes: p. The branches have p and p/2 channels, the output 4p.
-        stride: of the block.
-        norm_layer: builds a norm from its number of channels.
+        stride: stride of the block.
+        norm_layer: function that builds a norm from its number of channels.
 
-    Shape: `[N, in_channels, H, W]` to `[N, 4 * planes, H / stride, W / stride]`, rounded up.
+    Shape:
+        - Input: `[N, in_channels, H, W]`
+        - Output: `[N, 4 * planes, H / stride, W / stride]`, rounded up
     """
 
     def __init__(
@@ -65,12 +67,16 @@ class InceptionResNetBlock(nn.Module):
 
 
 class AlignedInceptionResNet(nn.Module):
-    """The ImageNet classifier: `[N, 3, H, W]` images, 0..255 RGB minus the mean, to `[N, classes]` logits.
+    """The ImageNet classifier.
 
     Args:
-        num_classes: of the last layer.
-        frozen: batch norms with fixed statistics and affine parts (as buffers), the way detectors use them.
+        num_classes: number of classes.
+        frozen: batch norms with fixed statistics and affine parameters (as buffers), as in detectors.
         dilated: conv5 at stride 16 instead of 32.
+
+    Shape:
+        - Input: RGB images `[N, 3, H, W]` in 0..255 minus the mean
+        - Output: logits `[N, num_classes]`
     """
 
     def __init__(self, num_classes: int = 1000, *, frozen: bool = False, dilated: bool = False) -> None:
@@ -102,12 +108,14 @@ class AlignedInceptionResNet(nn.Module):
 
 
 class AlignedInceptionResNetBackbone(AlignedInceptionResNet):
-    """The features of conv4 and conv5 at stride 16, batch norms fixed, conv1 and conv2_x without training.
+    """The features of conv4 and conv5 at stride 16. Batch norms are fixed; conv1 and conv2_x are not trained.
 
     Args:
-        dilation: of the nine 3x3 convolutions of conv5; 2 keeps the receptive field of stride 32.
+        dilation: dilation of the nine 3x3 convolutions of conv5; 2 keeps the receptive field of stride 32.
 
-    Shape: normalised images `[N, 3, H, W]` to `{"conv4": [N, 1024, H/16, W/16], "conv5": [N, 2048, H/16, W/16]}`.
+    Shape:
+        - Input: normalised images `[N, 3, H, W]`
+        - Output: `{"conv4": [N, 1024, H / 16, W / 16], "conv5": [N, 2048, H / 16, W / 16]}`
     """
 
     conv4_channels = 1024
@@ -130,7 +138,7 @@ class AlignedInceptionResNetBackbone(AlignedInceptionResNet):
         return OrderedDict(conv4=conv4, conv5=self.layer4(conv4))
 
     def deformable_names(self, layers: int) -> list[str]:
-        """The last 3x3 convolutions, three a block: 9 are all of conv5. The paper does not say which it took."""
+        """The last 3x3 convolutions, three per block, nine in conv5. The paper does not say which it deforms."""
         names = [
             name
             for name, module in self.named_modules()

@@ -1,7 +1,7 @@
-"""The paper's ResNets: the form of He et al.'s released Caffe models, on torchvision's blocks and names.
+"""The paper's ResNets, in the form of He et al.'s Caffe models, with torchvision's blocks and names.
 
-They differ from torchvision's in three places: the stride of a stage sits on its first 1x1 convolution, the
-first pooling has no padding and rounds up, and images are 0..255 RGB minus a mean, without a deviation.
+They differ from torchvision's in three ways: the stride of a stage is on its first 1x1 convolution, the first pooling
+has no padding and rounds up, and images are RGB in 0..255 minus a mean, not divided by a standard deviation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 DEPTHS = {f"resnet{depth}": depth for depth in BLOCKS}
-# For images in 0..1: the same as subtracting 123.68, 116.779, 103.939 from 0..255.
+# For images in 0..1, equivalent to subtracting 123.68, 116.779, 103.939 from 0..255.
 IMAGE_MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
 IMAGE_STD = (1 / 255, 1 / 255, 1 / 255)
 
@@ -28,15 +28,18 @@ class CaffeBottleneck(Bottleneck):
 
 
 class CaffeResNet(ResNet):
-    """The ImageNet classifier: `[N, 3, H, W]` images, 0..255 RGB minus the mean, to `[N, classes]` logits.
+    """The ImageNet classifier.
 
     Args:
         depth: 50 or 101.
-        num_classes: of the last layer.
-        frozen: batch norms with fixed statistics and affine parts (as buffers), the way detectors use them.
+        num_classes: number of classes.
+        frozen: batch norms with fixed statistics and affine parameters (as buffers), as in detectors.
         dilated: conv5 at stride 16 instead of 32.
-        padded_pool: the first pooling with one cell of padding on each side, as Keras' port of these weights has
-            it, and not Caffe's.
+        padded_pool: pad the first pooling by one cell on each side, as in Keras' port of these weights. Caffe does not.
+
+    Shape:
+        - Input: RGB images `[N, 3, H, W]` in 0..255 minus the mean
+        - Output: logits `[N, num_classes]`
     """
 
     def __init__(
@@ -62,14 +65,16 @@ class CaffeResNet(ResNet):
 
 
 class CaffeResNetBackbone(CaffeResNet):
-    """The features of conv4 and conv5 at stride 16, batch norms fixed, conv1 and conv2_x without training.
+    """The features of conv4 and conv5 at stride 16. Batch norms are fixed; conv1 and conv2_x are not trained.
 
     Args:
         depth: 50 or 101.
-        dilation: of the three 3x3 convolutions of conv5; 2 keeps the receptive field of stride 32.
-        padded_pool: as for `CaffeResNet`.
+        dilation: dilation of the three 3x3 convolutions of conv5; 2 keeps the receptive field of stride 32.
+        padded_pool: see `CaffeResNet`.
 
-    Shape: normalised images `[N, 3, H, W]` to `{"conv4": [N, 1024, H/16, W/16], "conv5": [N, 2048, H/16, W/16]}`.
+    Shape:
+        - Input: normalised images `[N, 3, H, W]`
+        - Output: `{"conv4": [N, 1024, H / 16, W / 16], "conv5": [N, 2048, H / 16, W / 16]}`
     """
 
     conv4_channels = 1024
@@ -91,7 +96,7 @@ class CaffeResNetBackbone(CaffeResNet):
         return OrderedDict(conv4=conv4, conv5=self.layer4(conv4))
 
     def deformable_names(self, layers: int) -> list[str]:
-        """The 3x3 convolutions that the paper makes deformable: the last of conv5; at 6, also three of conv4."""
+        """The 3x3 convolutions that the paper deforms: the last ones of conv5; for 6 also three of conv4."""
         if layers not in (0, 1, 2, 3, 6):
             raise ValueError(f"deform_layers must be 0, 1, 2, 3 or 6, got {layers}")
         last = len(self.layer3)

@@ -1,4 +1,4 @@
-"""Backbones for feature pyramids: four maps of stride 4 to 32, the last stages deformable."""
+"""Backbones for feature pyramids: four maps of stride 4 to 32, with the last stages deformable."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ STRIDES = (4, 8, 16, 32)
 
 
 class CaffePyramid(CaffeResNet):
-    """conv2 to conv5 of the paper's ResNets at their own strides, batch norms fixed.
+    """conv2 to conv5 of the paper's ResNets at their own strides. Batch norms are fixed.
 
-    Shape: normalised images `[N, 3, H, W]` to maps `"0"` to `"3"`, of strides 4 to 32.
+    Shape:
+        - Input: normalised images `[N, 3, H, W]`
+        - Output: maps `"0"` to `"3"`, of strides 4 to 32
     """
 
     channels = (256, 512, 1024, 2048)
@@ -48,9 +50,11 @@ class TimmPyramid(nn.Module):
     Args:
         name: a timm model that has these strides.
         weights: see `pliant.backbones.timm_backbone.timm_model`.
-        frozen: batch norms with fixed statistics and affine parts, and the layers up to stride 4 without training.
+        frozen: batch norms with fixed statistics and affine parameters, and no training of the layers up to stride 4.
 
-    Shape: normalised images `[N, 3, H, W]` to maps `"0"` to `"3"`, of strides 4 to 32.
+    Shape:
+        - Input: normalised images `[N, 3, H, W]`
+        - Output: maps `"0"` to `"3"`, of strides 4 to 32
     """
 
     def __init__(self, name: str, *, weights: str | Path | None = None, frozen: bool = True) -> None:
@@ -78,12 +82,14 @@ class TimmPyramid(nn.Module):
 
 
 def _stage(body: nn.Module, module: str, name: str) -> str:
-    """The name in a timm model of feature maps that a stage has: they are flattened, or stand below `model`."""
+    """The parameter prefix of a stage by the name of its map, which timm flattens or puts below `model`."""
     parameters = [parameter for parameter, _ in body.named_parameters()]
     for stage in (module.replace(".", "_"), module, f"model.{module}"):
         if any(parameter.startswith(f"{stage}.") for parameter in parameters):
             return stage
-    raise ValueError(f"timm/{name.removeprefix('timm/')} has no stage of its own for its map {module}; take another")
+    raise ValueError(
+        f"timm/{name.removeprefix('timm/')} has no separate stage for its map {module}; choose another model"
+    )
 
 
 Pyramid = CaffePyramid | TimmPyramid
@@ -100,14 +106,16 @@ def pyramid(
     modulated: bool = False,
     border: str = "paper",
 ) -> Pyramid:
-    """Maps of stride 4 to 32 with the last stages deformable.
+    """A backbone with maps of stride 4 to 32 whose last stages are deformable.
 
     Args:
-        name, weights, frozen: as for `pliant.backbones.backbone`.
-        deform_stages: in how many of the last stages, 0 to 3, all convolutions with a kernel larger than 1 are
-            deformable; 3 is conv3 to conv5, as Zhu et al. (2019) have it.
-        padded_pool: as for `pliant.backbones.backbone`.
-        offset_groups, modulated, border: as for `pliant.nn.DeformConv2d`.
+        name, weights, frozen, padded_pool: see `pliant.backbones.backbone`.
+        deform_stages: number of last stages, 0 to 3, in which all convolutions with a kernel larger than 1 are
+            deformable; 3 is conv3 to conv5 as in Zhu et al. (2019).
+        offset_groups, modulated, border: see `pliant.nn.DeformConv2d`.
+
+    Raises:
+        ValueError: if the backbone does not have these options.
     """
     if not 0 <= deform_stages <= 3:
         raise ValueError(f"deform_stages must be 0 to 3, got {deform_stages}")

@@ -18,22 +18,24 @@ from pliant.runs.tensors import require_fit
 
 
 class TimmBackbone(nn.Module):
-    """The last two feature maps of a timm model at stride 16, in the interface of the paper's ResNets.
+    """The last two feature maps of a timm model at stride 16, with the interface of the paper's ResNets.
 
-    Where timm dilates the last stage to keep it at stride 16 (its `output_stride`), these are conv4 and conv5. Any
-    other model ends at stride 16: its last two maps of that stride, or its one map in both places. The table in
-    docs/your-model.md says which family does what.
+    If timm can dilate the last stage to keep it at stride 16 (`output_stride`), the maps are those of the last two
+    stages. Any other model ends at stride 16: the maps are its last two of that stride, or its only one twice. The
+    table in docs/your-model.md lists the families.
 
     Args:
-        name: a timm model, with or without `timm/` before it.
+        name: a timm model, with or without the prefix `timm/`.
         weights: see `timm_model`.
-        frozen: batch norms with fixed statistics and affine parts; turn it off to train from nothing.
-        dilation: of the convolutions that keep the last stage at stride 16, for timm's own 2.
+        frozen: batch norms with fixed statistics and affine parameters. Set it to False to train from scratch.
+        dilation: dilation of the convolutions that keep the last stage at stride 16, instead of timm's 2.
+
+    Shape:
+        - Input: normalised images `[N, 3, H, W]`
+        - Output: `{"conv4": [N, conv4_channels, H / 16, W / 16], "conv5": ...}`, rounded up
 
     Raises:
-        ValueError: timm has no such model, or none of its maps has stride 16 for images of any size.
-
-    Shape: normalised images `[N, 3, H, W]` to `{"conv4": [N, conv4_channels, H/16, W/16], "conv5": ...}`, rounded up.
+        ValueError: if timm has no such model, or it has no map of stride 16 for images of any size.
     """
 
     def __init__(self, name: str, *, weights: str | Path | None = None, frozen: bool = True, dilation: int = 2) -> None:
@@ -55,7 +57,7 @@ class TimmBackbone(nn.Module):
 
 
 def timm_body(name: str, weights: str | Path | None, strides: Sequence[int]) -> tuple[Any, Maps]:
-    """A timm model that gives maps of these strides, and how; see `timm_model` for weights, and `find_maps`."""
+    """A timm model with maps of these strides, and how to get them; see `timm_model` and `find_maps`."""
     name = timm_name(name)
     if weights is None:
         return find_maps(name, strides)
@@ -65,10 +67,10 @@ def timm_body(name: str, weights: str | Path | None, strides: Sequence[int]) -> 
 
 
 def timm_name(name: str) -> str:
-    """The name of a timm model without `timm/` before it.
+    """The name of a timm model without the prefix `timm/`.
 
     Raises:
-        ValueError: if timm has no such model; the message lists some alike.
+        ValueError: if timm has no such model. The message lists similar ones.
     """
     name = name.removeprefix("timm/")
     if not timm.is_model(name):
@@ -84,14 +86,14 @@ def timm_model(name: str, weights: str | Path | None, **options: Any) -> nn.Modu
     """A timm model.
 
     Args:
-        name: with or without `timm/` before it.
-        weights: `"pretrained"` for timm's own, from the Hugging Face Hub; or a file (`.safetensors`, or a `.pth` dict
-            of tensors) with timm's names, which for ResNets are torchvision's. Its classifier is left out.
-        options: of `timm.create_model`.
+        name: with or without the prefix `timm/`.
+        weights: `"pretrained"` for timm's own from the Hugging Face Hub, or a file (`.safetensors`, or a `.pth` dict of
+            tensors) with timm's names, which for ResNets are torchvision's. Its classifier is not loaded.
+        options: options of `timm.create_model`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no such model, or missing, unknown or wrongly shaped names in the file, all listed.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if there is no such model, or parameters in the file are missing, unknown or of the wrong shape.
     """
     name = timm_name(name)
     if weights in (None, "pretrained"):
@@ -123,7 +125,7 @@ def _dilate(body: nn.Module, name: str, dilation: int) -> None:
 
 @torch.no_grad()
 def undo_zero_init(body: nn.Module) -> None:
-    """Scale by one where timm starts a residual branch at zero: once fixed, such a norm would never let it train."""
+    """Set to one the scales that timm initialises to zero: fixed at zero, a residual branch would never train."""
     for module in body.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
             nn.init.ones_(module.weight)

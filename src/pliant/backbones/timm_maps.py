@@ -1,4 +1,4 @@
-"""Feature maps of timm's models at given strides, for images of any size, or one sentence on why there are none."""
+"""Feature maps of timm's models at given strides, for images of any size, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-# What families need to take images of any size, in the order in which it is tried.
+# The options with which families take images of any size, in the order in which they are tried.
 _ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 _MULTIPLES = (1, 16, 32)
 _PROBES = ((144, 80), (75, 107))
@@ -19,14 +19,14 @@ _PROBES = ((144, 80), (75, 107))
 
 @dataclass(frozen=True)
 class Maps:
-    """How maps are had of a timm model.
+    """How to get maps from a timm model.
 
     Attributes:
-        options: of `timm.create_model`, beside `features_only`.
-        strides: of the maps.
-        levels: which of the model's maps these are.
-        multiple: images are padded with zeros at the bottom and right to a multiple of so many pixels.
-        channels_last: whether the model gives its maps as `[N, H, W, C]`.
+        options: options of `timm.create_model` besides `features_only`.
+        strides: strides of the maps.
+        levels: indices of the maps among the model's.
+        multiple: images are padded with zeros at the bottom and right to a multiple of this many pixels.
+        channels_last: whether the model's maps are `[N, H, W, C]`.
     """
 
     options: dict[str, Any]
@@ -51,18 +51,17 @@ class Maps:
 
 
 def find_maps(name: str, strides: Sequence[int]) -> tuple[nn.Module, Maps]:
-    """A timm model without weights, and how its maps of these strides are had.
+    """A timm model without weights, and how to get its maps of these strides.
 
-    A stride that comes twice, last, is first sought in the model with its last stage dilated (timm's `output_stride`).
-    Where timm has no such form of the model, the model ends at that stride: the last two of its maps there are taken,
-    or its one map twice.
+    If the last stride occurs twice, the model is first tried with its last stage dilated (timm's `output_stride`). If
+    timm cannot dilate the model, it ends at that stride, with its last two maps there, or its only one twice.
 
     Args:
-        name: of a timm model.
-        strides: in ascending order.
+        name: a timm model.
+        strides: strides in ascending order.
 
     Raises:
-        ValueError: the model has no such maps, or takes no images of any size.
+        ValueError: if the model has no such maps, or does not take images of any size.
     """
     dilated = [{"output_stride": strides[-1]}] if strides[-1] == strides[-2] else []
     reasons: dict[str, str] = {}
@@ -81,17 +80,17 @@ def find_maps(name: str, strides: Sequence[int]) -> tuple[nn.Module, Maps]:
                 body = timm.create_model(name, features_only=True, **options)
                 levels = _levels(list(body.feature_info.reduction()), strides)
             return body, _tried(body, options, tuple(strides), tuple(levels))
-        except Exception as error:  # families refuse in many ways, some without a word
+        except Exception as error:  # families refuse in many ways, some without a message
             reasons[str(given)] = _said(error)
-    told = reasons[str({})]  # and not that it does not know an option which other families have
+    reason = reasons[str({})]  # not that it lacks an option that other families have
     raise ValueError(
         f"timm/{name} gives no maps of stride {', '.join(map(str, dict.fromkeys(strides)))} for images of any size "
-        f"({told}); docs/your-model.md lists the families that do"
+        f"({reason}); docs/your-model.md lists the families that do"
     )
 
 
 def _levels(found: list[int], strides: Sequence[int]) -> list[int]:
-    """The levels of these strides, or none; where a stride comes twice, its last two levels, or its one level twice."""
+    """The levels of these strides, or none. A stride given twice has its last two levels, or its only one twice."""
     if not set(strides) <= set(found):
         return []
     last = {stride: [level for level, each in enumerate(found) if each == stride] for stride in strides}
@@ -103,7 +102,7 @@ def _levels(found: list[int], strides: Sequence[int]) -> list[int]:
 
 @torch.no_grad()
 def _tried(body: Any, options: dict[str, Any], strides: tuple[int, ...], levels: tuple[int, ...]) -> Maps:
-    """How a model gives maps of these strides, by running it on two sizes of images; or the error that it ends in."""
+    """How a model gives maps of these strides, found by running it on two image sizes; otherwise raises its error."""
     channels_last = str(getattr(body, "output_fmt", "")).endswith("NHWC")
     channels = [body.feature_info.channels()[level] for level in levels]
     device = next(body.parameters()).device

@@ -1,4 +1,4 @@
-"""Weights of the paper's networks from files."""
+"""Load weights of the paper's networks from files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from pliant.runs.tensors import read_tensors, require_fit
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a `.safetensors` file, or a `.pth` dict of tensors, into a network of this package, in place.
 
-    Names are torchvision's for ResNets (`conv1.weight`, `layer1.0.conv1.weight`, ...). They may all stand after a
-    prefix, as after `backbone.` in what `pliant train` writes for a classifier, and below a key of a checkpoint
-    (`pliant.runs.tensors.read_tensors`). Weights may be float16 (they are widened), or int8 with a `NAME.scale` beside
-    them, one factor an output channel. Offset branches of deformable layers keep their start where the file has none;
-    `fc` may be there or not when the model has none; counts of seen batches are ignored.
+    Names are those of torchvision for ResNets (`conv1.weight`, `layer1.0.conv1.weight`, ...). All of them may have a
+    prefix, such as `backbone.` in the file that `pliant train` writes for a classifier, and be below a key of a
+    checkpoint (`pliant.runs.tensors.read_tensors`). Weights may be float16, or int8 with a tensor `NAME.scale` of one
+    factor per output channel; they are converted to float32. Offset branches that the file lacks keep their initial
+    values. If the model has no `fc`, that of the file is ignored, and so are the counters of batch norms.
+
+    Args:
+        model: the network.
+        path: the file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: missing, unknown or wrongly shaped names, listed, or a ResNet whose images had another scale, as
-            torchvision's; the model is then unchanged.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if parameters are missing, unknown or of the wrong shape, or the file is of a ResNet trained on
+            images of another scale, as torchvision's are. The model is unchanged.
     """
     expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     weights = stored_weights(path, expected)
@@ -40,8 +44,8 @@ def stored_weights(path: str | Path, expected: Iterable[str]) -> dict[str, Tenso
     """The tensors of a file by name, as float32, in the forms that `load_weights` reads.
 
     Args:
-        path: of the file.
-        expected: names of the network; see `pliant.runs.tensors.read_tensors`.
+        path: the file.
+        expected: names of the network's parameters; see `pliant.runs.tensors.read_tensors`.
     """
     stored, weights = read_tensors(path, expected), {}
     for name, value in stored.items():
@@ -54,9 +58,9 @@ def stored_weights(path: str | Path, expected: Iterable[str]) -> dict[str, Tenso
 
 
 def _require_levels(path: str | Path, weights: dict[str, Tensor]) -> None:
-    """Raise ValueError if the network has learned from images with a deviation of one."""
+    """Raise ValueError if the network was trained on images divided by their standard deviation."""
     if trained_on_levels(weights.get("conv1.weight"), weights.get("bn1.running_var")) is False:
         raise ValueError(
-            f"{path} was trained on images divided by their deviation, as torchvision's and timm's ResNets are; those "
-            "have their strides elsewhere too. Take backbone=timm/resnet50 or timm/resnet101 with this file"
+            f"{path} was trained on images divided by their standard deviation, like torchvision's and timm's ResNets, "
+            "whose strides differ too. Use backbone=timm/resnet50 or timm/resnet101 with this file"
         )

@@ -1,4 +1,4 @@
-"""Which annotated boxes can be used, and how they are cut to the image."""
+"""Checks of annotated boxes, and clipping to the image."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1
 
-# Writers count pixels from 0 or from 1; a box may stand out by this much without anyone being wrong.
+# Annotation tools count pixels from 0 or from 1, so a box may exceed the image by this many pixels.
 TOLERANCE = 1.0
 
 
 def degenerate(corners: Corners) -> str | None:
-    """Say why four corners do not span a box, or return None if they do.
+    """The reason why four corners do not span a box, or None if they do.
 
-    They are compared as they were annotated. In an annotation of inclusive pixels ``xmin == xmax`` could
-    mean a box one pixel wide; in practice it is a click that was never dragged, and it counts as zero area.
+    The corners are compared as annotated. With inclusive pixels `xmin == xmax` could mean a box one pixel wide, but in
+    practice it is a click that was never dragged, so it counts as zero area.
     """
     x0, y0, x1, y1 = corners
     if not all(math.isfinite(value) for value in corners):
@@ -30,19 +30,19 @@ def degenerate(corners: Corners) -> str | None:
 
 
 def normalised(numbers: Sequence[float]) -> str | None:
-    """The kind of the problem if a box was written in parts of the image's size instead of pixels, else None.
+    """The kind of problem if a box was written in fractions of the image's size instead of pixels, otherwise None.
 
-    All four numbers as they are written then lie in 0 to 1; in pixels, this would be a box within the first one.
+    All four numbers as written are then in 0 to 1. In pixels, this would be a box within the first pixel.
     """
     return "normalised box" if all(0 <= number <= 1 for number in numbers) else None
 
 
 def clip(corners: Corners, height: int, width: int) -> tuple[Corners | None, str | None]:
-    """Cut a box given by continuous pixel edges to an image.
+    """Clip a box with continuous pixel edges to an image.
 
     Returns:
-        The box inside the image, or None if nothing of it is there; and the kind of the problem, or None
-        if the box was inside already (to within one pixel).
+        The clipped box, or None if nothing is left; and the kind of problem, or None if the box was inside to within
+        one pixel.
     """
     x0, y0, x1, y1 = corners
     limits = np.array([width, height, width, height], dtype=np.float64)

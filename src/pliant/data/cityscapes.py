@@ -1,4 +1,4 @@
-"""Cityscapes: streets in fine labels."""
+"""Cityscapes: street scenes with fine labels."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _IMAGE, _MASK = "_leftImg8bit", "_gtFine_labelIds"
 
 
 class CityscapesSegmentation(SegmentationSet):
-    """The nineteen classes that are judged, of ``gtFine/SPLIT/CITY/..._gtFine_labelIds.png``.
+    """The nineteen evaluated classes of Cityscapes, from `gtFine/SPLIT/CITY/..._gtFine_labelIds.png`.
 
-    torchvision's `Cityscapes` knows which of the 34 label ids are trained on. All others are 255; there is no
-    background.
+    torchvision's `Cityscapes` defines which of the 34 label ids are trained on. All others are 255. There is no
+    background class.
 
     Args:
-        root: The folder that holds ``leftImg8bit`` and ``gtFine``.
-        split: ``"train"``, ``"val"`` or ``"test"`` (whose masks are empty).
-        classes: Other names for the nineteen.
-        transforms: Called with image and mask.
-        strict: Raise at the first problem.
+        root: folder that contains `leftImg8bit` and `gtFine`.
+        split: `"train"`, `"val"` or `"test"` (whose masks are empty).
+        classes: other names for the nineteen classes.
+        transforms: called with image and mask.
+        strict: raise at the first problem.
 
     Raises:
-        DataError: If a folder is missing or no image is usable; in strict mode at any problem.
-        ValueError: If `classes` are not nineteen.
+        DataError: if a folder is missing or no image is usable; in strict mode at any problem.
+        ValueError: if `classes` are not nineteen.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class CityscapesSegmentation(SegmentationSet):
             raise DataError(self.root, f"no split {split!r}; Cityscapes has {', '.join(SPLITS)}")
         for folder in (self.root / "leftImg8bit" / split, self.root / "gtFine" / split):
             if not folder.is_dir():
-                raise DataError(folder, "there is no such folder, where Cityscapes has the images or labels of a split")
+                raise DataError(
+                    folder, "there is no such folder, in which Cityscapes has the images or labels of a split"
+                )
         self.split = split
         self._train_ids = np.full(256, IGNORE, dtype=np.uint8)
         for known in Cityscapes.classes:
@@ -89,8 +91,8 @@ class CityscapesSegmentation(SegmentationSet):
 
 def cityscapes_classes() -> tuple[str, ...]:
     """The names of the nineteen classes, in the order of their training ids."""
-    judged = [known for known in Cityscapes.classes if 0 <= known.train_id < IGNORE and known.id >= 0]
-    return tuple(known.name for known in sorted(judged, key=lambda known: known.train_id))
+    evaluated = [known for known in Cityscapes.classes if 0 <= known.train_id < IGNORE and known.id >= 0]
+    return tuple(known.name for known in sorted(evaluated, key=lambda known: known.train_id))
 
 
 def available_splits(root: Path) -> list[str]:

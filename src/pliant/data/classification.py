@@ -1,4 +1,4 @@
-"""Images sorted into a folder for each class."""
+"""Images sorted into one folder per class."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from pliant.data.problems import DataError
 
 
 class ImageFolder(ImageSet):
-    """Images at ``SPLIT/CLASS/.../NAME.jpg``, as ImageNet is usually unpacked, in any format that is read here.
+    """Images at `SPLIT/CLASS/.../NAME.jpg`, the usual layout of ImageNet, in any supported image format.
 
-    A sample is ``(image, label)``: a uint8 `tv_tensors.Image` of shape [3, H, W] and an int, the position in
-    `classes`. All image files are opened once, without decoding them (ImageNet's million takes a minute or two).
+    A sample is `(image, label)`: a uint8 `tv_tensors.Image` `[3, H, W]` and an int, the index in `classes`. All image
+    files are opened once without decoding them, which takes a minute or two for ImageNet's 1.3 million. Files with
+    other suffixes are reported; names that begin with a dot are ignored.
 
     Args:
-        root: A folder with a folder for each split.
-        split: The name of one.
-        classes: The names to use, in order; None for those of the split's folders, sorted. Folders of other names
-            are reported and skipped.
-        transforms: Called with image and label.
-        strict: Raise at the first problem.
-
-    Files of other endings are reported; hidden ones, whose names begin with a dot, count as absent.
+        root: folder that contains one folder per split.
+        split: name of a split.
+        classes: names of the classes in order, by default those of the split's folders, sorted. Folders with other
+            names are reported and skipped.
+        transforms: called with image and label.
+        strict: raise at the first problem.
 
     Raises:
-        DataError: If the split is missing or no image is usable; in strict mode at any problem.
+        DataError: if the split is missing or no image is usable; in strict mode at any problem.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class ImageFolder(ImageSet):
                 self.labels.append(label)
 
     def class_counts(self) -> list[int]:
-        """The images of each class."""
+        """The number of images of each class."""
         counts = Counter(self.labels)
         return [counts[label] for label in range(len(self.classes))]
 
@@ -86,12 +85,12 @@ class ImageFolder(ImageSet):
 
 
 def available_splits(root: Path) -> list[str]:
-    """The folders of `root` that hold folders, which are taken for classes."""
+    """The folders of `root` that contain folders, which are taken as classes."""
     return [name for name, folder in _folders(root).items() if _folders(folder)]
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    """The folders in a folder by their names, sorted; hidden ones are not counted."""
+    """The visible folders in a folder by name, sorted."""
     if not root.is_dir():
         return {}
     found = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -19,12 +19,12 @@ from pliant.data.image_set import Transforms, check_classes
 from pliant.data.images import ImageHeader
 from pliant.data.problems import DataError
 
-_LARGEST_ID = 2**53 - 1  # what JSON carries between programs without loss (RFC 8259, section 6)
+_LARGEST_ID = 2**53 - 1  # integers that JSON exchanges without loss (RFC 8259, section 6)
 
 
 @dataclass
 class _Entry:
-    """An image of the file: no `header` where it cannot be used, `seen` to find boxes that come again."""
+    """An image of the file. `header` is None if it cannot be used; `seen` serves to find duplicate boxes."""
 
     image_id: int
     name: str
@@ -36,31 +36,30 @@ class _Entry:
 
 
 class COCODetection(DetectionSet):
-    """Boxes from a COCO ``instances`` file; [x, y, width, height] becomes (x, y, x + width, y + height).
+    """Boxes from a COCO `instances` file. [x, y, width, height] becomes (x, y, x + width, y + height).
 
-    Labels are 1 to C in the order of the category ids, or of `classes` where given; `category_ids` leads
-    back. Crowds keep their flag, ``area`` is the annotated one (that of the outline) where there is one, and
-    ``image_id`` is the file's.
+    Labels are 1 to C in the order of the category ids, or of `classes` if given; `category_ids` maps them back. Crowds
+    keep their flag, `area` is the annotated area (of the outline) if there is one, and `image_id` is that of the file.
 
-    Ids of annotations are not needed, since some writers begin anew in every image. A box that comes again in an image,
-    of the same category, area and crowd flag, counts once. Images that share an id cannot be used, since their boxes
-    cannot be told apart; a file that is listed under several ids is one image, with the boxes of all.
+    Annotation ids are not used, since some tools restart them in every image. A box that occurs twice in an image with
+    the same category, area and crowd flag counts once. Images that share an id cannot be used, since their boxes cannot
+    be told apart. A file listed under several ids is one image with the boxes of all of them.
 
     Args:
-        images: The folder with the images.
-        annotations: The JSON file.
-        classes: The category names to use, in order. Boxes of other categories are reported and skipped.
-        transforms: Called with image and target.
-        strict: Raise at the first problem.
-        require_boxes: Leave out images without a box to train on (one that is not a crowd).
+        images: folder of the images.
+        annotations: JSON file.
+        classes: names of the categories to use, in order. Boxes of other categories are reported and skipped.
+        transforms: called with image and target.
+        strict: raise at the first problem.
+        require_boxes: leave out images without a box to train on, that is one that is not a crowd.
 
     Raises:
-        DataError: If the folder or file is missing, the file is not of this format, two categories share a
-            name or an id, or no image is usable; in strict mode at any problem.
+        DataError: if the folder or file is missing, the file has another format, two categories share a name or an id,
+            or no image is usable; in strict mode at any problem.
 
     Attributes:
-        category_ids: The category id of each label that the file knows, to write results with.
-        annotated: Whether the file holds annotations; without them no target has boxes.
+        category_ids: category id of each label, for writing results.
+        annotated: whether the file contains annotations; without them no target has boxes.
     """
 
     def __init__(
@@ -100,17 +99,18 @@ class COCODetection(DetectionSet):
 
     @classmethod
     def from_folder(cls, root: str | Path, split: str, **options: Any) -> Self:
-        """Open ``annotations/instances_SPLIT.json`` with the images in ``SPLIT/``, the layout of COCO itself.
+        """Open `annotations/instances_SPLIT.json` with the images in `SPLIT/`, the layout of COCO itself.
 
-        A split to send results of has ``annotations/image_info_SPLIT.json``; test-dev shares its images with test.
+        Test splits without public annotations have `annotations/image_info_SPLIT.json`; test-dev shares its images with
+        test.
 
         Args:
-            root: The folder that holds both; the images may also lie in ``images/SPLIT/``.
-            split: Such as ``"train2017"``, or several joined by ``+``: ``"train2014+val2014"``.
-            options: As for the class.
+            root: folder that contains both. The images may also be in `images/SPLIT/`.
+            split: name of a split such as `"train2017"`, or several joined by `+`, such as `"train2014+val2014"`.
+            options: arguments of the class.
 
         Raises:
-            DataError: If either is missing (the message lists the splits that are there), or two splits have other
+            DataError: if either is missing (the message lists the available splits), or two splits have different
                 categories.
         """
         first, *others = (cls(*_find(Path(root), part), **options) for part in split.split("+"))
@@ -155,7 +155,7 @@ class COCODetection(DetectionSet):
         return categories
 
     def _read_images(self, items: list[Any]) -> dict[int, _Entry]:
-        """Each image by its ids; an id that several images share is that of none."""
+        """Each image by its ids. An id shared by several images belongs to none."""
         entries: dict[int, _Entry] = {}
         by_path: dict[Path, _Entry] = {}
         for position, item in enumerate(items):
@@ -179,14 +179,14 @@ class COCODetection(DetectionSet):
         return entries
 
     def _share(self, where: str, image_id: int, path: Path | None, entries: dict[int, _Entry]) -> None:
-        """Report that an id comes again; where it names another file, nobody knows whose the boxes are."""
+        """Report an id that occurs twice. If it names different files, their boxes cannot be assigned."""
         first = entries[image_id]
         if path is not None and path == first.path:
             self.problems.report(self.annotation_path, "duplicate id", f"{where}: image {image_id} comes again")
             return
         for place, file in (("", first.path), (f"{where}: ", path)):
             if file is not None and (file != first.path or not first.shared):
-                detail = f"{place}{file} shares the id {image_id} with another image, so its boxes are not known"
+                detail = f"{place}{file} shares the id {image_id} with another image, so its boxes are unknown"
                 self.problems.report(self.annotation_path, "duplicate id", detail)
         first.header, first.shared = None, True
 
@@ -225,7 +225,7 @@ class COCODetection(DetectionSet):
         return header.settled()
 
     def _read_annotations(self, items: list[Any], entries: dict[int, _Entry]) -> None:
-        """Give each image its boxes. The id of an annotation is not needed, and may come again."""
+        """Assign the boxes to their images. The id of an annotation is not used."""
         for position, item in enumerate(items):
             image_id, category = _get_id(item, "image_id"), _get_id(item, "category_id")
             where = f"annotations[{position}]"
@@ -274,14 +274,14 @@ class COCODetection(DetectionSet):
 
 
 def available_splits(root: Path) -> list[str]:
-    """The splits that have a file of annotations, or of images to send results of."""
+    """The splits that have a file of annotations, or of images to submit results for."""
     names = {path.stem.partition("_")[2] for path in (root / "annotations").glob("instances_*.json")}
     info = {path.stem.removeprefix("image_info_") for path in (root / "annotations").glob("image_info_*.json")}
     return sorted(names | info)
 
 
 def _find(root: Path, split: str) -> tuple[Path, Path]:
-    """The folder of images and the file of a split."""
+    """The folder of images and the annotation file of a split."""
     try:
         relative_path(split)
     except ValueError as error:
@@ -318,7 +318,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 def _get_id(item: Any, key: str) -> int | None:
-    """An id: an integer, which some write as 3.0 or "3"."""
+    """An id: an integer, which some tools write as 3.0 or "3"."""
     value: Any = item.get(key) if isinstance(item, dict) else None
     is_whole = isinstance(value, float) and value.is_integer()
     if is_whole or (isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,16}\s*", value)):
@@ -338,7 +338,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _corners(bbox: Any) -> Corners:
-    """The corners of [x, y, width, height]; not a number where it is something else."""
+    """The corners of [x, y, width, height]; NaN if it is something else."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return math.nan, math.nan, math.nan, math.nan
     try:

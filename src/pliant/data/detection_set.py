@@ -1,4 +1,4 @@
-"""The base of detection data sets: boxes, their targets, and which images are left out."""
+"""The base of detection data sets: boxes, their targets, and the images that are left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pliant.data.images import ImageHeader
 
 @dataclass
 class Boxes:
-    """The annotated boxes of one image, as columns that grow together."""
+    """The annotated boxes of one image, as columns of equal length."""
 
     corners: list[Corners] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Boxes:
         truncated: bool = False,
         crowd: bool = False,
     ) -> None:
-        """Append a box; `area` in square pixels is the box's own unless given."""
+        """Append a box. `area` in square pixels is by default that of the box."""
         x0, y0, x1, y1 = corners
         self.corners.append(corners)
         self.labels.append(label)
@@ -51,7 +51,7 @@ class Boxes:
         return len(self.labels)
 
     def usable(self) -> Iterator[tuple[int, bool]]:
-        """The label of each box, and whether it is trained on: neither difficult nor a crowd."""
+        """The label of each box, and whether it is trained on, being neither difficult nor a crowd."""
         for label, hard, crowd in zip(self.labels, self.difficult, self.crowd, strict=True):
             yield label, not (hard or crowd)
 
@@ -61,7 +61,7 @@ class Boxes:
 
 
 def detection_target(boxes: Boxes, size: tuple[int, int], image_id: int) -> dict[str, Any]:
-    """The target of a detection sample; see `DetectionSet`."""
+    """The target of a detection sample, see `DetectionSet`."""
     corners = np.asarray(boxes.corners, dtype=np.float32).reshape(-1, 4)
     return {
         "boxes": tv_tensors.BoundingBoxes(
@@ -79,18 +79,18 @@ def detection_target(boxes: Boxes, size: tuple[int, int], image_id: int) -> dict
 class DetectionSet(ImageSet):
     """Images with boxes.
 
-    A sample is ``(image, target)``: a uint8 `tv_tensors.Image` of shape [3, H, W] and a dict with
+    A sample is `(image, target)`: a uint8 `tv_tensors.Image` `[3, H, W]`, and a dict with
 
-    * ``boxes``: `tv_tensors.BoundingBoxes`, float32 [L, 4], (x0, y0, x1, y1), continuous pixel edges;
-    * ``labels``: int64 [L], 1 to C, the position in `classes` plus one (0 is the background);
-    * ``difficult``, ``truncated``, ``iscrowd``: bool [L];
-    * ``area``: float32 [L], square pixels of the stored image;
-    * ``image_id``: int.
+    * `boxes`: `tv_tensors.BoundingBoxes`, float32 `[L, 4]`, (x0, y0, x1, y1) with continuous pixel edges
+    * `labels`: int64 `[L]`, the index in `classes` plus one (0 is the background)
+    * `difficult`, `truncated`, `iscrowd`: bool `[L]`
+    * `area`: float32 `[L]`, in square pixels of the stored image
+    * `image_id`: int
 
     Attributes:
-        classes: The C foreground names.
-        image_ids: The ``image_id`` of each sample.
-        left_out: The images without a box to train on that `require_boxes` leaves out.
+        classes: names of the classes, without the background.
+        image_ids: `image_id` of each sample.
+        left_out: images that `require_boxes` leaves out, because they have no box to train on.
     """
 
     unit = "box"
@@ -120,7 +120,7 @@ class DetectionSet(ImageSet):
         return f"{images} box to train on ({names}){problems}"
 
     def class_counts(self) -> list[int]:
-        """The boxes of each class that are neither difficult nor crowds."""
+        """The number of boxes of each class that are neither difficult nor crowds."""
         counts = Counter(label for boxes in self._boxes for label, usable in boxes.usable() if usable)
         return [counts[label] for label in range(1, len(self.classes) + 1)]
 

@@ -1,4 +1,4 @@
-"""Files of a data set by the names that its lists and annotations give them, and the text in them."""
+"""Find files of a data set by the names in its lists and annotations, and read their text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 
-# UTF-32 comes first, since its mark begins with that of UTF-16.
+# UTF-32 first, since its mark begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -20,10 +20,10 @@ _MARKS = {
 
 
 def relative_path(name: str) -> PurePosixPath:
-    """`name`, a path written in a data set, as a relative path that stays below the folder it is joined to.
+    """A path written in a data set as a relative path below the folder it is joined to.
 
     Raises:
-        ValueError: If it is empty, absolute, holds ``..`` or a null byte, or is no text that a file can hold.
+        ValueError: if it is empty or absolute, contains `..` or a null byte, or cannot be encoded.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     leaves = path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name) is not None
@@ -33,7 +33,7 @@ def relative_path(name: str) -> PurePosixPath:
 
 
 def is_text(name: str) -> bool:
-    """Whether `name` can be written in UTF-8; half a surrogate pair, which JSON can hold, cannot."""
+    """Whether `name` can be encoded in UTF-8, unlike half a surrogate pair, which JSON can contain."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -42,17 +42,17 @@ def is_text(name: str) -> bool:
 
 
 class FileFinder:
-    """Finds files by name, whatever the case of their endings; each folder is listed once.
+    """Finds files by name, whatever the case of their suffixes. Each folder is listed once.
 
-    A name is found as it is written; else in its other Unicode form (macOS writes an accent as a letter of its own);
-    else in other case, if a single file has it.
+    An exact match of the name comes first, then its other Unicode form (macOS writes an accent as a separate
+    character), then another case if a single file matches.
     """
 
     def __init__(self) -> None:
         self._listed: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
-        """The file called `stem`, a relative path, with one of `suffixes` (in lower case); the first that is there."""
+        """The file with the relative path `stem` and one of `suffixes` (in lower case), the first that exists."""
         place, name = _split(folder / stem)
         endings = {each: os.path.splitext(each) for each in self._similar(place, name)}
         for same in (str, _composed, _folded):
@@ -67,14 +67,14 @@ class FileFinder:
         return None
 
     def find_named(self, folder: Path, name: str) -> Path | None:
-        """The file called `name`, a relative path with its ending."""
+        """The file with the relative path `name`, suffix included."""
         if os.path.isfile(folder / name):
             return folder / name
         stem, ending = os.path.splitext(name)
         return self.find(folder, stem, (ending.lower(),))
 
     def beside(self, folder: Path, stem: str) -> str:
-        """What is there under a name like `stem`, as the end of a sentence; nothing if there is nothing."""
+        """The files with a name like `stem`, as the end of a sentence; empty if there are none."""
         place, name = _split(folder / stem)
         there = sorted(self._similar(place, name))
         links = [each for each in there if os.path.islink(place / each) and not os.path.exists(place / each)]
@@ -83,7 +83,7 @@ class FileFinder:
         return f"; there is {', '.join(there[:5])}" if there else ""
 
     def _similar(self, place: Path, name: str) -> list[str]:
-        """The files of a folder whose names differ from `name` in the ending, the Unicode form and the case alone."""
+        """The files of a folder whose names differ from `name` in suffix, Unicode form and case only."""
         if place not in self._listed:
             listed: dict[str, list[str]] = {}
             self._listed[place] = listed
@@ -111,16 +111,15 @@ def _folded(name: str) -> str:
 def files_below(folder: Path, suffixes: Container[str], leave_out: Path | None = None) -> tuple[list[Path], list[Path]]:
     """The files in a folder and in all folders below it, sorted folder by folder.
 
-    Links are followed, and each folder is visited once. Files and folders whose names begin with a dot are hidden, and
-    count as absent.
+    Links are followed, and each folder is visited once. Files and folders whose names begin with a dot are ignored.
 
     Args:
-        folder: Where to begin.
-        suffixes: Endings in lower case.
-        leave_out: A folder below it that is not entered.
+        folder: folder to begin with.
+        suffixes: suffixes in lower case.
+        leave_out: folder to skip.
 
     Returns:
-        The files that have one of `suffixes`, and those that have not.
+        The files with one of `suffixes`, and the other files.
     """
     found: tuple[list[Path], list[Path]] = ([], [])
     visited = set() if leave_out is None else {os.path.realpath(leave_out)} - {os.path.realpath(folder)}
@@ -140,8 +139,8 @@ def read_text(path: Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is in another encoding.
+        OSError: if it cannot be read.
+        ValueError: if it has another encoding.
     """
     content = path.read_bytes()
     text = decode_marked(content)
@@ -158,10 +157,10 @@ def read_text(path: Path) -> str:
 
 
 def decode_marked(content: bytes) -> str | bytes:
-    """`content` as text if it begins with a byte order mark, else as it is.
+    """Decode `content` if it begins with a byte order mark; otherwise return it unchanged.
 
     Raises:
-        ValueError: If it is not in the encoding of its mark.
+        ValueError: if it is not in the encoding of its mark.
     """
     for mark, encoding in _MARKS.items():
         if content.startswith(mark):
@@ -176,10 +175,10 @@ def decode_marked(content: bytes) -> str | bytes:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file without the space around them; they may end as on any system.
+    """The lines of a text file with any line endings, stripped of whitespace.
 
     Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is in another encoding; see `read_text`.
+        OSError: if it cannot be read.
+        ValueError: if it has another encoding, see `read_text`.
     """
     return [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path))]

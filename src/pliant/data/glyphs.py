@@ -1,4 +1,4 @@
-"""Glyphs: handwritten digits in scenes, with boxes and masks; embedded, so nothing is downloaded."""
+"""Glyphs: scenes of handwritten digits with boxes and masks, from embedded digits without a download."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIGITS = tuple("0123456789")
 
 _GLYPH = 80  # pixels of a source digit, enlarged from 8 and an empty border of 1
 _TRAIN_SHARE = 0.8
-_LOWEST_VISIBLE = 0.75  # of a digit's pixels, when others lie on top
+_LOWEST_VISIBLE = 0.75  # fraction of a digit's pixels
 _ATTEMPTS = 20
 
 
@@ -30,11 +30,11 @@ class Scene:
     """One scene of `Glyphs`.
 
     Attributes:
-        image: uint8 [3, S, S].
-        mask: uint8 [S, S]: 0 is the background, 1 to 10 are the digits 0 to 9.
-        instances: uint8 [S, S]: 0 is the background, i + 1 is box i.
-        boxes: float32 [L, 4], (x0, y0, x1, y1): pixel edges around what can be seen of each digit.
-        labels: int64 [L], 1 to 10.
+        image: uint8 `[3, S, S]`.
+        mask: uint8 `[S, S]`; 0 is the background, 1 to 10 are the digits 0 to 9.
+        instances: uint8 `[S, S]`; 0 is the background, i + 1 is box i.
+        boxes: float32 `[L, 4]`, (x0, y0, x1, y1), pixel edges of the visible part of each digit.
+        labels: int64 `[L]`, 1 to 10.
     """
 
     image: np.ndarray
@@ -45,35 +45,33 @@ class Scene:
 
 
 class Glyphs(Dataset[tuple[Any, Any]]):
-    """Scenes of handwritten digits under strong changes of scale, aspect and shape.
+    """Scenes of handwritten digits with large changes of scale, aspect ratio and shape.
 
-    The digits are scikit-learn's ``load_digits`` (1,797 digits of 8 x 8 pixels, from UCI's Optical
-    Recognition of Handwritten Digits). Each is enlarged smoothly, scaled, stretched, sheared, turned and bent
-    elastically, and laid on a textured background; where digits overlap, the later one hides the earlier, of
-    which at least 75 % stays visible. The splits use different source digits: the first four fifths of the
-    collection for training, the rest for testing.
+    The digits are scikit-learn's `load_digits` (1,797 digits of 8 x 8 pixels, from UCI's Optical Recognition of
+    Handwritten Digits). Each is enlarged, scaled, stretched, sheared, rotated and deformed elastically, and placed on a
+    textured background. Where digits overlap, the later one covers the earlier, of which at least 75 % stays visible.
+    The splits use different digits: the first four fifths of the collection for training, the rest for testing.
 
-    A scene depends on (seed, split, index) and the other arguments alone: not on the order of access, and
-    not on the number of workers. (The last bit may differ between machines and versions of the libraries.)
+    A scene depends only on (seed, split, index) and the other arguments, not on the order of access or the number of
+    workers. The last bit may differ between machines and versions of the libraries.
 
     Args:
-        length: The number of scenes.
-        split: ``"train"`` or ``"test"``.
-        seed: Not negative.
-        size: The side S of a scene in pixels.
-        digits: The least and largest number of digits; fewer where no room is found for another.
-        sides: The least and largest longer side of a digit in pixels, before the elastic deformation; drawn
-            evenly on a logarithmic scale.
-        warp: How strongly digits are turned, stretched, sheared and bent: 1 as described, 0 not at all.
-        task: ``"segmentation"``: samples are (image, mask); ``"detection"``: (image, target), see
-            `DetectionSet`.
-        transforms: Called with the two parts of a sample.
+        length: number of scenes.
+        split: `"train"` or `"test"`.
+        seed: non-negative seed.
+        size: side S of a scene, in pixels.
+        digits: minimum and maximum number of digits; fewer if there is no room for another.
+        sides: minimum and maximum length of a digit's long side in pixels, before the elastic deformation; drawn
+            uniformly on a logarithmic scale.
+        warp: strength of rotation, stretching, shear and deformation, from 0 (none) to 1.
+        task: `"segmentation"` for samples (image, mask), `"detection"` for (image, target), see `DetectionSet`.
+        transforms: called with the two parts of a sample.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Attributes:
-        classes: The ten digits; for segmentation with ``"background"`` first.
+        classes: the ten digits; for segmentation with `"background"` first.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ class Glyphs(Dataset[tuple[Any, Any]]):
         return self._draw(index % self.length)
 
     def stack(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All scenes as two tensors: images uint8 [N, 3, S, S] and masks uint8 [N, S, S]."""
+        """All scenes as two tensors: images uint8 `[N, 3, S, S]` and masks uint8 `[N, S, S]`."""
         scenes = [self.scene(index) for index in range(self.length)]
         images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
         return images, torch.from_numpy(np.stack([scene.mask for scene in scenes]))
@@ -176,7 +174,7 @@ class Glyphs(Dataset[tuple[Any, Any]]):
 
 @functools.cache
 def source_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The source digits of a split: float32 [N, 80, 80] in 0..1, enlarged from 8 x 8, and int64 [N]."""
+    """The digits of a split: float32 `[N, 80, 80]` in 0..1, enlarged from 8 x 8, and int64 `[N]`."""
     from sklearn.datasets import load_digits  # slow to import, and not needed for other data
 
     images, values = load_digits(return_X_y=True)
@@ -189,7 +187,7 @@ def source_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Coloured cloud of four grain sizes: float32 [3, S, S], about 0..255."""
+    """A coloured cloud of four grain sizes: float32 `[3, S, S]`, about 0..255."""
     canvas = np.empty((3, size, size), dtype=np.float32)
     canvas[:] = rng.uniform(50, 205) + rng.normal(0, 28, (3, 1, 1))
     for cells, strength in ((3, 28), (8, 18), (20, 13), (48, 8)):
@@ -207,11 +205,10 @@ def _enlargement(cells: int, size: int) -> np.ndarray:
 
 
 def _warp(rng: np.random.Generator, glyph: np.ndarray, side: float, warp: float) -> np.ndarray:
-    """Turn, stretch, shear and bend a digit so that its longer side is about `side` pixels.
+    """Rotate, stretch, shear and deform a digit so that its long side is about `side` pixels.
 
     Returns:
-        How much each pixel is covered: float32 [h, w] in 0..1, cut to the rows and columns with more than a
-        half.
+        Coverage of each pixel, float32 `[h, w]` in 0..1, cropped to the rows and columns with more than a half.
     """
     angle = warp * rng.uniform(-0.7, 0.7)
     stretch = math.exp(warp * rng.uniform(-0.45, 0.45))
@@ -223,7 +220,7 @@ def _warp(rng: np.random.Generator, glyph: np.ndarray, side: float, warp: float)
     scale = side / float((high - low).max())  # pixels for a unit of the warped frame
     reach = (high - low) * scale * 0.5 * 1.5 + 2
     width, height = (2 * np.ceil(reach)).astype(int)
-    # The middle of the window, in pixels, is the middle of the warped outline.
+    # The centre of the window, in pixels, is the centre of the warped outline.
     x = (np.arange(width) + 0.5 - width / 2) / scale + (low[0] + high[0]) / 2
     y = (np.arange(height) + 0.5 - height / 2) / scale + (low[1] + high[1]) / 2
     inverse = np.linalg.inv(linear)
@@ -240,7 +237,7 @@ def _warp(rng: np.random.Generator, glyph: np.ndarray, side: float, warp: float)
 
 
 def _bend(rng: np.random.Generator, points: np.ndarray) -> np.ndarray:
-    """A smooth random displacement at `points` [2, h, w]: a sum of three waves in each direction."""
+    """A smooth random displacement at `points` `[2, h, w]`: a sum of three waves in each direction."""
     waves = rng.normal(0, 2.2, (2, 3, 2)).astype(np.float32)  # radians for a unit of x and of y
     phases = rng.uniform(0, 2 * math.pi, (2, 3)).astype(np.float32)
     heights = rng.normal(0, 0.07, (2, 3)).clip(-0.12, 0.12).astype(np.float32)
@@ -251,7 +248,7 @@ def _bend(rng: np.random.Generator, points: np.ndarray) -> np.ndarray:
 def _place(
     rng: np.random.Generator, solid: np.ndarray, instances: np.ndarray, whole: list[int]
 ) -> tuple[slice, slice] | None:
-    """A random place for a digit where enough of the others stays visible; None if this try has none."""
+    """A random place for a digit where enough of the others stays visible; None if this attempt fails."""
     height, width = solid.shape
     free = instances.shape[0] - np.array([height, width])
     if height == 0 or free.min() < 0:
@@ -265,9 +262,9 @@ def _place(
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, ink: np.ndarray) -> None:
-    """Blend a digit of one colour with a gentle shading into `canvas` [3, h, w], in place."""
+    """Blend a digit of one colour with light shading into `canvas` `[3, h, w]`, in place."""
     behind = canvas[:, ink > 0.5]
-    behind = behind[:, :: 1 + behind.shape[1] // 100]  # [3, pixels], enough to judge
+    behind = behind[:, :: 1 + behind.shape[1] // 100]  # [3, pixels], enough for an estimate
     colours = [_colour(rng, behind) for _ in range(3)]
     colour = max(colours, key=lambda candidate: _contrast(candidate, behind))
     height, width = ink.shape
@@ -278,14 +275,14 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, ink: np.ndarray) -> Non
 
 
 def _colour(rng: np.random.Generator, behind: np.ndarray) -> np.ndarray:
-    """A colour [3] lighter or darker than the mean of the pixels `behind` [3, pixels]."""
+    """A colour `[3]` lighter or darker than the mean of the pixels `behind` `[3, pixels]`."""
     mean = behind.mean(axis=1)
     step = rng.uniform(45, 130) * (1 if mean.mean() < rng.uniform(80, 175) else -1)
     return (mean + step + rng.normal(0, 25, 3)).clip(0, 255)
 
 
 def _contrast(colour: np.ndarray, behind: np.ndarray) -> float:
-    """How far `colour` [3] is from the nearest tenth of the pixels `behind` [3, pixels]."""
+    """The distance of `colour` `[3]` from the nearest tenth of the pixels `behind` `[3, pixels]`."""
     distance = ((behind - colour[:, None]) ** 2).sum(axis=0)
     tenth = len(distance) // 10
     return float(np.partition(distance, tenth)[tenth])

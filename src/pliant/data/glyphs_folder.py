@@ -1,4 +1,4 @@
-"""Glyphs written to files in VOC's layout, so that whatever reads a folder of data reads them too."""
+"""Write Glyphs as files in the VOC layout, for everything that reads a folder of data."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def write_glyphs(root: Path, lengths: Mapping[Literal["train", "test"], int], *,
     """Write scenes with their boxes and masks, for detection and segmentation.
 
     Args:
-        root: The folder to make; it must not exist or must be empty.
-        lengths: How many scenes each split has.
-        seed: See `Glyphs`.
-        scenes: The size, digits, sides and warp of `Glyphs`.
+        root: folder to create; it must not exist or be empty.
+        lengths: number of scenes of each split.
+        seed: see `Glyphs`.
+        scenes: size, digits, sides and warp of `Glyphs`.
 
     Returns:
         `root`.
 
     Raises:
-        DataError: If something is there already.
-        ValueError: If an argument is out of its range.
+        DataError: if the folder is not empty.
+        ValueError: if an argument is out of its range.
     """
     splits = {split: Glyphs(length, split=split, seed=seed, **scenes) for split, length in lengths.items()}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DataError(root, "already holds something and is left as it is")
+        raise DataError(root, "is not empty and is left as it is")
     for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     for split, glyphs in splits.items():

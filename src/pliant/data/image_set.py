@@ -1,4 +1,4 @@
-"""The base of all data sets that are read from files: scanning, reading, damaged images, counts of classes."""
+"""The base of all data sets that are read from files: scanning, reading, damaged images, class counts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Transforms = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class ImageSet(Dataset[tuple[Any, Any]]):
-    """Images in files, found and checked when the set is made, read when they are asked for.
+    """Images in files, which are found and checked when the set is opened and read on access.
 
-    If the pixels of an image turn out to be damaged only when they are read, that is logged with its path and
-    the next usable image takes its place, always the same one; after `skip_damaged`, None does, since an image
-    must not be judged twice. In strict mode it is a `DataError`; it always is once a whole folder is gone.
+    If the pixels of an image turn out to be damaged, this is logged with the path, and the next usable image takes its
+    place, always the same one. After `skip_damaged` the sample is None instead, since no image may be evaluated twice.
+    In strict mode a damaged image is a `DataError`. A folder that has disappeared always is.
 
     Attributes:
-        classes: The names of the classes.
-        problems: What was found wrong.
-        paths: The image file of each sample.
-        sizes: (height, width) in pixels of each sample.
-        turned: The samples' images that EXIF says to turn or mirror, which is not done, with its number for how; only
-            those where nothing tells whether their annotations are of the stored pixels.
+        classes: names of the classes.
+        problems: defects that were found.
+        paths: image file of each sample.
+        sizes: (height, width) of each sample, in pixels.
+        turned: images with an EXIF orientation, and its number. The orientation is not applied; only images are listed
+            for which nothing shows whether their annotations refer to the stored pixels.
     """
 
     classes: tuple[str, ...]
@@ -53,7 +53,7 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         raise NotImplementedError
 
     def _scan_image(self, path: Path) -> ImageHeader | None:
-        """The header of an image; None if it cannot be used, which is reported."""
+        """The header of an image, or None if it cannot be used, which is reported."""
         try:
             return scan_image(path)
         except UnreadableFileError as error:
@@ -74,11 +74,11 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         return self.problems.summary() if len(self.problems) else "none is listed"
 
     def class_counts(self) -> list[int]:
-        """How much there is to learn of each class, in the order of `classes`: images, boxes or pixels, see `unit`."""
+        """The number of images, boxes or pixels (see `unit`) to train on for each class, in the order of `classes`."""
         raise NotImplementedError
 
     def absent(self, most: int = 10) -> str | None:
-        """One line that names the classes of which there is nothing to learn, and says why; None if there are none."""
+        """A line naming the classes that have nothing to train on, and why; None if there are none."""
         names = [name for name, count in zip(self.classes, self.class_counts(), strict=True) if not count]
         if not names:
             return None
@@ -91,12 +91,12 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         return len(self.paths)
 
     def skip_damaged(self) -> None:
-        """From now on an image whose pixels are damaged gives None; the processes of a loader tell `skipped`."""
+        """Return None for images whose pixels are damaged. `skipped` includes those that DataLoader workers skipped."""
         self._skipped = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     @property
     def skipped(self) -> list[Path]:
-        """The images that have given None."""
+        """The images for which None was returned."""
         return [] if self._skipped is None else [self.paths[index] for index in self._skipped.nonzero()]
 
     def __getitem__(self, index: int) -> Any:
@@ -112,12 +112,12 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         raise DataError(self.root, f"no image can be read: {self.problems.summary()}")
 
     def _read(self, index: int) -> tv_tensors.Image:
-        """The image of a sample, at the size it had when the data set was made."""
+        """The image of a sample, in the size it had when the data set was opened."""
         image = read_image(self.paths[index])
         height, width = self.sizes[index]
         if image.shape[-2:] != (height, width):
             raise UnreadableFileError(
-                self.paths[index], f"it was {width}x{height}, and is {image.shape[-1]}x{image.shape[-2]} now"
+                self.paths[index], f"it was {width}x{height} and is now {image.shape[-1]}x{image.shape[-2]}"
             )
         return image
 
@@ -129,7 +129,7 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         except UnreadableFileError as error:
             if not _has_files(error.path.parent):
                 raise DataError(
-                    error.path.parent, "was there when the data set was opened, and is gone or empty"
+                    error.path.parent, "existed when the data set was opened, and is now missing or empty"
                 ) from error
             self._damaged.add(index)
             kind = "unreadable image" if error.path == self.paths[index] else "unreadable annotation"
@@ -159,11 +159,11 @@ def _has_files(folder: Path) -> bool:
 
 
 def check_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The class names a user gave, as a tuple.
+    """The class names that the user gave, as a tuple.
 
     Raises:
-        TypeError: If it is a single string.
-        ValueError: If it is empty or a name comes twice.
+        TypeError: if they are a single string.
+        ValueError: if they are empty or a name occurs twice.
     """
     if classes is None:
         return None

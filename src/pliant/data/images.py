@@ -1,4 +1,4 @@
-"""Images and masks from files, and which files are images."""
+"""Find and read image files and masks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torchvision import tv_tensors
 
 from pliant.data.files import files_below
 
-# The formats that are read, each with its endings. Pillow knows others, too, among them EPS, which it has Ghostscript
-# run. Where two files of one name differ in their endings alone, the ending that comes first here is taken.
+# Supported formats and their suffixes. Pillow has others, among them EPS, for which it runs Ghostscript. Of two files
+# that differ in their suffixes only, the one whose suffix comes first here is used.
 _FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -28,15 +28,15 @@ _FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
 IMAGE_SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)  # in lower case
-# JPEG changes ids, WebP may, and writers of GIF number the palette anew.
+# JPEG changes ids, WebP may, and GIF encoders renumber the palette.
 MASK_SUFFIXES = tuple(s for name, suffixes in _FORMATS.items() if name not in ("JPEG", "WEBP", "GIF") for s in suffixes)
-# Of long to short side; scaled to the usual 1000 pixels, nothing would be left of the short one soon after.
+# Limit of long over short side. Beyond it little is left of the short side once the long one is scaled to 1000 pixels.
 _LONGEST = 100
 _FLOATS = "floating-point pixels have no agreed range; store the image with 8 or 16 bits"
 
 
 class UnreadableFileError(Exception):
-    """The file `path` does not hold a usable image or mask; the message says why."""
+    """The file `path` does not contain a usable image or mask. The message says why."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(reason)
@@ -45,18 +45,18 @@ class UnreadableFileError(Exception):
 
 @dataclass
 class FoundImages:
-    """What `find_images` found.
+    """The result of `find_images`.
 
     Attributes:
-        images: The image files.
-        others: The other files of the folders, which have none of `IMAGE_SUFFIXES`.
+        images: image files.
+        others: other files in the folders, without one of `IMAGE_SUFFIXES`.
     """
 
     images: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
 
     def passed_over(self) -> str | None:
-        """One sentence that says which files are passed over; None if none is."""
+        """A sentence naming the files that were ignored, or None if there are none."""
         if not self.others:
             return None
         endings = Counter(path.suffix.lower() or "without an ending" for path in self.others)
@@ -66,20 +66,20 @@ class FoundImages:
 
 
 def find_images(paths: Iterable[Path], *, leave_out: Path | None = None) -> FoundImages:
-    """Image files as they are given, and the image files in folders and in all folders below them.
+    """Find image files among paths, and in folders and all folders below them.
 
-    Endings are compared without regard to case. Links are followed, and each folder is visited once; files and folders
-    whose names begin with a dot are hidden, and count as absent.
+    Suffixes are compared case-insensitively. Links are followed, and each folder is visited once. Files and folders
+    whose names begin with a dot are ignored.
 
     Args:
-        paths: Files and folders. A file that is given by its own path is taken whatever its ending.
-        leave_out: A folder that is not entered where it lies below one of `paths`, since results are written there.
+        paths: files and folders. Files given by their own path are taken whatever their suffix.
+        leave_out: folder to skip below `paths`, because results are written there.
 
     Returns:
-        Each file once, in the order of `paths`, those of a folder sorted.
+        Each file once, in the order of `paths`; those of a folder are sorted.
 
     Raises:
-        FileNotFoundError: If a path is not there, or a folder holds no image.
+        FileNotFoundError: if a path does not exist, or a folder contains no image.
     """
     found = FoundImages()
     for path in paths:
@@ -99,44 +99,44 @@ def find_images(paths: Iterable[Path], *, leave_out: Path | None = None) -> Foun
 
 
 def images_below(folder: Path) -> FoundImages:
-    """The files in a folder and in all folders below it, as `find_images` finds them; there may be none."""
+    """The image files in a folder and all folders below it, as in `find_images`; possibly none."""
     return FoundImages(*files_below(folder, IMAGE_SUFFIXES))
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says of itself.
+    """The header of an image file.
 
     Attributes:
-        size: Height and width in pixels, as stored.
-        orientation: EXIF's number for how it is to be turned or mirrored when it is shown, 1 for not at all.
+        size: height and width in pixels, as stored.
+        orientation: EXIF orientation, 1 if the image is displayed as stored.
     """
 
     size: tuple[int, int]
     orientation: int
 
     def settled(self) -> ImageHeader:
-        """The header once an annotation has named this size: where turning changes the size, it is not meant."""
-        is_told = self.orientation >= 5 and self.size[0] != self.size[1]
-        return ImageHeader(self.size, 1 if is_told else self.orientation)
+        """The header after an annotation named this size: an orientation that would change the size does not apply."""
+        would_change_size = self.orientation >= 5 and self.size[0] != self.size[1]
+        return ImageHeader(self.size, 1 if would_change_size else self.orientation)
 
     def describe(self, other: tuple[float, float]) -> str:
-        """The size as text, and that EXIF turns the image where this explains the size `other` (height, width)."""
+        """The size as text, with the EXIF orientation if it explains the size `other` (height, width)."""
         text = f"{self.size[1]}x{self.size[0]}"
         if self.orientation < 5 or other != self.size[::-1]:
             return text
         return (
-            f"{text} as it is stored: its EXIF orientation {self.orientation} turns it when it is shown, which is not "
-            "applied here; write its pixels as they are shown, for instance by PIL.ImageOps.exif_transpose"
+            f"{text} as stored: viewers rotate it by its EXIF orientation {self.orientation}, which is not applied "
+            "here; store the rotated pixels, for example with PIL.ImageOps.exif_transpose"
         )
 
 
 def scan_image(path: Path) -> ImageHeader:
-    """Check an image file without decoding it: its header, and that its end is there.
+    """Check the header and the end of an image file without decoding it.
 
-    A file whose end looks cut off is decoded in full to be certain.
+    A file whose end seems to be missing is decoded completely to be certain.
 
     Raises:
-        UnreadableFileError: If it cannot be used.
+        UnreadableFileError: if it cannot be used.
     """
     with _opened(path) as image:
         if image.mode == "F":
@@ -160,15 +160,15 @@ def _orientation(image: Image.Image) -> int:
 def read_image(path: Path) -> tv_tensors.Image:
     """Read an image as RGB.
 
-    Grey, palette and CMYK images are converted, 16 bits a channel are scaled to 8, transparency is dropped.
-    The EXIF orientation is **not** applied: annotations give the pixels as they are stored. `scan_image` tells it.
+    Grey, palette and CMYK images are converted, 16 bits per channel are scaled to 8, and transparency is dropped. The
+    EXIF orientation is **not** applied, since annotations refer to the stored pixels; `scan_image` reports it.
 
     Returns:
-        uint8 of shape [3, H, W].
+        uint8 `[3, H, W]`.
 
     Raises:
-        UnreadableFileError: If it cannot be decoded, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or is over a
-            hundred times as long as wide.
+        UnreadableFileError: if it cannot be decoded, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one side is
+            over a hundred times the other.
     """
     with _opened(path) as image:
         pixels = _to_rgb(image)  # [H, W, 3]
@@ -179,10 +179,10 @@ def read_mask(path: Path) -> np.ndarray:
     """Read a mask of class ids: a palette or 8-bit grey image whose pixel values are the ids.
 
     Returns:
-        uint8 of shape [H, W].
+        uint8 `[H, W]`.
 
     Raises:
-        UnreadableFileError: If it cannot be decoded or holds something other than ids.
+        UnreadableFileError: if it cannot be decoded or contains something other than ids.
     """
     with _opened(path) as image:
         if image.mode not in ("P", "L", "1"):
@@ -192,14 +192,14 @@ def read_mask(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image of a size that can be used; whatever goes wrong in the block is an `UnreadableFileError`."""
+    """Open an image of usable size. Any error in the block becomes an `UnreadableFileError`."""
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         with Image.open(path, formats=tuple(_FORMATS)) as image:
             _check_size(image)
             yield image
-    except Exception as error:  # Pillow's decoders meet a damaged file with whatever they stumble on
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         reason = " ".join(f"{error}".split()) or type(error).__name__
         raise UnreadableFileError(path, reason) from error
 
@@ -223,7 +223,7 @@ def _check_size(image: Image.Image) -> None:
     if sides[0] < 1:
         raise ValueError(f"the image is empty: {size}")
     if sides[1] > _LONGEST * sides[0]:
-        raise ValueError(f"the image is too long: {size}, and one side may be {_LONGEST} times the other at most")
+        raise ValueError(f"the image is too long: {size}, and one side may be at most {_LONGEST} times the other")
     # Pillow itself only warns up to twice its limit.
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and sides[0] * sides[1] > most:

@@ -1,7 +1,8 @@
-"""One array of bytes in a struct of a MATLAB 5 file, read without trust in the file.
+"""Read one array of bytes from a struct in a MATLAB 5 file, without trusting the file.
 
-SciPy's `loadmat` reads such files, too, but damaged ones can end the process, and its documentation advises against
-files from strangers. The format is MathWorks' "MAT-File Format", chapter 1: elements of a type, a length and content.
+SciPy's `loadmat` reads such files too, but damaged files can crash the process, and its documentation advises against
+files from untrusted sources. The format is MathWorks' "MAT-File Format", chapter 1: elements of a type, a length
+and contents.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ def read_bytes_field(path: Path, variable: str, field: str) -> np.ndarray:
     """The two-dimensional uint8 array `field` of the struct `variable`.
 
     Returns:
-        uint8 of shape [H, W].
+        uint8 `[H, W]`.
 
     Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it has no such array, is damaged, or decompresses to more than 128 MiB.
+        OSError: if the file cannot be read.
+        ValueError: if it has no such array, is damaged, or decompresses to more than 128 MiB.
     """
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     content = path.read_bytes()
     if content[126:_HEADER] != b"IM":
         raise ValueError("expected a little-endian file of MATLAB 5 to 7.2")
@@ -78,12 +79,12 @@ def _next(parts: Iterator[tuple[int, memoryview]]) -> memoryview:
 
 
 def _elements(content: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The type and content of each element."""
+    """The type and contents of each element."""
     position = 0
     while position + 8 <= len(content):
         kind, size = struct.unpack_from("<II", content, position)
         start, end = position + 8, position + 8 + size
-        if kind >> 16:  # up to four bytes in the place of the length
+        if kind >> 16:  # up to four bytes of contents in place of the length
             kind, size = kind & 0xFFFF, kind >> 16
             start, end = position + 4, position + 4 + size
             position += 8

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: reported with its path, counted, and shown in one summary."""
+"""Defects of a data set: reported with their paths, counted and summarised."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ Action = Literal["skipped", "clipped", "merged"]
 
 
 class DataError(ValueError):
-    """A data set cannot be used as asked: a missing or lost folder or split, or any problem in strict mode.
+    """A data set cannot be used: a folder or split is missing or lost, or there is a problem in strict mode.
 
     Args:
-        path: The file or folder at fault.
-        detail: What is wrong with it.
+        path: file or folder at fault.
+        detail: what is wrong with it.
 
     Attributes:
-        path: The file or folder at fault.
-        detail: What is wrong with it.
+        path, detail: the arguments.
     """
 
     def __init__(self, path: str | Path, detail: str) -> None:
@@ -37,14 +36,14 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One defect found in a data set.
+    """One defect of a data set.
 
     Attributes:
-        path: The file at fault.
-        kind: A short name shared by all defects of this sort, such as ``"zero-area box"``.
-        detail: What exactly was found, enough to find it again in the file.
-        action: ``"skipped"``: the image or box is not used; ``"clipped"``: it is used, cut to what is valid;
-            ``"merged"``: it is used, as part of what came before.
+        path: file at fault.
+        kind: short name shared by all defects of this kind, such as `"zero-area box"`.
+        detail: what exactly was found, sufficient to locate it in the file.
+        action: `"skipped"` if the image or box is not used, `"clipped"` if it is used after clipping to valid values,
+            `"merged"` if it is used as part of a previous one.
     """
 
     path: Path
@@ -54,14 +53,14 @@ class Problem:
 
 
 class ProblemLog:
-    """The problems of one data set, each counted once.
+    """The problems of a data set, each counted once.
 
-    A problem that comes again (same path, kind and detail, as in the next epoch) is not counted again.
-    Data sets look for problems once, when they are made; only pixels that turn out to be damaged are found
-    later. Those found inside a ``DataLoader`` worker are logged there and do not reach this object.
+    A problem that recurs (with the same path, kind and detail, for example in the next epoch) is not counted again.
+    Data sets look for problems when they are opened; only damaged pixels are found later. Problems that DataLoader
+    workers find are logged there and do not reach this object.
 
     Args:
-        strict: Raise `DataError` at the first problem instead of recording it.
+        strict: raise `DataError` at the first problem instead of recording it.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -72,15 +71,15 @@ class ProblemLog:
         """Record a problem.
 
         Returns:
-            True if it is new, False if it was known.
+            True if it is new.
 
         Raises:
-            DataError: In strict mode.
+            DataError: in strict mode.
         """
         return self.append(Problem(Path(path), kind, detail, action))
 
     def append(self, problem: Problem) -> bool:
-        """Record `problem`; see `report`."""
+        """Record `problem`, see `report`."""
         if self.strict:
             raise DataError(problem.path, f"{problem.kind}: {problem.detail}")
         if problem in self._problems:
@@ -95,11 +94,11 @@ class ProblemLog:
         return iter(self._problems)
 
     def counts(self) -> dict[str, int]:
-        """The number of problems of each kind, the most frequent first."""
+        """The number of problems of each kind, most frequent first."""
         return dict(Counter(problem.kind for problem in self).most_common())
 
     def summary(self, limit: int = 5) -> str:
-        """The problems as text: a line for each kind, then up to `limit` paths of that kind."""
+        """The problems as text: a line per kind, followed by up to `limit` paths of that kind."""
         if not self._problems:
             return "no problems"
         lines = [f"{len(self)} problem{'s' if len(self) > 1 else ''}"]

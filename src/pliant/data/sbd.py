@@ -1,4 +1,4 @@
-"""SBD, the Semantic Boundaries Dataset: masks for VOC's images beyond the 2913 that VOC itself has."""
+"""SBD, the Semantic Boundaries Dataset: masks for VOC images beyond VOC's own 2,913."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PLACES = ("benchmark_RELEASE/dataset", "sbd", "SBD")
 
 
 def find_sbd(root: Path) -> Path | None:
-    """The folder that holds SBD's ``img``, ``cls``, ``train.txt`` and ``val.txt``.
+    """The folder that contains SBD's `img`, `cls`, `train.txt` and `val.txt`.
 
-    It is looked for in a data folder, and beside it where that is ``VOCdevkit``, as one of `PLACES`.
+    It is searched for as one of `PLACES` in a data folder, and beside it if that is `VOCdevkit`.
     """
     for parent in (root, root.parent) if root.name == "VOCdevkit" else (root,):
         for place in PLACES:
@@ -28,10 +28,10 @@ def find_sbd(root: Path) -> Path | None:
 
 
 def read_sbd(folder: Path) -> list[tuple[str, Path, Path]]:
-    """The name, image and mask of all of SBD, training and validation; a path that is not there is the usual one.
+    """The name, image and mask of all of SBD, training and validation. A path that does not exist is the usual one.
 
     Raises:
-        DataError: If a list is missing, or names a file outside the folder.
+        DataError: if a list is missing, or names a file outside the folder.
     """
     finder, found = FileFinder(), []
     for split in ("train", "val"):
@@ -48,12 +48,12 @@ def read_sbd(folder: Path) -> list[tuple[str, Path, Path]]:
 
 
 def read_mat(path: Path) -> np.ndarray:
-    """The class ids of a file of ``cls``, uint8 [H, W].
+    """The class ids of a file of `cls`, uint8 `[H, W]`.
 
     Raises:
-        UnreadableFileError: If it is damaged or no such file.
+        UnreadableFileError: if it is damaged or not such a file.
     """
     try:
         return read_bytes_field(path, "GTcls", "Segmentation")
     except (OSError, ValueError, zlib.error) as error:
-        raise UnreadableFileError(path, f"no mask of SBD: {error}") from error
+        raise UnreadableFileError(path, f"not a mask of SBD: {error}") from error

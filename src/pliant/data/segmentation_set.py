@@ -1,4 +1,4 @@
-"""What all data sets of images with masks have in common."""
+"""The base of segmentation data sets: images with a mask of class ids each."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pliant.data.images import UnreadableFileError, read_mask
 
 
 class SegmentationSet(ImageSet):
-    """Images with a mask of class ids each.
+    """Images with masks.
 
-    A sample is ``(image, mask)``: a uint8 `tv_tensors.Image` of shape [3, H, W] and a uint8 `tv_tensors.Mask`
-    of shape [H, W] with class ids, 255 where the class is not to be judged.
+    A sample is `(image, mask)`: a uint8 `tv_tensors.Image` `[3, H, W]`, and a uint8 `tv_tensors.Mask` `[H, W]` of class
+    ids, 255 where pixels are ignored.
 
     Attributes:
-        classes: The names of the ids 0, 1, ...
-        ids: The data set's own name for each sample.
-        mask_paths: The file of each mask.
+        classes: names of the ids 0, 1, ...
+        ids: the data set's own name of each sample.
+        mask_paths: mask file of each sample.
     """
 
     unit = "pixel"
@@ -32,14 +32,14 @@ class SegmentationSet(ImageSet):
         self.ids: list[str] = []
         self.mask_paths: list[Path] = []
         self._scanned: dict[Path, tuple[tuple[int, int], np.ndarray] | str] = {}
-        self._pixels = np.zeros(256, dtype=np.int64)  # of each id, in the files of all samples
+        self._pixels = np.zeros(256, dtype=np.int64)  # of each id, over all samples
 
     def _read_mask(self, path: Path) -> np.ndarray:
-        """The ids of a file, uint8 [H, W]; `UnreadableFileError` if it has none."""
+        """The ids of a file, uint8 `[H, W]`. Raises `UnreadableFileError` if it has none."""
         return read_mask(path)
 
     def _scan_mask(self, path: Path) -> tuple[tuple[int, int], np.ndarray] | str:
-        """The size of a mask and its pixels of each id, int64 [256]; or what is wrong with it."""
+        """The size of a mask and its number of pixels of each id, int64 `[256]`; or what is wrong with it."""
         if path not in self._scanned:
             try:
                 mask = self._read_mask(path)
@@ -73,7 +73,7 @@ class SegmentationSet(ImageSet):
         self.mask_paths.append(mask)
 
     def class_counts(self) -> list[int]:
-        """The pixels of each class; they were counted when the masks were opened."""
+        """The number of pixels of each class, counted when the masks were opened."""
         return self._pixels[: len(self.classes)].tolist()
 
     def _why_absent(self) -> str:
@@ -84,17 +84,17 @@ class SegmentationSet(ImageSet):
             reasons.append(f"{others:,} {total} have ids beyond the {len(self.classes)} classes")
         if ignored:
             reasons.append(
-                f"{ignored:,} {total} are {IGNORE}, which stands for 'not judged'; if it means a class in these files, "
-                f"write them anew with the number of that class (0 to {len(self.classes) - 1}) in its place"
+                f"{ignored:,} {total} are {IGNORE}, which means 'ignored'; if it is a class in these files, replace it "
+                f"by the number of that class (0 to {len(self.classes) - 1})"
             )
         return "".join(f"; {reason}" for reason in reasons)
 
     def mask(self, index: int) -> tv_tensors.Mask:
-        """The mask of a sample, uint8 [H, W], without reading or transforming the image."""
+        """The mask of a sample, uint8 `[H, W]`, without reading or transforming the image."""
         mask = self._read_mask(self.mask_paths[index])
         if mask.shape != self.sizes[index]:
             raise UnreadableFileError(
-                self.mask_paths[index], f"it was of the image's size, and is {mask.shape[1]}x{mask.shape[0]} now"
+                self.mask_paths[index], f"it had the size of the image and is now {mask.shape[1]}x{mask.shape[0]}"
             )
         mask[mask >= len(self.classes)] = IGNORE
         return tv_tensors.Mask(torch.from_numpy(mask))

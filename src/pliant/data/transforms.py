@@ -1,7 +1,7 @@
 """Transforms for the data sets, composed from torchvision.transforms.v2.
 
-All return images as float32 in 0..1. Detectors of torchvision's convention resize inside the model, so the
-detection transforms leave the size alone.
+All return images as float32 in 0..1. Detectors with torchvision's interface resize images themselves, so the detection
+transforms keep the size.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torchvision.transforms import v2
 
 from pliant.constants import IGNORE
 
-# The mean colour of ImageNet: a border of it is close to zero once a network has normalised the image.
+# The mean colour of ImageNet, which is close to zero after normalisation.
 _FILL = (124, 116, 104)
 
 _PER_BOX = ("labels", "difficult", "truncated", "iscrowd", "area")
 
 
 def detection_train(flip: float = 0.5) -> v2.Compose:
-    """Flip left to right with probability `flip`, and drop the boxes that are not trained on.
+    """Flip horizontally with probability `flip`, and drop the boxes that are not trained on.
 
-    These are boxes smaller than a pixel, difficult boxes and crowds. Their labels and other fields go with them.
+    These are difficult boxes, crowds, and boxes smaller than a pixel. Their labels and other fields are dropped too.
     """
     return v2.Compose(
         [
@@ -36,24 +36,24 @@ def detection_train(flip: float = 0.5) -> v2.Compose:
 
 
 def detection_eval() -> v2.Compose:
-    """Only convert the image; all boxes stay."""
+    """Convert the image only, and keep all boxes."""
     return v2.Compose([_to_float()])
 
 
 def segmentation_train(
     short_side: int, max_side: int, flip: float = 0.5, crop: int | tuple[int, int] | None = None
 ) -> v2.Compose:
-    """Resize, flip left to right with probability `flip`, and cut out a random crop.
+    """Resize, flip horizontally with probability `flip`, and crop at random.
 
     Args:
-        short_side: The length in pixels the shorter side is scaled to ...
-        max_side: ... unless the longer one would exceed this; then that is scaled to it instead.
-        flip: The probability of a flip.
-        crop: (height, width) in pixels, or one number for both. What an image does not fill is ImageNet's
-            mean colour, and 255 (ignore) in the mask. None: no crop, images keep different sizes.
+        short_side: target length of the short side, in pixels.
+        max_side: upper limit of the long side, in pixels; takes precedence over `short_side`.
+        flip: probability of a flip.
+        crop: (height, width) in pixels, or one number for both. Larger crops than images are filled with ImageNet's
+            mean colour, and with 255 (ignored) in the mask. None: no crop, so images keep different sizes.
 
     Returns:
-        A transform of ``(image, mask)``; the mask comes out as int64 and is never interpolated.
+        A transform of `(image, mask)`. The mask is int64 and never interpolated.
     """
     steps: list[torch.nn.Module] = [
         _resize(short_side, max_side),
@@ -69,18 +69,18 @@ def segmentation_train(
 
 
 def segmentation_eval(short_side: int, max_side: int) -> v2.Compose:
-    """Resize image and mask as `segmentation_train` does, without chance."""
+    """Resize image and mask like `segmentation_train`, without randomness."""
     return v2.Compose([_resize(short_side, max_side), _to_float()])
 
 
 def classification_train(crop: int, flip: float = 0.5) -> v2.Compose:
-    """Scale a random part of the image to a square, and flip it left to right with probability `flip`.
+    """Resize a random part of the image to a square, and flip it horizontally with probability `flip`.
 
-    The part has 8 to 100 % of the area and sides of 3:4 to 4:3.
+    The part has 8 to 100 % of the area and an aspect ratio of 3:4 to 4:3.
 
     Args:
-        crop: The side of the square in pixels.
-        flip: The probability of a flip.
+        crop: side of the square, in pixels.
+        flip: probability of a flip.
     """
     return v2.Compose(
         [
@@ -93,15 +93,15 @@ def classification_train(crop: int, flip: float = 0.5) -> v2.Compose:
 
 
 def classification_eval(short_side: int, max_side: int, crop: int) -> v2.Compose:
-    """Resize as `segmentation_train` does, and cut out the central square of `crop` pixels a side."""
+    """Resize like `segmentation_train`, and crop the central square of `crop` pixels."""
     return v2.Compose([_resize(short_side, max_side), v2.CenterCrop(crop), _to_float(), v2.ToPureTensor()])
 
 
 class DropIgnored(v2.Transform):
-    """Remove the boxes marked difficult or as a crowd, with their other fields."""
+    """Drop the boxes marked difficult or as a crowd, with their other fields."""
 
     def forward(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return the image as it is, and a new target."""
+        """Return the image unchanged, and a new target."""
         keep = ~(target["difficult"] | target["iscrowd"])  # [L]
         kept = {key: target[key][keep] for key in _PER_BOX}
         boxes = tv_tensors.wrap(target["boxes"][keep], like=target["boxes"])

@@ -31,29 +31,28 @@ from pliant.data.voc_layout import (
 
 
 class VOCDetection(DetectionSet):
-    """Boxes from ``Annotations/ID.xml`` for the ids in ``ImageSets/Main/SPLIT.txt``.
+    """Boxes from `Annotations/ID.xml` for the ids in `ImageSets/Main/SPLIT.txt`.
 
-    The endings of images, annotations and lists may be in any case, and images in any format that is read here. How
-    lines of a list are read is said at `pliant.data.voc_layout.read_split`.
+    Suffixes of images, annotations and lists may be in any case, and images in any supported format.
+    `pliant.data.voc_layout.read_split` documents how the lines of a list are read. VOC counts pixels from 1 and
+    includes both ends, so xmin..xmax becomes the edges (xmin - 1, xmax). Image ids are positions in the split; `ids`
+    contains VOC's own names.
 
-    VOC counts pixels from 1 and includes both ends, so xmin..xmax becomes the edges (xmin - 1, xmax).
-    Image ids are the positions in the split; `ids` holds VOC's own names for them.
-
-    Classes that are not given are the names found in *all* annotations, sorted, so that the splits of one
-    folder agree. For VOC's own folders they are its twenty, even when only some occur.
+    If classes are not given, they are the names in *all* annotations, sorted, so that the splits of a folder agree. For
+    VOC's own folders they are its twenty classes, even if only some occur.
 
     Args:
-        root: A folder with ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``, or a development kit: a
-            folder that holds such folders, called ``VOC2007`` and so on.
-        split: The name of a split, or several joined by ``+``. In a development kit a year can come first:
-            ``"2007_trainval+2012_trainval"``; without one, every year that has the split is used.
-        classes: The names to use, in order. Boxes of other classes are reported and skipped.
-        transforms: Called with image and target.
-        strict: Raise at the first problem.
-        require_boxes: Leave out images without a box to train on (one neither difficult nor a crowd).
+        root: folder with `Annotations`, `ImageSets/Main` and `JPEGImages`, or a development kit, which contains such
+            folders named `VOC2007` and so on.
+        split: name of a split, or several joined by `+`. In a development kit a year may come first,
+            `"2007_trainval+2012_trainval"`; without one, every year that has the split is used.
+        classes: names of the classes to use, in order. Boxes of other classes are reported and skipped.
+        transforms: called with image and target.
+        strict: raise at the first problem.
+        require_boxes: leave out images without a box to train on, that is one neither difficult nor a crowd.
 
     Raises:
-        DataError: If a folder or split is missing or no image is usable; in strict mode at any problem.
+        DataError: if a folder or split is missing or no image is usable; in strict mode at any problem.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class VOCDetection(DetectionSet):
         return tuple(sorted(found))
 
     def _annotation(self, path: Path) -> Annotation | str:
-        """What the file says, or what is wrong with it."""
+        """The contents of the file, or what is wrong with it."""
         if path not in self._annotations:
             try:
                 self._annotations[path] = read_annotation(path)
@@ -131,7 +130,7 @@ class VOCDetection(DetectionSet):
         if header is None:
             return
         claimed = annotation.size
-        # Some writers leave the size out or at zero; that claims nothing.
+        # Some tools leave the size out or write zero.
         if all(value > 0 for value in claimed):
             if claimed != header.size:
                 detail = f"annotated {claimed[1]:g}x{claimed[0]:g}, but {image.name} is {header.describe(claimed)}"
@@ -165,29 +164,28 @@ class VOCDetection(DetectionSet):
 
 
 class VOCSegmentation(SegmentationSet):
-    """Masks from ``SegmentationClass/ID.png`` for the ids in ``ImageSets/Segmentation/SPLIT.txt``.
+    """Masks from `SegmentationClass/ID.png` for the ids in `ImageSets/Segmentation/SPLIT.txt`.
 
-    A mask that is not there is looked for in ``SegmentationClassAug``, where SBD's masks often lie as PNG files.
+    A missing mask is searched for in `SegmentationClassAug`, where SBD's masks often are as PNG files.
 
-    Class names that are not given come, in this order, from ``classes.txt`` in `root` (one name a line, that
-    of id 0 first); from VOC, if the folders are its own (called VOC and a year, with VOC's image numbers) and
-    no id is above 20: the background and VOC's twenty; else the ids in *all* masks are counted, and the
-    names are ``background``, ``class_1``, ``class_2`` and so on.
+    If class names are not given, they come from `classes.txt` in `root` (one name per line, starting with id 0); or
+    they are the background and VOC's twenty classes, if the folders are VOC's own (named VOC and a year, with VOC's
+    image numbers) and no id exceeds 20; otherwise they are `background`, `class_1`, `class_2` and so on, up to the
+    largest id in *all* masks.
 
     Args:
-        root: A folder with ``SegmentationClass``, ``ImageSets/Segmentation`` and ``JPEGImages``, or a
-            development kit; see `VOCDetection`.
-        split: The name of a split, or several joined by ``+``. The name ``sbd`` stands for all of SBD but what VOC's
-            ``val`` holds or another part gave; with ``2012_train+sbd`` these are the 10,582 images that are usually
-            trained on. SBD is looked for in ``benchmark_RELEASE/dataset``, ``sbd`` and ``SBD``, in `root` or beside
-            ``VOCdevkit``.
-        classes: The names of the ids 0, 1, ..., so the background's first. Pixels with a higher id are
-            reported and set to 255.
-        transforms: Called with image and mask.
-        strict: Raise at the first problem.
+        root: folder with `SegmentationClass`, `ImageSets/Segmentation` and `JPEGImages`, or a development kit, see
+            `VOCDetection`.
+        split: name of a split, or several joined by `+`. The name `sbd` selects all of SBD except VOC's `val` and the
+            other parts; `2012_train+sbd` gives the 10,582 images that are usually trained on. SBD is searched for in
+            `benchmark_RELEASE/dataset`, `sbd` and `SBD`, in `root` or beside `VOCdevkit`.
+        classes: names of the ids 0, 1, ..., so the background comes first. Pixels with a higher id are reported and set
+            to 255.
+        transforms: called with image and mask.
+        strict: raise at the first problem.
 
     Raises:
-        DataError: If a folder or split is missing or no image is usable; in strict mode at any problem.
+        DataError: if a folder or split is missing or no image is usable; in strict mode at any problem.
     """
 
     def __init__(
@@ -260,13 +258,13 @@ class VOCSegmentation(SegmentationSet):
     def _scan_sbd(self, folders: dict[str, Path], taken: set[str]) -> None:
         folder = find_sbd(self.root)
         if folder is None:
-            raise DataError(self.root, f"SBD is not there; looked for {', '.join(PLACES)}, each with cls/ in it")
-        judged = (
+            raise DataError(self.root, f"SBD is missing; looked for {', '.join(PLACES)}, each containing cls/")
+        evaluated = (
             read_split(folders, "Segmentation", "val", self._finder)
             if "val" in available_splits(folders, "Segmentation")
             else []
         )
-        taken = taken | {entry.name for entry in judged}
+        taken = taken | {entry.name for entry in evaluated}
         for name, image, mask in read_sbd(folder):
             if name in taken:
                 continue
@@ -281,7 +279,7 @@ class VOCSegmentation(SegmentationSet):
 
 
 def _report_missing_image(problems: ProblemLog, entry: SplitEntry, finder: FileFinder) -> None:
-    """Report that there is no image of an id, and what there is instead."""
+    """Report that an id has no image, and what there is instead."""
     images = entry.folder / "JPEGImages"
-    detail = f"nor is it there with another ending of an image{finder.beside(images, entry.name)}"
+    detail = f"nor is there one with another image suffix{finder.beside(images, entry.name)}"
     problems.report(images / f"{entry.name}.jpg", "missing image", detail)

@@ -1,4 +1,4 @@
-"""The PASCAL VOC folder layout: where images, annotations and splits lie, and what an annotation says."""
+"""The PASCAL VOC folder layout: images, annotations and splits, and the contents of an annotation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 
-_XML_LIMIT = 4 * 2**20  # bytes; parsed, they can take forty times as many
+_XML_LIMIT = 4 * 2**20  # bytes; the parsed tree may take forty times as much memory
 _PER_CLASS_SPLIT = re.compile(r".+_(train|val|trainval|test)$")
 _LABEL = re.compile(r"\s+(-1|0|1)$")
 _PLACES = {
@@ -50,7 +50,7 @@ _OFFICIAL_ID = re.compile(r"(\d{4}_)?\d{6}$")
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One line of a split: the id `name` in `folder`, listed in the file `source` in this `line`, the first is 1."""
+    """A line of a split: the id `name` in `folder`, listed in `line` (from 1) of the file `source`."""
 
     folder: Path
     name: str
@@ -59,13 +59,13 @@ class SplitEntry:
 
 
 def find_folders(root: Path) -> dict[str, Path]:
-    """The VOC folders at `root`, each under its year or name.
+    """The VOC folders at `root`, by year or name.
 
-    `root` is itself such a folder (it holds ``JPEGImages``), or a development kit: a folder that holds
-    ``VOC2007``, ``VOC2012`` and the like, or that holds a ``VOCdevkit`` which does.
+    `root` is either such a folder itself, which contains `JPEGImages`, or a development kit, which contains `VOC2007`,
+    `VOC2012` and the like, or a `VOCdevkit` that does.
 
     Raises:
-        DataError: If there is none.
+        DataError: if there is none.
     """
     if not root.is_dir():
         raise DataError(root, "there is no such folder")
@@ -87,20 +87,19 @@ def find_folders(root: Path) -> dict[str, Path]:
 def read_split(folders: dict[str, Path], task: str, split: str, finder: FileFinder | None = None) -> list[SplitEntry]:
     """The ids of a split, in the order of its files.
 
-    A line is the name of an image without its ending, which may hold spaces. VOC's lists for single classes have -1, 0
-    or 1 after the name, and other lists have the ending, or the folder and the ending: these are taken off where the
-    name with them is that of no file, and the name without them is. Empty lines are passed over, and so are lines that
-    begin with ``#``.
+    A line is the name of an image without its suffix; it may contain spaces. VOC's lists of single classes have -1, 0
+    or 1 after the name, and other lists have the suffix, or the folder and the suffix. These are removed if the
+    complete name matches no file and the shortened one does. Empty lines and lines that begin with `#` are ignored.
 
     Args:
-        folders: As from `find_folders`.
-        task: The folder below ``ImageSets``: ``"Main"`` or ``"Segmentation"``.
-        split: Names joined by ``+``. Each is the name of a file without ``.txt``, taken from every folder
-            that has it, or such a name after a year and ``_``, as in ``"2007_trainval+2012_trainval"``.
-        finder: Looks for the files; a new one if None.
+        folders: result of `find_folders`.
+        task: folder below `ImageSets`: `"Main"` or `"Segmentation"`.
+        split: names joined by `+`. Each is the name of a file without `.txt`, which is read in every folder that has
+            it, or such a name after a year and `_`, as in `"2007_trainval+2012_trainval"`.
+        finder: finder of files, by default a new one.
 
     Raises:
-        DataError: If a part is found nowhere, or an id would leave the folder.
+        DataError: if a part does not exist, or an id leads outside the folder.
     """
     entries: list[SplitEntry] = []
     finder = FileFinder() if finder is None else finder
@@ -133,7 +132,7 @@ def _split_files(folders: dict[str, Path], task: str, part: str) -> list[tuple[P
 
 
 def available_splits(folders: dict[str, Path], task: str) -> list[str]:
-    """The names of all splits, without VOC's lists for single classes."""
+    """The names of all splits, without VOC's lists of single classes."""
     lists = [path for folder in folders.values() for path in (folder / "ImageSets" / task).glob("*")]
     names = {path.stem for path in lists if path.suffix.lower() == ".txt" and not path.name.startswith(".")}
     return sorted(name for name in names if not _PER_CLASS_SPLIT.match(name))
@@ -158,13 +157,13 @@ def _read_ids(folder: Path, source: Path, finder: FileFinder) -> list[tuple[int,
         if name is not None:
             ids.append((number, name))
         elif not line.startswith("#"):
-            # There is no such file, whatever the line means; if all lines have a label, this is a list of labels.
+            # No file matches; if all lines have a label, this is a list of a single class.
             ids.append((number, str(written[-1 if labelled else 0])))
     return ids
 
 
 def _bare(path: PurePosixPath) -> PurePosixPath:
-    """The id in a path such as ``JPEGImages/ID.jpg`` or ``ID.jpg``."""
+    """The id in a path such as `JPEGImages/ID.jpg` or `ID.jpg`."""
     return (path.relative_to(path.parts[0]) if path.parts[0] in _PLACES else path).with_suffix("")
 
 
@@ -173,14 +172,14 @@ def _has_file(folder: Path, name: str, finder: FileFinder) -> bool:
 
 
 def is_official(folders: dict[str, Path], entries: list[SplitEntry]) -> bool:
-    """Whether this is VOC's own data: folders called VOC and a year, and ids as VOC numbers its images."""
+    """Whether this is VOC's own data: folders named VOC and a year, and ids as VOC numbers its images."""
     return all(re.fullmatch(r"VOC20\d\d", folder.name) for folder in folders.values()) and all(
         _OFFICIAL_ID.match(entry.name) for entry in entries
     )
 
 
 def locate_image(folder: Path, name: str, finder: FileFinder, filename: str = "") -> Path | None:
-    """The image of an id: the file of that name, or else the one the annotation names."""
+    """The image of an id: the file with that name, otherwise the one that the annotation names."""
     images = folder / "JPEGImages"
     path = finder.find(images, name, IMAGE_SUFFIXES)
     if path is None and filename:
@@ -196,7 +195,7 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedObject:
-    """An ``object`` of an annotation; `coordinates` are xmin, ymin, xmax, ymax as they are written."""
+    """An `object` of an annotation. `coordinates` are xmin, ymin, xmax, ymax as written."""
 
     name: str
     coordinates: tuple[str, str, str, str]
@@ -204,14 +203,14 @@ class AnnotatedObject:
     truncated: bool
 
     def corners(self) -> tuple[float, float, float, float]:
-        """The coordinates as numbers, NaN for what is none."""
+        """The coordinates as numbers, NaN if they are not numbers."""
         x_min, y_min, x_max, y_max = map(_number, self.coordinates)
         return x_min, y_min, x_max, y_max
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What an annotation says; `size` is (height, width), NaN where it is missing."""
+    """The contents of an annotation. `size` is (height, width), NaN if missing."""
 
     filename: str
     size: tuple[float, float]
@@ -222,17 +221,17 @@ def read_annotation(path: Path) -> Annotation:
     """Read an annotation file.
 
     Raises:
-        ValueError: If it is not well-formed XML, is larger than 4 MiB, declares a document type (the way
-            to entity bombs), or holds no ``annotation``.
-        OSError: If it cannot be read.
+        ValueError: if it is not well-formed XML, is larger than 4 MiB, declares a document type (which allows entity
+            bombs), or contains no `annotation`.
+        OSError: if it cannot be read.
     """
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     size = path.stat().st_size
     if size > _XML_LIMIT:
         raise ValueError(f"an annotation of {size} bytes is not accepted (limit {_XML_LIMIT})")
     parser = ElementTree.XMLParser(target=_NoDoctype())
-    content = decode_marked(path.read_bytes())  # the mark tells the encoding, whatever the declaration says
+    content = decode_marked(path.read_bytes())  # the mark takes precedence over the declaration
     try:
         parser.feed(content)
         element = parser.close()
@@ -248,7 +247,7 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def _foreign(content: str | bytes) -> str:
-    """What else to say of XML that cannot be parsed."""
+    """A further explanation for XML that cannot be parsed."""
     try:
         _ = content if isinstance(content, str) else content.decode("utf-8")
     except UnicodeDecodeError:
