@@ -29,12 +29,12 @@ class Call:
     tensors: Mapping[str, Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def prepared(self, dtype: str, layout: str = "contiguous", device: str | None = None) -> dict[str, Tensor]:
-        """The tensors as they are given: in a dtype and layout, positions in float32."""
+    def prepared(self, dtype: str, layout: str = "contiguous") -> dict[str, Tensor]:
+        """Copies of the tensors as they are given: in a dtype and layout, positions in float32."""
         found = {}
         for name, value in self.tensors.items():
-            kept = value if name in ("rois", "offset", "mask") else value.to(DTYPES[dtype])
-            kept = kept.to(device or value.device)
+            wanted = value.dtype if name in ("rois", "offset", "mask") else DTYPES[dtype]
+            kept = value.detach().to(wanted, copy=True)
             if kept.dim() == 4:
                 kept = kept.contiguous(memory_format=LAYOUTS[layout])
             found[name] = kept.requires_grad_(name != "rois")

@@ -18,7 +18,7 @@ from pliant.bench.gpu.steps import Absent, Place, Results, Step
 
 TESTS = Path("tests/ops/test_triton.py")
 TOOLS = ("memcheck", "racecheck")
-_WORKERS = 8
+_WORKERS = 14
 _SECONDS = {"tests": 150, "memcheck": 90, "racecheck": 90}
 _LAST = 1500  # characters of what a program said last
 _TOOLKIT = Path("/usr/local/cuda/bin")

@@ -46,7 +46,7 @@ def _recipe(recipe: str, precision: str, place: Place) -> Results:
     small = "timm/resnet10t" if place.tiny else "resnet50"
     side = 64 if place.tiny else 400
     settings: dict[str, Any] = {
-        "precision": precision, "backbone": small, "weights": "random", "max_steps": number,
+        "precision": precision, "backbone": small, "weights": "random", "frozen": "false", "max_steps": number,
         "batch_size": 2 if place.tiny else 4, "short_side": side, "max_side": side,
         "accelerator": "gpu" if place.on_gpu else "cpu", "lr": 1e-4, "workers": 0 if place.tiny else 4,
     }  # fmt: skip
