@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from pliant.commands.evaluate import evaluate
@@ -126,3 +127,17 @@ def test_what_cannot_be_shared_is_refused_first(data: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"batch_size \(4\) must be divisible by the number of devices \(3\)"):
         train("voc.deeplab", data, assignments=TINY, run=tmp_path / "run", devices=3)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason=f"NCCL connects two GPUs, and this machine has {torch.cuda.device_count()}"
+)
+@pytest.mark.parametrize("frozen", ["true", "false"], ids=["fixed norms", "synchronised norms"])
+def test_two_gpus_train_as_one(data: Path, tmp_path: Path, frozen: str) -> None:
+    """The norms that are trained see the whole batch, so that the losses are those of one GPU."""
+    settings = (*TINY, "accelerator=gpu", "max_steps=4", "validate_every=2", "lr=0.001", "crop=32,40")
+    settings += (f"frozen={frozen}",)
+    shared = train("voc.deeplab_deform", data, assignments=settings, run=tmp_path / "shared", devices=2)
+    whole = train("voc.deeplab_deform", data, assignments=settings, run=tmp_path / "whole", devices=1)
+    assert_same_logs(whole, shared, tolerance=1e-3)
