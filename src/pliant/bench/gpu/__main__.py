@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ledger", type=Path, default=ledger.DEFAULT, metavar="FILE", help=f"{ledger.DEFAULT}")
     parser.add_argument("--steps", metavar="KINDS", help="of ceilings, right, speed, tuning and training, by commas")
     parser.add_argument("--only", metavar="REGEX", help="steps whose names contain this")
+    parser.add_argument("--candidates", type=Path, metavar="JSON", help="tune with these, of pliant.bench.gpu.ahead")
     parser.add_argument("--retry", action="store_true", help="steps again that ended with an error")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--list", action="store_true", help="show the steps, and run none")
@@ -89,7 +90,7 @@ def _steps(given: argparse.Namespace, lines: list[dict[str, Any]], gpu: str) -> 
     from pliant.bench.gpu.plan import KINDS, plan
     from pliant.bench.gpu.steps import Place
 
-    place = Place(given.device, tiny=given.device == "cpu")
+    place = Place(given.device, tiny=given.device == "cpu", candidates=given.candidates)
     kinds = given.steps.split(",") if given.steps else KINDS
 
     def ceilings() -> roofline.Ceilings | None:
@@ -111,8 +112,8 @@ def _require_steps(given: argparse.Namespace) -> None:
 def _supervise(given: argparse.Namespace) -> int:
     start = time.time()
     command = [sys.executable, "-m", "pliant.bench.gpu", "--ledger", str(given.ledger), "--device", given.device]
-    for name in ("steps", "only"):
-        command += [f"--{name}", getattr(given, name)] if getattr(given, name) else []
+    for name in ("steps", "only", "candidates"):
+        command += [f"--{name}", str(getattr(given, name))] if getattr(given, name) else []
     command += ["--retry-before", ledger.now()] if given.retry else []
     wrong: list[str] = []
 

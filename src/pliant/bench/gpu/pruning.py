@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pliant.bench.gpu.estimate import GPUS, Figures, Work, blocks, cost
@@ -13,8 +16,7 @@ _TRIED = 3  # times as many are compiled as are kept
 class Choice(NamedTuple):
     """The candidates of a kernel on a problem."""
 
-    kernel: str
-    about: dict[str, Any]  # of the problem, for whoever reads the list
+    about: dict[str, Any]  # `kernel`, `dtype` and `shape`, as in the shipped table
     work: Work
     tiles: Sequence[Any]
     launches: Callable[[Sequence[Any]], list[Any]]  # what launches with some tiles
@@ -29,7 +31,7 @@ def prune(
         figures: compiles launches; None stands for one that does not compile.
     """
     return [
-        {"kernel": choice.kernel, "target": capability, "problem": choice.about, **found}
+        {"capability": capability, **choice.about, **found}
         for choice in choices
         for found in _best(choice, capability, most, figures)
     ]
@@ -38,12 +40,12 @@ def prune(
 def _best(
     choice: Choice, capability: int, most: int, figures: Callable[[list[Any]], list[Figures | None]]
 ) -> list[dict[str, Any]]:
-    gpu = GPUS[capability]
+    gpu, kernel = GPUS[capability], choice.about["kernel"]
 
     def seconds(tiles: Any, found: Figures) -> float:
-        return cost(choice.kernel, choice.work, tiles).seconds(gpu, choice.work, blocks(found, gpu), tiles.stages)
+        return cost(kernel, choice.work, tiles).seconds(gpu, choice.work, blocks(found, gpu), tiles.stages)
 
-    hoped = sorted(choice.tiles, key=lambda tiles: seconds(tiles, least(choice.kernel, tiles)))[: _TRIED * most]
+    hoped = sorted(choice.tiles, key=lambda tiles: seconds(tiles, least(kernel, tiles)))[: _TRIED * most]
     compiled = zip(hoped, figures(choice.launches(hoped)), strict=True)
     fitting = [(tiles, found) for tiles, found in compiled if found and not found.spilled and blocks(found, gpu)]
     timed = [(seconds(tiles, found), tiles, found) for tiles, found in fitting]
@@ -58,6 +60,18 @@ def _best(
         }
         for time, tiles, found in ranked[:most]
     ]
+
+
+def kept(path: Path, capability: int, about: Mapping[str, Any]) -> list[dict[str, int]]:
+    """The tiles that a list has for a kernel, dtype and shape, best first; none where the list lacks them."""
+    wanted = {"capability": capability, **about}
+    return [each["tiles"] for each in _read(path) if all(each[name] == value for name, value in wanted.items())]
+
+
+@functools.cache
+def _read(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    return found
 
 
 def least(kernel: str, tiles: Any) -> Figures:

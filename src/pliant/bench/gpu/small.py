@@ -9,19 +9,26 @@ from pliant.bench.gpu.problems import multiplying, shrunk
 from pliant.bench.gpu.steps import Place
 from pliant.bench.rows import ConvRow
 
+DTYPES = ("bfloat16", "float32")
+
+
+def calls_of(place: Place) -> list[calls.Call]:
+    """A call of each operator."""
+    grouped, wide = ConvRow(1, 24, 16, 7, 5, offset_groups=3, groups=2), ConvRow(1, 40, 70, 6, 11, spread=6.0)
+    if place.tiny:
+        grouped, wide = shrunk(grouped), shrunk(wide)
+    return [
+        calls.convolution("grouped", grouped, place.device),
+        calls.convolution("wide", wide, place.device, border="authors"),
+        *calls.poolings(Place(place.device, tiny=True)),
+    ]
+
 
 def main(device: str = "cuda") -> None:
     """Run them; results are compared elsewhere."""
-    grouped, wide = ConvRow(1, 24, 16, 7, 5, offset_groups=3, groups=2), ConvRow(1, 40, 70, 6, 11, spread=6.0)
-    if device == "cpu":
-        grouped, wide = shrunk(grouped), shrunk(wide)
-    every = [
-        calls.convolution("grouped", grouped, device),
-        calls.convolution("wide", wide, device, border="authors"),
-        *calls.poolings(Place(device, tiny=True)),
-    ]
+    every = calls_of(Place(device, tiny=device == "cpu"))
     for call in every:
-        for dtype in ("bfloat16", "float32"):
+        for dtype in DTYPES:
             with multiplying(dtype):
                 call.results(call.prepared(dtype, "channels last"))
     if device == "cuda":

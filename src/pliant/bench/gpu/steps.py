@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ class Place:
     Attributes:
         device: `"cuda"`, or `"cpu"` for a rehearsal with Triton's interpreter.
         tiny: whether problems are cut down to some cells and channels.
+        candidates: a list of the launch settings that are worth a measurement (`pruning.py`).
     """
 
     device: str
     tiny: bool = False
+    candidates: Path | None = None
 
     @property
     def on_gpu(self) -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pliant.bench.gpu import calls, warm
+from pliant.bench.gpu import calls, pruning, warm
 from pliant.bench.gpu.clock import Clock, quartiles
+from pliant.bench.gpu.estimate import GPUS
 from pliant.bench.gpu.peers import TOLERANCE
 from pliant.bench.gpu.problems import DTYPES, FIRST, Problem, multiplying, shrunk
 from pliant.bench.gpu.steps import Place, Results, Step, described
@@ -42,24 +43,40 @@ USED = {
 
 def steps(place: Place) -> Iterator[Step]:
     """The designs first, then a step for each kernel, dtype and class of shape."""
-    for problem in _problems(place):
+    for problem in problems(place):
         for what in DESIGNS:
             run = partial(_designs, problem, what)
             yield Step("tuning", f"tuning of the {what}'s design: {problem.name}", 4, run)
-    for problem in _problems(place):
+    for problem in problems(place):
         for kernel in settings.KERNELS:
-            takes = 3 + _PER_CANDIDATE * len(settings.candidates(kernel, DTYPES[problem.dtype]))
+            takes = 3 + _PER_CANDIDATE * len(candidates(place, problem, kernel))
             run = partial(_kernel, problem, kernel)
             yield Step("tuning", f"tuning of {kernel}: {problem.name}", takes, run)
 
 
-def _problems(place: Place) -> list[Problem]:
+def problems(place: Place) -> list[Problem]:
     """The shapes of a backbone, one image and eight; half precision first."""
     rows = [replace(row, batch=batch, spread=1.0) for batch in (1, 8) for row in FIRST]
     dtypes = ["bfloat16", "float16", "float32", "tf32"]
     if place.tiny:
         rows, dtypes = [replace(shrunk(FIRST[0]), batch=1)], ["bfloat16"]
     return [Problem(row, dtype) for dtype in dtypes for row in rows]
+
+
+def candidates(place: Place, problem: Problem, kernel: str) -> list[Any]:
+    """What is measured of a kernel: what the place's list has kept, or all where it says nothing."""
+    every: Sequence[Any] = settings.candidates(kernel, DTYPES[problem.dtype])
+    if place.candidates:
+        about = {"kernel": kernel, "dtype": problem.dtype, "shape": problem.shape}
+        kept = pruning.kept(place.candidates, _capability(place), about)
+        every = [settings.Tiles(**tiles) for tiles in kept] or every
+    return list(islice(every, 2 if place.tiny else None))
+
+
+def _capability(place: Place) -> int:
+    """Of the device; a rehearsal takes the first that candidates are pruned for."""
+    major, minor = torch.cuda.get_device_capability() if place.on_gpu else divmod(max(GPUS), 10)
+    return 10 * major + minor
 
 
 def _designs(problem: Problem, what: str, place: Place) -> Results:
@@ -75,9 +92,7 @@ def _designs(problem: Problem, what: str, place: Place) -> Results:
 def _kernel(problem: Problem, kernel: str, place: Place) -> Results:
     what, by_columns = USED[kernel]
     design = {DESIGNS[what]: by_columns}
-    some: Sequence[Any] = settings.candidates(kernel, DTYPES[problem.dtype])
-    if place.tiny:
-        some = list(islice(some, 2))
+    some = candidates(place, problem, kernel)
     settled = [design, *(design | {kernel: tiles} for tiles in some)]
 
     def fields(each: Mapping[str, Any]) -> dict[str, Any]:

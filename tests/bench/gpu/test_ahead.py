@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 import torch
 
 from pliant import ops
+from pliant.bench.gpu import tuning
 from pliant.bench.gpu.estimate import GPUS, Cost, Figures, Work, blocks, cost
-from pliant.bench.gpu.pruning import Choice, prune
+from pliant.bench.gpu.problems import FIRST, Problem
+from pliant.bench.gpu.pruning import Choice, kept, prune
+from pliant.bench.gpu.steps import Place
 from pliant.ops.deform_conv2d.tiles import KERNELS, Tiles
 
 H100 = GPUS[90]
@@ -91,7 +95,7 @@ def test_an_estimate_is_its_slowest_part_times_the_waste_of_the_last_round() -> 
     assert waiting.seconds(H100, WORK, 2, 3) == pytest.approx(1000 * H100.latency / 2)  # one round, two under way
 
 
-def test_pruning_drops_what_spills_does_not_fit_or_does_not_compile() -> None:
+def test_pruning_drops_what_spills_does_not_fit_or_does_not_compile(tmp_path: Path) -> None:
     good, better = Tiles(64, 32, 64, 4, 2), Tiles(64, 32, 128, 4, 3)
     spilling, large, refused = (Tiles(64, 64, outs, 4, 3) for outs in (64, 128, 256))
     found = {
@@ -107,14 +111,32 @@ def test_pruning_drops_what_spills_does_not_fit_or_does_not_compile() -> None:
         asked.extend(some)
         return [found[each] for each in some]
 
-    choice = Choice("forward", {"name": "some"}, WORK, list(found), list)
+    about = {"kernel": "forward", "dtype": "float16", "shape": {"cells": 256}}
+    choice = Choice(about, WORK, list(found), list)
     left = prune([choice], 90, 3, figures)
     assert [each["tiles"]["outs"] for each in left] == [128, 64]
-    assert left[0]["problem"] == {"name": "some"}
+    assert left[0].items() >= about.items()
     assert left[0]["blocks"] == 4
     assert left[0]["microseconds"] < left[1]["microseconds"]
     assert sorted(asked) == sorted(found)
     assert prune([choice], 90, 1, figures) == left[:1]
+
+    listed = tmp_path / "left.json"
+    listed.write_text(json.dumps(left))
+    assert [Tiles(**each) for each in kept(listed, 90, about)] == [better, good]
+    assert kept(listed, 80, about) == []
+    assert kept(listed, 90, about | {"dtype": "float32"}) == []
+
+
+def test_tuning_measures_the_candidates_that_were_kept(tmp_path: Path) -> None:
+    problem = Problem(FIRST[0], "bfloat16")
+    tiles = [Tiles(64, 32, 64, 4, stages) for stages in (1, 2, 3)]
+    about = {"capability": 90, "kernel": "forward", "dtype": "bfloat16", "shape": problem.shape}
+    (tmp_path / "left.json").write_text(json.dumps([about | {"tiles": each._asdict()} for each in tiles]))
+    place = Place("cpu", candidates=tmp_path / "left.json")
+    assert tuning.candidates(place, problem, "forward") == tiles
+    assert tuning.candidates(replace(place, tiny=True), problem, "forward") == tiles[:2]
+    assert len(tuning.candidates(place, problem, "gather")) > 3  # of which the list says nothing
 
 
 def test_a_trace_has_the_launches_of_a_gpu_and_runs_none() -> None:
@@ -143,7 +165,7 @@ import json, sys
 from pathlib import Path
 import torch, triton
 from pliant import ops
-from pliant.bench.gpu import bundle
+from pliant.bench.gpu import bundle, launched
 from pliant.bench.gpu.compiling import compiled, figures, instructions, traced
 
 folder = Path(sys.argv[1])
@@ -158,7 +180,13 @@ triton.knobs.cache.dir = str(folder / "elsewhere")
 installed = bundle.install(folder / "some.zip")
 found[0].kernel.device_caches.clear()
 again = compiled(found[0], 90)
+choice = next(launched.choices("bfloat16, channels last, 1, 256"))
+tried = choice.launches(choice.tiles[:3])
+settings = [[each.options["num_warps"], each.options["num_stages"]] for each in tried]
 said = {"figures": figures(again), "instructions": instructions(again), "installed": installed, "hits": hits}
+said["settings"] = settings
+said["wanted"] = [[each.warps, each.stages] for each in choice.tiles[:3]]
+said["table"] = len(launched.table())
 print(json.dumps(said | {"files": sorted(again.asm), "same": again.asm["cubin"] == kernel.asm["cubin"]}))
 """
 
@@ -182,4 +210,6 @@ def test_a_kernel_compiled_here_is_found_in_another_cache(tmp_path: Path) -> Non
     assert spilled == 0
     assert 0 < shared <= GPUS[90].block_shared
     assert threads in (128, 256, 512)
+    assert said["settings"] == said["wanted"]
+    assert said["table"] > 8
     assert any(name.startswith("HGMMA") for name in said["instructions"])
