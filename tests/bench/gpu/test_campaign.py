@@ -14,6 +14,7 @@ import pytest
 
 from pliant.bench.gpu import __main__ as command
 from pliant.bench.gpu import ledger, outside, programs
+from pliant.bench.gpu.report import is_wrong
 from pliant.bench.gpu.steps import Absent, Broken, Place, Results, Step, work
 from pliant.bench.gpu.supervisor import WorkerFailed, supervise
 
@@ -300,3 +301,11 @@ def test_the_whole_command(tmp_path: Path) -> None:
         lines = ledger.read(tmp_path / "ledger.jsonl")
         assert [line["step"] for line in lines] == ["ceilings", *2 * ["right: deterministic"]]
         assert all(line["versions"]["torch"] and line["commit"] and line["kernels"] for line in lines)
+
+
+def test_only_what_is_pliants_is_wrong() -> None:
+    assert is_wrong({"error": "x"})
+    assert is_wrong({"implementation": "Pliant", "right": False})
+    assert not is_wrong({"implementation": "torchvision", "right": False})
+    assert not is_wrong({"tiles": {"cells": 64}, "error": "out of resources"})
+    assert not is_wrong({"absent": "x"})

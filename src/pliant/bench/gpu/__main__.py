@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pliant.bench.gpu import ledger
-from pliant.bench.gpu.report import sentence
+from pliant.bench.gpu.report import is_wrong, sentence
 from pliant.bench.gpu.supervisor import WorkerFailed, supervise
 
 
@@ -121,7 +121,7 @@ def _supervise(given: argparse.Namespace) -> int:
         dated = line | {"date": ledger.now()}
         ledger.append(given.ledger, dated)
         print(f"[{time.time() - start:6.1f} s] {sentence(dated)}", flush=True)
-        if "error" in dated or dated.get("right") is False:
+        if is_wrong(dated):
             wrong.append(dated["step"])
 
     try:

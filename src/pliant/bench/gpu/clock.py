@@ -66,11 +66,12 @@ class Clock:
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         self.place.wait()
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
                 kept = call()
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # which torch leaves changed where the end of the capture fails
             self.place.wait()
             return Captured(call, why_not=str(error).strip().splitlines()[0][:200])
 

@@ -17,6 +17,12 @@ def sentence(line: Mapping[str, Any]) -> str:
     return f"{', '.join(words)}: {'; '.join(_figures(line)) or 'done'}"
 
 
+def is_wrong(line: Mapping[str, Any]) -> bool:
+    """Whether a line tells of something wrong with Pliant, and not with a peer or a candidate of its settings."""
+    own = line.get("implementation", "Pliant") in ("Pliant", "plain", "deformable") and not line.get("tiles")
+    return own and ("error" in line or line.get("right") is False)
+
+
 def _figures(line: Mapping[str, Any]) -> list[str]:
     found = []
     for name in ("device", "eager"):

@@ -32,9 +32,11 @@ def steps(place: Place) -> Iterator[Step]:
 
 def _seldom(place: Place) -> Results:
     every = calls.seldom(place)
-    yield from _all_compared(place, every, [(dtype, "contiguous") for dtype in _some(place)])
+    yield from _all_compared(place, every, [("bfloat16", "contiguous")])
     if not place.tiny:
-        yield compared(place, every[0], "bfloat16", "channels last")
+        yield from _all_compared(place, every, [("float32", "contiguous")])
+        kinds = [("float16", "channels last"), ("tf32", "channels last"), ("bfloat16", "channels last")]
+        yield from _all_compared(place, [every[0], every[3], every[-1]], kinds)
 
 
 def _row(row: ConvRow, place: Place) -> Results:
@@ -60,10 +62,6 @@ def _poolings(place: Place) -> Results:
     for call in calls.poolings(place):
         for dtype in ("float32",) if place.tiny else ("bfloat16", "float16", "float32"):
             yield compared(place, call, dtype, "channels last")
-
-
-def _some(place: Place) -> list[str]:
-    return ["bfloat16"] if place.tiny else list(DTYPES)
 
 
 def compared(place: Place, call: Call, dtype: str, layout: str) -> dict[str, Any]:
