@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,16 @@ def test_the_command_lists_and_refuses(tmp_path: Path, capsys: pytest.CaptureFix
             command.main(words)
         assert ended.value.code == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_reference_is_not_measured_for_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("pliant.ops._gpu.why_not", lambda tensor: "there is no triton")
+    monkeypatch.setattr("pliant.ops._native.use", lambda name: nullcontext())
+    reading, writing = os.pipe()
+    words = ["--device", "cpu", "--events", str(writing), "--end", "0", "--ledger", str(tmp_path / "ledger.jsonl")]
+    with pytest.raises(SystemExit, match="would run its reference here, not the Triton kernels: there is no triton"):
+        command.main(words)
+    os.close(reading)
 
 
 def test_pytests_report_is_counted(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ def test_no_page_claims_a_figure_of_a_gpu_elsewhere(path: Path) -> None:
         ("Compiled for sm_90 with 202 registers.", 0),
         ("Needs an A100 or newer.", 0),
         ("The forward takes 1.2 ms on this CPU.", 0),
+        ("On a GPU it takes 1.2 ms.", 1),
+        ("CUDA kernels take half the time.", 1),
+        ("On GPUs half precision is served, too.", 0),
     ],
 )
 def test_claims_are_found(text: str, claims: int) -> None:

@@ -135,26 +135,30 @@ def _supervise(given: argparse.Namespace) -> int:
 
 def _work(given: argparse.Namespace) -> int:
     """The worker's side: run steps, and tell of them."""
+    import torch
+
     from pliant.bench.gpu.steps import Broken, work
-    from pliant.ops import _native
+    from pliant.ops import _gpu, _native
 
-    events = os.fdopen(given.events, "w", buffering=1)
+    kernels = _native.use(_native.TRITON) if given.device == "cpu" else nullcontext()
+    with os.fdopen(given.events, "w", buffering=1) as events, kernels:
 
-    def say(event: Any) -> None:
-        events.write(json.dumps(ledger.finite(event), allow_nan=False) + "\n")
+        def say(event: Any) -> None:
+            events.write(json.dumps(ledger.finite(event), allow_nan=False) + "\n")
 
-    about = ledger.about(given.device)
-    say({"about": about})
-    lines = ledger.read(given.ledger)
-    done = ledger.finished(lines, about["gpu"], about["kernels"])
-    if given.retry_before:
-        done -= ledger.failed(lines, given.retry_before)
-    place, steps = _steps(given, lines, about["gpu"])
-    try:
-        with _native.use(_native.TRITON) if given.device == "cpu" else nullcontext():
+        if reason := _gpu.why_not(torch.ones(1, device=given.device)):
+            raise SystemExit(f"Pliant would run its reference here, not the Triton kernels: {reason}")
+        about = ledger.about(given.device)
+        say({"about": about})
+        lines = ledger.read(given.ledger)
+        done = ledger.finished(lines, about["gpu"], about["kernels"])
+        if given.retry_before:
+            done -= ledger.failed(lines, given.retry_before)
+        place, steps = _steps(given, lines, about["gpu"])
+        try:
             work(steps, place, given.end - time.time(), say, done)
-    except Broken:
-        return 3
+        except Broken:
+            return 3
     return 0
 
 

@@ -20,11 +20,13 @@ _PLIANT, _CUDNN = "Pliant", "conv2d (cuDNN)"
 _FORWARD, _TRAINING = "forward", "forward + backward"
 _HEAD = "N, C→O, map, kernel, dilation, offset groups; spread, layout"
 
-# A GPU that is named beside a number with a unit, or beside a ratio.
-_GPU = re.compile(r"\b(?:[AHVBL](?:4|10|40|40S|100|200)|GH200|T4|RTX ?\d{4}|(?:GTX|Tesla|Quadro) ?\w+)\b")
+# A GPU, or GPUs in general, beside a number with a unit, or beside a ratio.
+_GPU = re.compile(
+    r"\b(?:[AHVBL](?:4|10|40|40S|100|200)|GH200|T4|RTX ?\d{4}|(?:GTX|Tesla|Quadro) ?\w+|GPUs?|CUDA|NVIDIA)\b"
+)
 _FIGURE = re.compile(
     r"\d(?:[\d.,]*\d)?\s*(?:ms|µs|us|s|TFLOPS?|TFLOP/s|[GT]B/s|[MG]i?B|%|×|x|times|percent|images)(?![\w/])"
-    r"|\btimes as (?:fast|long)|\bfaster\b|\bslower\b"
+    r"|\btimes as (?:fast|long)|\bfaster\b|\bslower\b|\b(?:twice|half|third|quarter) (?:of|the|as)\b"
 )
 
 
