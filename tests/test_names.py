@@ -17,7 +17,7 @@ import pliant
 from pliant.cli import app
 from pliant.commands import export
 from pliant.console import Console, Progress, Table, printable, styled
-from pliant.runs.exported import Agreement
+from pliant.tasks.task import Agreement
 
 CLASSES = ("cell [/x] $_$:smile:", "\x1b[31mred\n[on]\t")
 IDS = (17, 5)
@@ -123,7 +123,7 @@ def test_export(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = SimpleNamespace(name=CLASSES[1])
     monkeypatch.setattr(export, "write_exported", lambda source, out, opset: (out.touch(), trained)[1])
     monkeypatch.setattr(export, "load_exported", lambda out, name: None)
-    monkeypatch.setattr(export, "compare", lambda *_: [Agreement(str(image), False, 3, 0.0, 0.0)])
+    monkeypatch.setattr(export, "compare", lambda *_: {str(image): Agreement(False, 0.0, 3, 0.0)})
     output = run("export", place / "run", place / "[x].onnx", "--check", image, code=1).output
     assert f"[x].onnx: {printable(CLASSES[1])}" in output
     assert printable(str(image)) in output

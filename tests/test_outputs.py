@@ -21,9 +21,9 @@ from pliant.cli import app
 from pliant.commands.evaluate import _is_report
 from pliant.outputs import LIST, Outputs, is_free, unique_names, wrote
 from pliant.recipes import voc
-from pliant.recipes.base import kind_of, to_fields
+from pliant.recipes.base import to_fields
 from pliant.runs.weights import write_weights
-from pliant.tasks.networks import build_model
+from pliant.tasks.task import build_model
 
 
 def state(folder: Path) -> dict[str, str]:
@@ -168,7 +168,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "s.safetensors"
     description = {
         "recipe": "tiny",
-        "kind": kind_of(recipe),
+        "kind": recipe.kind,
         "fields": to_fields(recipe),
         "classes": ("background", "red"),
         "splits": {"train": "train", "validation": None, "test": "test"},

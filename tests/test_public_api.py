@@ -25,7 +25,7 @@ def lines() -> Iterator[str]:
         for name in sorted(public_names(module)):
             yield from of_object(f"{module.__name__}.{name}", getattr(module, name))
     from pliant.cli import app
-    from pliant.recipes.base import recipe_names
+    from pliant.recipes import recipe_names
 
     command: Any = typer.main.get_command(app)
     for name, each in sorted(command.commands.items()):

@@ -21,12 +21,12 @@ import lightning
 import numpy as np
 import torch
 
-from pliant.commands.train import batch_groups, build_module, describe, fit_settings
 from pliant.data.glyphs_folder import write_glyphs
 from pliant.engine.fitting import fit
-from pliant.recipes.base import find_recipe, override
+from pliant.recipes import find_recipe, override
 from pliant.runs.folder import RunFolder
-from pliant.tasks.datasets import choose_splits, open_training_data
+from pliant.runs.training import batch_groups, build_module, describe, fit_settings
+from pliant.tasks.splits import choose_splits, open_training_data
 
 MEBIBYTE = 2**20
 

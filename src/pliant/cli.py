@@ -18,7 +18,22 @@ if TYPE_CHECKING:
     from pliant.engine.test_time_augmentation import Procedure
 
 
+class _Commands(typer.core.TyperGroup):
+    """The commands, whose errors are shown as one line; with --debug, with a traceback."""
+
+    def make_context(self, info_name: str | None, args: list[str], *others: Any, **options: Any) -> Any:
+        given = tuple(args)  # parsing empties the list
+        context = super().make_context(info_name, args, *others, **options)
+        context.obj = given
+        return context
+
+    def invoke(self, ctx: Any) -> Any:
+        with contextlib.nullcontext() if ctx.params.get("debug") else _user_errors(), _recorded():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Deformable ConvNets for PyTorch.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -35,6 +50,12 @@ SoftNMS = Annotated[bool, typer.Option("--soft-nms", help="Overlapping boxes los
 
 Devices = Annotated[
     int | None, typer.Option(min=1, help="GPUs, or processes on the CPU, that share the work.", show_default=False)
+]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Where the network runs; a GPU if there is one.")
 ]
 Source = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="A run folder, or a .safetensors file of one.")]
 
@@ -77,63 +98,68 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Deformable ConvNets for PyTorch."""
-    if debug:
-        os.environ["PLIANT_DEBUG"] = "1"
 
 
 @_command()
 def train(
+    context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Such as voc.faster_rcnn_deform.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder of the data.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
-    ] = None,
+    assignments: Assignments = None,
     run: Annotated[Path | None, typer.Option(help="The run folder to make; runs/RECIPE by default.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run where it stopped.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem in the data.")] = False,
     devices: Devices = None,
+    device: Device = None,
 ) -> None:
     """Train a recipe on your data, or continue a run with --resume."""
-    with _user_errors():
-        if resume is not None:
-            given = {"RECIPE": recipe, "--set": assignments, "--run": run, "--strict": strict}
-            if any(given.values()):
-                names = ", ".join(name for name, value in given.items() if value)
-                raise ValueError(f"--resume continues a run as it was started; leave out {names}")
-            from pliant.commands.train import resume as resume_training
+    if resume is not None:
+        given = {"RECIPE": recipe, "--set": assignments, "--run": run, "--strict": strict}
+        if any(given.values()):
+            names = ", ".join(name for name, value in given.items() if value)
+            raise ValueError(f"--resume continues a run as it was started; leave out {names}")
+        from pliant.commands.train import resume as resume_training
+        from pliant.launch import Launch
 
-            resume_training(resume, data=data, devices=devices)
-            return
-        if recipe is None:
-            from pliant.recipes.base import recipe_names
+        resume_training(resume, data=data, launch=Launch(devices, context.obj), device=device)
+        return
+    if recipe is None:
+        from pliant.recipes import recipe_names
 
-            raise ValueError(f"name a recipe, or a run with --resume; recipes: {', '.join(recipe_names())}")
-        if data is None:
-            raise ValueError("say where the data is with --data PATH")
-        from pliant.commands.train import train as start_training
+        raise ValueError(f"name a recipe, or a run with --resume; recipes: {', '.join(recipe_names())}")
+    if data is None:
+        raise ValueError("say where the data is with --data PATH")
+    from pliant.commands.train import train as start_training
+    from pliant.launch import Launch
 
-        start_training(recipe, data, assignments=assignments or (), run=run, strict=strict, devices=devices)
+    start_training(
+        recipe,
+        data,
+        assignments=assignments or (),
+        run=run,
+        strict=strict,
+        launch=Launch(devices, context.obj),
+        device=device,
+    )
 
 
 @_command()
 def check(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Such as voc.rfcn_deform.")],
     data: Annotated[Path, typer.Option(help="The folder of the data.")],
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
-    ] = None,
+    assignments: Assignments = None,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image.")] = False,
 ) -> None:
     """Say what of a recipe's data is there, what is missing, and what is wrong with it."""
-    with _user_errors():
-        from pliant.commands.check import check as run_check
+    from pliant.commands.check import check as run_check
 
-        if not run_check(recipe, data, assignments=assignments or (), deep=deep):
-            raise typer.Exit(2)
+    if not run_check(recipe, data, assignments=assignments or (), deep=deep):
+        raise typer.Exit(2)
 
 
 @_command("eval")
 def evaluate(
+    context: typer.Context,
     source: Source,
     data: Annotated[Path | None, typer.Option(help="The folder of the data; that of the training by default.")] = None,
     split: Annotated[str | None, typer.Option(help="The split; that of the recipe by default.")] = None,
@@ -146,22 +172,24 @@ def evaluate(
     soft_nms: SoftNMS = False,
     voc_results: Annotated[bool, typer.Option("--voc-results", help="Write VOC's comp4_det_test_CLASS.txt.")] = False,
     devices: Devices = None,
+    device: Device = None,
 ) -> None:
-    """Judge a run or its weights: COCO and VOC average precision, mIoU, or top-1 and top-5 accuracy."""
-    with _user_errors():
-        from pliant.commands.evaluate import evaluate as judge
+    """Evaluate a run or its weights: COCO and VOC average precision, mIoU, or top-1 and top-5 accuracy."""
+    from pliant.commands.evaluate import evaluate as run_evaluation
+    from pliant.launch import Launch
 
-        procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
-        judge(
-            source,
-            data,
-            split=split,
-            strict=strict,
-            out=out,
-            procedure=procedure,
-            voc_results=voc_results,
-            devices=devices,
-        )
+    procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
+    run_evaluation(
+        source,
+        data,
+        split=split,
+        strict=strict,
+        out=out,
+        procedure=procedure,
+        voc_results=voc_results,
+        launch=Launch(devices, context.obj),
+        device=device,
+    )
 
 
 @_command()
@@ -175,16 +203,16 @@ def predict(
     flip: Flip = False,
     box_averaging: BoxAveraging = False,
     soft_nms: SoftNMS = False,
+    device: Device = None,
 ) -> None:
     """Write pictures with boxes, masks or names, and files to work with."""
-    with _user_errors():
-        from pliant.commands.predict import predict as run_prediction
+    from pliant.commands.predict import predict as run_prediction
 
-        procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
-        done = run_prediction(source, images, out, threshold=threshold, procedure=procedure)
-        Console(stderr=True).print(f"{len(done.pictures)} pictures in {out}")
-        if done.failed:
-            raise typer.Exit(1)
+    procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
+    done = run_prediction(source, images, out, threshold=threshold, procedure=procedure, device=device)
+    Console(stderr=True).print(f"{len(done.pictures)} pictures in {out}")
+    if done.failed:
+        raise typer.Exit(1)
 
 
 @_command()
@@ -199,16 +227,19 @@ def look(
     data: Annotated[
         Path | None, typer.Option(help="A folder of data to measure the effective dilation on, by object size.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of that data; the one to judge on by default.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="The split of that data; by default the one that the training left for evaluation."),
+    ] = None,
+    device: Device = None,
 ) -> None:
     """Show where the units of a network sample: pictures, and a page to explore."""
-    with _user_errors():
-        from pliant.commands.look import look as run_look
+    from pliant.commands.look import look as run_look
 
-        looked = run_look(source, images, out, threshold=threshold, cost=cost, data=data, split=split)
-        Console(stderr=True).print(f"Open {looked.page}")
-        if looked.failed:
-            raise typer.Exit(1)
+    looked = run_look(source, images, out, threshold=threshold, cost=cost, data=data, split=split, device=device)
+    Console(stderr=True).print(f"Open {looked.page}")
+    if looked.failed:
+        raise typer.Exit(1)
 
 
 @_command()
@@ -222,11 +253,10 @@ def export(
     openvino: Annotated[bool, typer.Option("--openvino", help="Compare OpenVINO's run of the file as well.")] = False,
 ) -> None:
     """Write a trained network as an ONNX file, and compare it with the network."""
-    with _user_errors():
-        from pliant.commands.export import export as run_export
+    from pliant.commands.export import export as run_export
 
-        if not run_export(source, out, opset=opset, images=images or (), openvino=openvino):
-            raise typer.Exit(1)
+    if not run_export(source, out, opset=opset, images=images or (), openvino=openvino):
+        raise typer.Exit(1)
 
 
 @_command("import-weights")
@@ -236,9 +266,7 @@ def import_weights(
     classes: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Their names; known data sets need none.")
     ] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
-    ] = None,
+    assignments: Assignments = None,
     denormalized: Annotated[
         bool | None,
         typer.Option(
@@ -249,25 +277,24 @@ def import_weights(
     ] = None,
 ) -> None:
     """Turn weights that others trained into a file for predict and eval."""
-    with _user_errors():
-        from pliant.commands.import_weights import import_weights as run_import
+    from pliant.commands.import_weights import import_weights as run_import
 
-        names = [name.strip() for name in (classes or "").split(",") if name.strip()]
-        done = run_import(source, out, classes=names, assignments=assignments or (), denormalized=denormalized)
-        Console(stderr=True).print(f"{done.path}: {done.name}, {len(done.classes)} classes")
+    names = [name.strip() for name in (classes or "").split(",") if name.strip()]
+    done = run_import(source, out, classes=names, assignments=assignments or (), denormalized=denormalized)
+    Console(stderr=True).print(f"{done.path}: {done.name}, {len(done.classes)} classes")
 
 
 @_command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("pliant-demo"),
     steps: Annotated[int | None, typer.Option(min=1, help="Steps for each network.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of data and networks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the data and the networks.")] = 0,
+    device: Device = None,
 ) -> None:
     """Train a plain, a dilated and a deformable network side by side; no data needed."""
-    with _user_errors():
-        from pliant.commands.demo.run import run
+    from pliant.commands.demo.run import run
 
-        run(out, steps=steps, seed=seed)
+    run(out, steps=steps, seed=seed, device=device)
 
 
 @_command()
@@ -275,20 +302,20 @@ def ablate(
     data: Annotated[Path | None, typer.Option(help="The folder of the data; drawn digits by default.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")] = Path("pliant-ablation"),
     recipe: Annotated[str, typer.Option(help="DeepLab, class-aware RPN, Faster R-CNN or R-FCN.")] = "voc.deeplab",
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
-    ] = None,
+    assignments: Assignments = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many times each network is trained.")] = 3,
     budget: Annotated[
         str | None, typer.Option(metavar="20m", help="The time for all; sets the number of steps.")
     ] = None,
+    device: Device = None,
 ) -> None:
     """Train every network of the paper's tables 1 and 3 alike: deformable layers, dilations, RoI pooling."""
-    with _user_errors():
-        from pliant.commands.ablate.run import ablate as run_ablation
+    from pliant.commands.ablate.run import ablate as run_ablation
 
-        done = run_ablation(out, data, name=recipe, assignments=assignments or (), seeds=seeds, budget=budget)
-        Console(stderr=True).print(f"Written to {done}")
+    done = run_ablation(
+        out, data, name=recipe, assignments=assignments or (), seeds=seeds, budget=budget, device=device
+    )
+    Console(stderr=True).print(f"Written to {done}")
 
 
 @_command()
@@ -307,23 +334,22 @@ def bench(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
     """Time the operators against plain convolution and their peers, each result checked first."""
-    with _user_errors():
-        from pliant.bench.run import run
+    from pliant.bench.run import run
 
-        right = run(
-            threads=threads,
-            seconds=seconds,
-            only=only,
-            operators=operators,
-            memory=memory,
-            network=network,
-            scaling=scaling,
-            chart=chart,
-            out=out,
-            markdown=markdown,
-        )
-        if not right:
-            raise typer.Exit(1)
+    right = run(
+        threads=threads,
+        seconds=seconds,
+        only=only,
+        operators=operators,
+        memory=memory,
+        network=network,
+        scaling=scaling,
+        chart=chart,
+        out=out,
+        markdown=markdown,
+    )
+    if not right:
+        raise typer.Exit(1)
 
 
 def _procedure(scales: str | None, multi_scale: bool, flip: bool, box_averaging: bool, soft_nms: bool) -> Procedure:
@@ -340,13 +366,9 @@ def _procedure(scales: str | None, multi_scale: bool, flip: bool, box_averaging:
 
 @contextlib.contextmanager
 def _user_errors() -> Iterator[None]:
-    """Show what a user can mend as one line and leave with 2; --debug shows the traceback instead."""
-    if os.environ.get("PLIANT_DEBUG"):
-        yield
-        return
+    """Show an error that a user can fix as one line, and leave with 2."""
     try:
-        with _recorded():
-            yield
+        yield
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
         Console(stderr=True).error(line)

@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,6 +74,36 @@ def require_gpus(devices: int, accelerator: str) -> None:
     there = torch.cuda.device_count()
     if accelerator != "cpu" and 0 < there < devices:
         raise ValueError(f"{devices} devices are asked for, and this machine has {there} GPUs")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The processes that a user asks a command for.
+
+    Attributes:
+        devices: How many on this machine, each with a GPU of its own or on the CPU; None for one, or as many as
+            torchrun started.
+        command: The command line as it was given, without ``pliant``; each process runs it.
+    """
+
+    devices: int | None = None
+    command: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> bool:
+        """Whether the processes are still to be started; see `must_launch`."""
+        return self.devices is not None and must_launch(self.devices)
+
+    def run(self, accelerator: str) -> None:
+        """Start the processes and wait for them; see `launch` and `require_gpus`."""
+        assert self.devices is not None
+        if not self.command:
+            raise ValueError("several processes are started by the command line: pliant COMMAND ... --devices N")
+        require_gpus(self.devices, accelerator)
+        launch(self.command, self.devices)
+
+
+ALONE = Launch()
 
 
 def launch(arguments: Sequence[str], processes: int) -> None:

@@ -143,6 +143,24 @@ def wrote(path: Path) -> bool:
     return _is_listed(path, _read(path.parent / LIST))
 
 
+def without_own(files: Sequence[Path], given: Sequence[Path]) -> tuple[list[Path], str | None]:
+    """Leave out the pictures that Pliant itself drew, but for those that are given by their own paths.
+
+    Returns:
+        The rest, and a sentence that says what was left out; None if nothing was.
+
+    Raises:
+        FileNotFoundError: If nothing else is there.
+    """
+    own = {path for path in files if path not in given and wrote(path)}
+    if not own:
+        return list(files), None
+    said = f"{len(own)} pictures that Pliant drew are passed over, such as {min(own)}"
+    if len(own) == len(files):
+        raise FileNotFoundError(f"there are no other images: {said}")
+    return [path for path in files if path not in own], said
+
+
 def is_free(folder: Path) -> bool:
     """Whether nothing is there, or an empty folder; the list alone, which one does not see, is as good as none."""
     if not folder.is_dir():

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from pliant.cli import app
 from pliant.recipes import imagenet, voc
-from pliant.recipes.base import Recipe, kind_of, to_fields
-from pliant.runs.exported import Agreement, _same_detections, load_exported
+from pliant.recipes.base import Recipe, to_fields
+from pliant.runs.exported import load_exported
 from pliant.runs.weights import write_weights
-from pliant.tasks.networks import build_model
+from pliant.tasks.detection import compare_detections
+from pliant.tasks.task import Agreement, build_model
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -36,7 +37,7 @@ def weights(path: Path, recipe: Recipe, classes: tuple[str, ...], **changes: Any
             nn.init.normal_(parameter, std=0.03)
     description = {
         "recipe": "tiny",
-        "kind": kind_of(recipe),
+        "kind": recipe.kind,
         "fields": to_fields(recipe),
         "classes": classes,
         "splits": {"train": "train", "validation": None, "test": "test"},
@@ -125,11 +126,9 @@ def test_agreement_needs_the_same_label_place_and_number() -> None:
             "scores": torch.tensor([score for *_, score in lines]),
         }
 
-    def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> Agreement:
-        return _same_detections("", ours, theirs)
-
+    same = compare_detections
     two = detections((0, 1, 0.9), (40, 2, 0.8))
-    assert same(two, two) == Agreement("", True, 2, 0.0, 0.0)
+    assert same(two, two) == Agreement(True, 0.0, 2, 0.0)
     assert same(two, detections((40, 2, 0.8), (0, 1, 0.9), (80, 1, 0.01))).same
     assert not same(two, detections((0, 1, 0.9), (40, 1, 0.8))).same
     assert not same(two, detections((0, 1, 0.9))).same

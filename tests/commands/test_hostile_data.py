@@ -18,7 +18,7 @@ from pliant.engine import Schedule, SegmentationModule
 from pliant.engine.fitting import FitSettings, fit
 from pliant.engine.segmentation import collate_evaluation, collate_training
 from pliant.runs.folder import RunFolder
-from pliant.tasks.datasets import TrainingData
+from pliant.tasks.splits import TrainingData
 
 NAMES = ("[/red]", "[bold", "../../cat", "a\x9b2J", "\u202eb")
 

@@ -89,7 +89,7 @@ def test_predict_and_eval_take_the_file(demonstration: Any, tmp_path: Path, mini
     assert load_trained(out).recipe.bins == 3
     done = predict(out, [tmp_path / "image.png"], tmp_path / "pictures")
     assert done.pictures
-    assert {found["category"] for found in done.detections} <= set(VOC_CLASSES)
+    assert {found["category"] for found in done.records} <= set(VOC_CLASSES)
     root = miniature.make_voc(tmp_path / "voc", {"test": 1})
     for annotation in (root / "Annotations").iterdir():
         annotation.write_text(annotation.read_text().replace("red", "cat").replace("green", "dog"))

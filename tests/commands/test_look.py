@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from pliant.cli import app
 from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool
 from pliant.recipes import imagenet, voc
-from pliant.recipes.base import Recipe, kind_of, to_fields
+from pliant.recipes.base import Recipe, to_fields
 from pliant.runs.weights import write_weights
-from pliant.tasks.networks import build_model
+from pliant.tasks.task import build_model
 
 TINY: dict[str, Any] = {
     "backbone": "timm/resnet10t",
@@ -42,7 +42,7 @@ def weights(path: Path, recipe: Recipe, classes: tuple[str, ...], **changes: Any
             nn.init.normal_(module.offset_fc.bias, std=0.5)
     description = {
         "recipe": "tiny",
-        "kind": kind_of(recipe),
+        "kind": recipe.kind,
         "fields": to_fields(recipe),
         "classes": classes,
         "splits": {"train": "train", "validation": None, "test": "test"},

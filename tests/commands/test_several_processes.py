@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,9 +19,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from pliant import launch
+from pliant.cli import app
 from pliant.commands.evaluate import evaluate
-from pliant.commands.train import resume, train
+from pliant.commands.train import train
+from pliant.launch import Launch
 from pliant.runs.folder import RunFolder
 
 TINY = (
@@ -43,6 +49,17 @@ def data(tmp_path_factory: pytest.TempPathFactory, miniature: ModuleType) -> Pat
         mask.paste(255, (0, 0, mask.width, mask.height // 2))
         mask.save(path)
     return folder
+
+
+def options(settings: Sequence[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def pliant(*arguments: Any, devices: int = 2, code: int = 0) -> str:
+    """A command in several processes."""
+    result = CliRunner().invoke(app, [*map(str, arguments), "--devices", str(devices)])
+    assert result.exit_code == code, result.output
+    return result.output
 
 
 def rows(path: Path) -> list[dict[str, float]]:
@@ -88,21 +105,22 @@ def test_a_detector_trains_as_in_one_process_though_one_dies(data: Path, tmp_pat
     settings = (*TINY, "anchor_scales=1,2", "max_steps=12", "checkpoint_every=3", "validate_every=4", "lr=0.001")
     killer = KillSecond(tmp_path / "shared", 4)
     killer.start()
-    with pytest.raises(ChildProcessError, match="process 1 of 2 was ended by SIGKILL") as error:
-        train("voc.rfcn_deform", data, assignments=settings, run=tmp_path / "shared", devices=2)
-    assert f"continue with: pliant train --resume {tmp_path / 'shared'}" in str(error.value)
+    output = pliant(
+        "train", "voc.rfcn_deform", "--data", data, "--run", tmp_path / "shared", *options(settings), code=2
+    )
+    assert "process 1 of 2 was ended by SIGKILL" in output
+    assert f"continue with: pliant train --resume {tmp_path / 'shared'}" in output
     killer.join()
     whole = train("voc.rfcn_deform", data, assignments=settings, run=tmp_path / "whole")
-    shared = resume(tmp_path / "shared", devices=2)
-    assert_same_logs(whole, shared)
+    pliant("train", "--resume", tmp_path / "shared")
+    assert_same_logs(whole, RunFolder(tmp_path / "shared"))
 
 
 @pytest.mark.slow
 def test_torchrun_trains_a_segmenter_and_judges_it(data: Path, tmp_path: Path, miniature: ModuleType) -> None:
     settings = (*TINY, "max_steps=4", "validate_every=2", "lr=0.001", "crop=32,40")
     shared = RunFolder(tmp_path / "shared")
-    options = [part for setting in settings for part in ("--set", setting)]
-    command = ["train", "voc.deeplab_deform", "--data", str(data), "--run", str(shared.path), *options]
+    command = ["train", "voc.deeplab_deform", "--data", str(data), "--run", str(shared.path), *options(settings)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     done = subprocess.run(
         [*torchrun, "--rdzv-endpoint", "localhost:0", "-m", "--", "pliant", *command],
@@ -117,16 +135,30 @@ def test_torchrun_trains_a_segmenter_and_judges_it(data: Path, tmp_path: Path, m
     assert_same_logs(whole, shared)
 
     (data / "JPEGImages" / "scene_13.jpg").write_bytes(b"gone")  # the third of five, so the first process finds it
-    together, alone = evaluate(shared.path, devices=2), evaluate(shared.path, out=tmp_path / "alone.json")
+    pliant("eval", shared.path)
+    together = json.loads((shared.path / "eval-test.json").read_text())
+    alone = evaluate(shared.path, out=tmp_path / "alone.json")
     assert together["images"] == alone["images"] == 4
     assert together["skipped"] == alone["skipped"]
     assert same_results(together["results"], alone["results"])
 
 
 def test_what_cannot_be_shared_is_refused_first(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size \(4\) must be divisible by the number of devices \(3\)"):
-        train("voc.deeplab", data, assignments=TINY, run=tmp_path / "run", devices=3)
+    arguments = ["train", "voc.deeplab", "--data", data, "--run", tmp_path / "run", *options(TINY)]
+    output = pliant(*arguments, devices=3, code=2)
+    assert "batch_size (4) must be divisible by the number of devices (3)" in output
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="several processes are started by the command line"):
+        train("voc.deeplab", data, assignments=TINY, run=tmp_path / "run", launch=Launch(2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_processes_run_the_command_as_it_was_given(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    given: list[tuple[str, ...]] = []
+    monkeypatch.setattr(launch, "launch", lambda command, processes: given.append((*command, str(processes))))
+    arguments = ("--debug", "train", "voc.deeplab", "--data", str(data), *options(TINY), "--strict", "--devices=2")
+    assert CliRunner().invoke(app, list(arguments)).exit_code == 0
+    assert given == [(*arguments, "2")]
 
 
 @pytest.mark.slow
@@ -138,6 +170,6 @@ def test_two_gpus_train_as_one(data: Path, tmp_path: Path, frozen: str) -> None:
     """The norms that are trained see the whole batch, so that the losses are those of one GPU."""
     settings = (*TINY, "accelerator=gpu", "max_steps=4", "validate_every=2", "lr=0.001", "crop=32,40")
     settings += (f"frozen={frozen}",)
-    shared = train("voc.deeplab_deform", data, assignments=settings, run=tmp_path / "shared", devices=2)
-    whole = train("voc.deeplab_deform", data, assignments=settings, run=tmp_path / "whole", devices=1)
-    assert_same_logs(whole, shared, tolerance=1e-3)
+    pliant("train", "voc.deeplab_deform", "--data", data, "--run", tmp_path / "shared", *options(settings))
+    whole = train("voc.deeplab_deform", data, assignments=settings, run=tmp_path / "whole")
+    assert_same_logs(whole, RunFolder(tmp_path / "shared"), tolerance=1e-3)

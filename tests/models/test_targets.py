@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pliant.engine.classification import ClassificationModule
 from pliant.engine.metrics import ClassificationMetrics, SegmentationMetrics
-from pliant.engine.schedule import Schedule
 from pliant.engine.segmentation import pixel_loss
 from pliant.models import class_aware_rpn, faster_rcnn, fpn_faster_rcnn, rfcn
+from pliant.schedule import Schedule
 
 SMALL: dict[str, Any] = {"backbone": "timm/resnet10t", "min_size": 64, "max_size": 96}
 BUILDERS = (faster_rcnn, rfcn, class_aware_rpn, fpn_faster_rcnn)

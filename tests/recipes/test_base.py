@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from pliant.recipes import DetectionRecipe, SegmentationRecipe, find_recipe, override
-from pliant.recipes.base import from_fields, kind_of, recipe_names, to_fields
+from pliant.recipes import DetectionRecipe, SegmentationRecipe, find_recipe, override, recipe_names
+from pliant.recipes.base import to_fields
+from pliant.tasks.task import stored_recipe
 
 
 def test_every_recipe_is_found_by_its_name() -> None:
@@ -20,7 +21,7 @@ def test_every_recipe_is_found_by_its_name() -> None:
         "voc.faster_rcnn",
         "voc.faster_rcnn_deform",
     } <= set(names)
-    assert {kind_of(find_recipe(name)) for name in names} == {"detection", "segmentation", "classification"}
+    assert {find_recipe(name).kind for name in names} == {"detection", "segmentation", "classification"}
 
 
 @pytest.mark.parametrize("name", ["voc.faster_rccn", "voc", "base.find_recipe", "os.getcwd", "", "train.train"])
@@ -102,16 +103,16 @@ def test_recipe_comes_back_from_json() -> None:
     for name in recipe_names():
         recipe = find_recipe(name)
         fields = json.loads(json.dumps(to_fields(recipe)))
-        assert from_fields(kind_of(recipe), fields) == recipe
+        assert stored_recipe(recipe.kind, fields) == recipe
 
 
 def test_foreign_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="kind"):
-        from_fields("pose", {})
+        stored_recipe("pose", {})
     with pytest.raises(ValueError, match="unknown fields depth"):
-        from_fields("detection", {"depth": 3})
+        stored_recipe("detection", {"depth": 3})
     with pytest.raises(TypeError, match="max_steps must be int"):
-        from_fields("detection", {"max_steps": "many"})
+        stored_recipe("detection", {"max_steps": "many"})
     with pytest.raises(TypeError, match="lr must be float"):
         DetectionRecipe(lr=True)
 

@@ -13,9 +13,11 @@ import pytest
 from pliant import models
 from pliant.engine import Schedule
 from pliant.ranges import Items, Range, Text, check_fields, declared
-from pliant.recipes.base import KINDS, Recipe, find_recipe, override, recipe_names
-from pliant.tasks.networks import build_model
+from pliant.recipes import find_recipe, override, recipe_names
+from pliant.recipes.base import Recipe
+from pliant.tasks.task import build_model, find_task
 
+KINDS = {kind: find_task(kind).recipe for kind in ("detection", "segmentation", "classification")}
 WRONG = {
     "deform_layers": (-1,),
     "dilation": (0, -2),

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from pliant.recipes import find_recipe
-from pliant.recipes.base import recipe_names
+from pliant.recipes import find_recipe, recipe_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 

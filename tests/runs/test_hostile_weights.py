@@ -15,7 +15,8 @@ from torch import nn
 
 from pliant.commands.import_weights import import_weights
 from pliant.data import VOC_CLASSES
-from pliant.recipes.base import find_recipe, kind_of, to_fields
+from pliant.recipes import find_recipe
+from pliant.recipes.base import to_fields
 from pliant.runs.trained import load_trained
 from pliant.runs.weights import write_weights
 from pliant.tasks.result_files import write_voc_results
@@ -26,7 +27,7 @@ def written(path: Path, name: str, classes: list[str], **fields: Any) -> Path:
     recipe = dataclasses.replace(find_recipe(name), weights=None)
     description = {
         "recipe": name,
-        "kind": kind_of(recipe),
+        "kind": recipe.kind,
         "fields": {**to_fields(recipe), **fields},
         "classes": classes,
         "step": 1,

@@ -22,8 +22,8 @@ from pliant.engine import ClassificationMetrics
 from pliant.nn import DeformConv2d
 from pliant.recipes import find_recipe, override
 from pliant.runs.weights import read_weights
-from pliant.tasks.datasets import Splits, choose_splits, open_training_data
-from pliant.tasks.networks import build_model
+from pliant.tasks.splits import Splits, choose_splits, open_training_data
+from pliant.tasks.task import build_model
 
 TINY = ("crop=32", "short_side=36", "batch_size=2", "max_steps=2", "lr=1.0", "accelerator=cpu")
 Train = Callable[..., tuple[Path, Result]]

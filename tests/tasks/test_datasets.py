@@ -15,7 +15,8 @@ from pliant.commands.check import check
 from pliant.commands.train import train
 from pliant.data import DataError
 from pliant.recipes import find_recipe, override
-from pliant.tasks.datasets import Splits, choose_splits, choose_test_split, open_split, open_training_data
+from pliant.tasks.splits import Splits, choose_splits, choose_test_split, open_training_data
+from pliant.tasks.task import task_of
 
 
 @pytest.mark.parametrize(
@@ -151,14 +152,14 @@ def test_coco_layout(tmp_path: Path, miniature: ModuleType) -> None:
 def test_masks_are_judged_at_their_own_size(tmp_path: Path, miniature: ModuleType) -> None:
     root = miniature.make_voc(tmp_path / "data", {"train": 1, "val": 1})
     recipe = override(find_recipe("voc.deeplab"), ["short_side=24", "max_side=40"])
-    image, mask = open_split(recipe, root, "val")[0]
+    image, mask = task_of(recipe).open(recipe, root, "val")[0]
     assert image.shape == (3, 24, 32)
     assert mask.shape == (48, 64)
-    image, mask = open_split(recipe, root, "train", training=True)[0]
+    image, mask = task_of(recipe).open(recipe, root, "train", training=True)[0]
     assert image.shape[-2:] == mask.shape == (24, 32)
 
 
 def test_segmentation_reads_no_coco(tmp_path: Path) -> None:
     recipe = override(find_recipe("voc.deeplab"), ["layout=coco"])
     with pytest.raises(ValueError, match="layout=voc"):
-        open_split(recipe, tmp_path, "train")
+        task_of(recipe).open(recipe, tmp_path, "train")

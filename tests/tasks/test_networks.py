@@ -12,7 +12,7 @@ from pliant import param_groups
 from pliant.models import RFCN, ClassAwareRPN, DeepLab, FasterRCNN, FPNFasterRCNN
 from pliant.nn import DeformConv2d
 from pliant.recipes import find_recipe, override
-from pliant.tasks.networks import build_model, lr_multipliers
+from pliant.tasks.task import build_model, task_of
 
 CLASSES = ("cat", "dog")
 
@@ -49,7 +49,7 @@ def test_the_pyramid_network() -> None:
 def rates(name: str, *changes: str) -> dict[str, float]:
     """Multiplier of each parameter that trains."""
     recipe, model = build(name, *changes)
-    groups = param_groups(model, 1.0, lr_mult=lr_multipliers(recipe, model))
+    groups = param_groups(model, 1.0, lr_mult=task_of(recipe).training_options(recipe, model)["lr_mult"])
     return {name: group["lr"] for group in groups for name in group["names"]}
 
 

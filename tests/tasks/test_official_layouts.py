@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from pliant.cli import app
 from pliant.data import CityscapesSegmentation, COCODetection, DataError, VOCDetection, VOCSegmentation
 from pliant.recipes import find_recipe
-from pliant.tasks.datasets import Splits, choose_splits
+from pliant.tasks.splits import Splits, choose_splits
 
 TINY = (
     "backbone=timm/resnet10t",

@@ -10,37 +10,17 @@ from pliant.console import Console, Table, styled
 from pliant.data import DataError, DetectionSet, ImageSet
 from pliant.data.image_set import some
 from pliant.data.images import UnreadableFileError, read_image
-from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, find_recipe, override
-from pliant.tasks.datasets import Splits, choose_splits, open_split, require_content
+from pliant.recipes import find_recipe, override
+from pliant.recipes.base import Recipe
+from pliant.tasks.splits import Splits, choose_splits, require_content
 from pliant.tasks.startable import require_startable
+from pliant.tasks.task import task_of
 
 _MOST_NAMES = 10
-_VOC = """\
-VOCdevkit/VOC2007/ and VOC2012/, each with
-  JPEGImages/ID.jpg
-  ImageSets/Main/SPLIT.txt          Annotations/ID.xml          (detection)
-  ImageSets/Segmentation/SPLIT.txt  SegmentationClass/ID.png    (segmentation)
-One such folder of your own will do. From host.robots.ox.ac.uk/pascal/VOC."""
-_SBD = """\
-SBD lies beside VOCdevkit/ or in the data folder: benchmark_RELEASE/dataset/ (or sbd/) with img/ID.jpg, cls/ID.mat,
-train.txt, val.txt. From the Berkeley vision group's page of "Semantic Contours from Inverse Detectors"."""
-_COCO = """\
-train2014/, val2014/, test2015/ (or of 2017) with images, and
-  annotations/instances_SPLIT.json
-  annotations/image_info_test-dev2015.json                      (to send results of)
-From cocodataset.org."""
-_CITYSCAPES = """\
-leftImg8bit/SPLIT/CITY/CITY_000000_000019_leftImg8bit.png
-gtFine/SPLIT/CITY/CITY_000000_000019_gtFine_labelIds.png
-for the splits train and val. From cityscapes-dataset.com."""
-_FOLDERS = """\
-train/CLASS/NAME.jpg
-val/CLASS/NAME.jpg
-From image-net.org, or any images that you sort so."""
 
 
 def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool = False) -> bool:
-    """Open what a recipe trains and judges on, and print what is there and what is not, weights included.
+    """Open what a recipe trains and evaluates on, and print what is there and what is not, weights included.
 
     Args:
         name: Of the recipe.
@@ -63,12 +43,12 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
         _say_layout(console, recipe)
         return False
     _say_splits(console, recipe, splits)
-    can_train, classes = True, recipe.classes
-    for purpose, split in (("train", splits.train), ("validate", splits.validation), ("judge", splits.test)):
+    task, can_train, classes = task_of(recipe), True, recipe.classes
+    for purpose, split in (("train", splits.train), ("validate", splits.validation), ("evaluate", splits.test)):
         if split is None:
             continue
         try:
-            dataset = open_split(recipe, data, split, training=purpose == "train", classes=classes)
+            dataset = task.open(recipe, data, split, training=purpose == "train", classes=classes)
             if purpose == "train":
                 require_content(dataset)
         except DataError as error:
@@ -104,13 +84,14 @@ def _say_whether_startable(console: Console, recipe: Recipe) -> bool:
 
 def _say_splits(console: Console, recipe: Recipe, splits: Splits) -> None:
     """Print where the data has other splits than the recipe asks for."""
-    wanted = {"train": (recipe.train_split, splits.train), "judge": (recipe.test_split, splits.test)}
+    wanted = {"train": (recipe.train_split, splits.train), "evaluate": (recipe.test_split, splits.test)}
     for purpose, (asked, found) in wanted.items():
         if asked is not None and asked != found:
             instead = f"{found} is taken" if found else "none is taken"
             console.print(f"{purpose}: the recipe asks for {asked}; {instead}", style="yellow")
-            if "sbd" in asked.split("+") and "sbd" not in (found or "").split("+"):
-                console.print(*_SBD.splitlines(), sep="\n")
+            for name, text in task_of(recipe).layout(recipe).extra:
+                if name in asked.split("+") and name not in (found or "").split("+"):
+                    console.print(*text.splitlines(), sep="\n")
 
 
 def _say_error(console: Console, what: str, error: DataError) -> None:
@@ -121,12 +102,7 @@ def _say_error(console: Console, what: str, error: DataError) -> None:
 
 
 def _say_layout(console: Console, recipe: Recipe) -> None:
-    if isinstance(recipe, ClassificationRecipe):
-        text = _FOLDERS
-    else:
-        text = {"voc": _VOC, "coco": _COCO, "cityscapes": _CITYSCAPES}[recipe.layout]
-        if isinstance(recipe, SegmentationRecipe) and "sbd" in (recipe.train_split or ""):
-            text = f"{text}\n{_SBD}"
+    text = task_of(recipe).layout(recipe).described(recipe.train_split)
     console.print("", "The layout that is expected:", *text.splitlines(), sep="\n")
 
 

@@ -12,7 +12,8 @@ from torchvision import tv_tensors
 from pliant.console import Console, Progress, Table, styled
 from pliant.data.images import find_images, read_image
 from pliant.outputs import Outputs
-from pliant.runs.exported import Agreement, compare, load_exported, write_exported
+from pliant.runs.exported import compare, load_exported, write_exported
+from pliant.tasks.task import Agreement
 
 
 def export(source: Path, out: Path, *, opset: int = 19, images: Sequence[Path] = (), openvino: bool = False) -> bool:
@@ -52,18 +53,18 @@ def export(source: Path, out: Path, *, opset: int = 19, images: Sequence[Path] =
         }
     if found:
         console.print(_table(found))
-    return all(each.same for agreements in found.values() for each in agreements)
+    return all(each.same for agreements in found.values() for each in agreements.values())
 
 
-def _table(found: dict[str, list[Agreement]]) -> Table:
+def _table(found: dict[str, dict[str, Agreement]]) -> Table:
     table = Table(title="Against PyTorch")
     for heading in ("runtime", "image", "detections", "same", "scores differ by", "edges, pixels"):
         table.add_column(heading)
     for runtime, agreements in found.items():
-        for each in agreements:
+        for image, each in agreements.items():
             table.add_row(
                 runtime,
-                each.image,
+                image,
                 "" if each.detections is None else str(each.detections),
                 "yes" if each.same else styled("no", "red"),
                 f"{each.scores:.1e}",

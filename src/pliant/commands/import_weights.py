@@ -16,11 +16,13 @@ from pliant.data import VOC_CLASSES
 from pliant.importers import authors, mmdetection
 from pliant.importers.mxnet_params import is_params, read_params
 from pliant.outputs import Outputs
-from pliant.recipes.base import DetectionRecipe, Recipe, SegmentationRecipe, find_recipe, kind_of, override, to_fields
+from pliant.recipes import find_recipe, override
+from pliant.recipes.base import Recipe, to_fields
 from pliant.runs.tensors import require_fit
 from pliant.runs.trained import build_within
 from pliant.runs.weights import write_weights
-from pliant.tasks.datasets import Splits
+from pliant.tasks.splits import Splits
+from pliant.tasks.task import task_of
 
 _SCALES = {9: (8, 16, 32), 12: (4, 8, 16, 32)}
 
@@ -105,7 +107,7 @@ def import_weights(
     model.load_state_dict(found.convert())
     description = {
         "recipe": found.name,
-        "kind": kind_of(recipe),
+        "kind": recipe.kind,
         "fields": to_fields(recipe),
         "classes": names,
         "splits": dataclasses.asdict(Splits(recipe.train_split or "", recipe.val_split, recipe.test_split)),
@@ -132,7 +134,7 @@ def _authors(source: Path, denormalized: bool | None) -> _Found:
     recipe: Recipe
     if network.network == "deeplab":
         name = f"{'cityscapes' if network.num_classes == 19 else 'voc'}.deeplab{deformable}_authors"
-        recipe = dataclasses.replace(find_recipe(name), **common)
+        recipe = find_recipe(name).replaced(**common)
         classes = {19: _cityscapes(), 21: ("background", *VOC_CLASSES)}.get(network.num_classes, ())
     else:
         if network.anchors not in _SCALES:
@@ -140,10 +142,8 @@ def _authors(source: Path, denormalized: bool | None) -> _Found:
                 f"{source}: expected 9 or 12 anchors of a cell, as VOC and COCO have, got {network.anchors}"
             )
         name = f"{'coco' if network.anchors == 12 else 'voc'}.{network.network}{deformable}_authors"
-        base = find_recipe(name)
-        assert isinstance(base, DetectionRecipe)
         scales, roi = _SCALES[network.anchors], network.deform_roi
-        recipe = dataclasses.replace(base, **common, deform_roi=roi, anchor_scales=scales, bins=network.bins)
+        recipe = find_recipe(name).replaced(**common, deform_roi=roi, anchor_scales=scales, bins=network.bins)
         classes = {21: VOC_CLASSES, 81: _coco()}.get(network.num_classes, ())
     true_numbers = tested if denormalized is None else denormalized
     return _Found(arrays, network, lambda: network.convert(arrays, denormalized=true_numbers), name, recipe, classes)
@@ -164,10 +164,7 @@ def _mmdetection(source: Path) -> _Found:
     network = mmdetection.recognise(source, arrays)
     deformable = "_modulated" if network.modulated else "_deform" if network.deform_stages else ""
     name = f"coco.fpn_faster_rcnn{deformable}"
-    base = find_recipe(name)
-    assert isinstance(base, DetectionRecipe)
-    recipe = dataclasses.replace(
-        base,
+    recipe = find_recipe(name).replaced(
         backbone=f"timm/resnet{network.depth}",
         frozen=True,
         weights=None,
@@ -182,9 +179,9 @@ def _mmdetection(source: Path) -> _Found:
 
 def _checked_classes(source: Path, found: _Found, recipe: Recipe, given: tuple[str, ...]) -> tuple[str, ...]:
     names = given or recipe.classes or found.classes
-    segmentation = isinstance(recipe, SegmentationRecipe)
-    expected = found.network.num_classes - (0 if segmentation else 1)
-    what = "classes (the background's first, if it has one)" if segmentation else "classes without the background"
+    background = task_of(recipe).background
+    expected = found.network.num_classes - (0 if background else 1)
+    what = "classes (the background's first, if it has one)" if background else "classes without the background"
     if len(names) != expected:
         came = f"{len(names)}: {', '.join(names)}" if names else "no names"
         raise ValueError(f"{source} has {expected} {what}; name them with --classes a,b,c; got {came}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.commands.evaluate import data_and_split
-from pliant.commands.predict import without_own
 from pliant.console import Console, Progress
 from pliant.data import DetectionSet
 from pliant.data.images import UnreadableFileError, find_images, read_image
+from pliant.devices import choose_device
 from pliant.introspect import EffectiveDilation, RoIParts, Spread, Trace, compare_with_plain, draw, roi_parts
 from pliant.introspect.effective_dilation import GROUPS
 from pliant.introspect.page import PageImage, PageTable, write_page
-from pliant.outputs import Outputs, unique_names
-from pliant.recipes.base import DetectionRecipe, Recipe
+from pliant.nn import DeformConv2d
+from pliant.outputs import Outputs, unique_names, without_own
 from pliant.runs.files import write_json
 from pliant.runs.trained import Trained, load_trained
-from pliant.tasks.datasets import open_split
-from pliant.tasks.look import Seen, see
-from pliant.tasks.networks import build_model
+from pliant.tasks.task import View
 
 _PAGE, _COST, _DILATION = "look.html", "complexity.json", "effective_dilation"
 _FORMATS = ("png", "pdf", "svg")
@@ -102,12 +98,12 @@ def look(
     found_images = find_images(images, leave_out=out)
     files, own = without_own(found_images.images, images)
     trained = load_trained(source)
-    if _plain(trained.recipe) == trained.recipe:
+    if trained.task.without_deformation(trained.recipe) == trained.recipe:
         raise ValueError(f"{trained.path}: nothing in this network is deformable")
-    measured = _open(trained, data, split)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = choose_device(device, trained.recipe.accelerator)
     model = trained.model().to(chosen)
-    names, seen = unique_names(files, ("",)), dict[str, Seen]()
+    measured = _open(trained, model, data, split)
+    names, views = unique_names(files, ("",)), dict[str, View]()
     outputs = Outputs(trained.folder / "look" if out is None else out, _planned(names.values()), inputs=files)
     looked = Looked(outputs.folder / _PAGE, outputs)
     for sentence in (found_images.passed_over(), own):
@@ -121,19 +117,20 @@ def look(
                 looked.failed[path] = str(error)
                 progress.console.print(f"{path} cannot be read and is left out: {error}", style="red")
                 continue
-            found = see(model, trained.recipe, trained.classes, picture, threshold=threshold, device=chosen)
-            seen[names[path]] = found
-        if not seen:
+            views[names[path]] = trained.task.view(
+                model, trained.recipe, trained.classes, picture, threshold=threshold, device=chosen
+            )
+        if not views:
             raise ValueError("no image can be read")
         classes = ("background", *trained.classes)
         pages = [
             _look_at(model, name, each, classes, looked)
-            for name, each in progress.track(list(seen.items()), "where it reads")
+            for name, each in progress.track(list(views.items()), "where it reads")
         ]
         tables = []
         if cost:
             with progress.task("what it costs"):
-                tables.append(_cost(model, trained, next(iter(seen.values())), looked))
+                tables.append(_cost(model, trained, next(iter(views.values())), looked))
         if measured is not None:
             tables.append(_dilation(model, measured, chosen, looked, progress))
     with outputs.writing(_PAGE) as (place,):
@@ -148,31 +145,25 @@ def _planned(names: Iterable[str]) -> list[str]:
     return [_PAGE, _COST, f"{_DILATION}.json", *pictures]
 
 
-def _plain(recipe: Recipe) -> Recipe:
-    if isinstance(recipe, DetectionRecipe):
-        return dataclasses.replace(recipe, deform_layers=0, deform_stages=0, deform_roi=False)
-    return dataclasses.replace(recipe, deform_layers=0)
-
-
-def _open(trained: Trained, data: Path | None, split: str | None) -> DetectionSet | None:
+def _open(trained: Trained, model: nn.Module, data: Path | None, split: str | None) -> DetectionSet | None:
+    """The data to measure the effective dilation on."""
     if data is None:
         if split is not None:
             raise ValueError("--split names a split of --data, which is missing")
         return None
-    recipe = trained.recipe
-    if not isinstance(recipe, DetectionRecipe) or not (recipe.deform_layers or recipe.deform_stages):
+    if not trained.task.has_boxes or not any(isinstance(layer, DeformConv2d) for layer in model.modules()):
         raise ValueError("--data is for the effective dilation of detectors with deformable convolutions")
-    root, name = data_and_split(trained, data, split)
-    dataset = open_split(recipe, root, name, classes=trained.classes)
+    root, name = trained.data_and_split(data, split)
+    dataset = trained.task.open(trained.recipe, root, name, classes=trained.classes)
     assert isinstance(dataset, DetectionSet)
     dataset.skip_damaged()
     return dataset
 
 
-def _look_at(model: nn.Module, name: str, seen: Seen, classes: Sequence[str], looked: Looked) -> PageImage:
+def _look_at(model: nn.Module, name: str, view: View, classes: Sequence[str], looked: Looked) -> PageImage:
     """Draw the pictures of an image, and collect what the page needs."""
-    trace = Trace(model, seen.image)
-    shown = (seen.image * 255).round().byte().cpu()
+    trace = Trace(model, view.image)
+    shown = (view.image * 255).round().byte().cpu()
     if trace.layers:
         depth = min(3, trace.step().deformable)
         rows = [
@@ -181,53 +172,53 @@ def _look_at(model: nn.Module, name: str, seen: Seen, classes: Sequence[str], lo
                 shown,
                 [trace.points(trace.nearest(at), depth, regular=regular) for regular in (True, False)],
             )
-            for place, at in seen.places
+            for place, at in view.places
         ]
         columns = ("plain network", f"{depth} deformable layer{'s' if depth > 1 else ''}")
         with looked.drawing(f"{name}.sampling") as places:
             draw.sampling(places, rows, columns)
-    parts = roi_parts(model, seen.image, seen.boxes) if trace.pools and len(seen.boxes) else []
+    parts = roi_parts(model, view.image, view.boxes) if trace.pools and len(view.boxes) else []
     if parts:
         with looked.drawing(f"{name}.parts") as places:
-            draw.roi_parts(places, _panels(seen, shown, parts[0], classes))
+            draw.roi_parts(places, _panels(view, shown, parts[0], classes))
     return PageImage(
         name,
-        seen.picture,
+        view.picture,
         trace,
-        start=seen.places[-1][1] if seen.places else None,
-        boxes=seen.boxes,
-        labels=seen.labels,
-        scores=seen.scores,
+        start=view.places[-1][1] if view.places else None,
+        boxes=view.boxes,
+        labels=view.labels,
+        scores=view.scores,
         parts=parts,
         part_classes=classes,
-        overlay=seen.overlay,
+        overlay=view.overlay,
     )
 
 
 def _panels(
-    seen: Seen, shown: Tensor, parts: RoIParts, classes: Sequence[str]
+    view: View, shown: Tensor, parts: RoIParts, classes: Sequence[str]
 ) -> list[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
     """The best detections of each class in turn, with the parts as they move for that class."""
-    rank = dict.fromkeys(seen.labels, 0)
+    rank = dict.fromkeys(view.labels, 0)
     order = []
-    for index, label in enumerate(seen.labels):  # the best first
+    for index, label in enumerate(view.labels):  # the best first
         order.append((rank[label], index))
         rank[label] += 1
     panels = []
     for _, index in sorted(order)[:_MOST_ROIS]:
-        label = seen.labels[index]
+        label = view.labels[index]
         kind = classes.index(label) if parts.parts.shape[1] > 1 else 0
         boxes = parts.rois[index], parts.regular[index], parts.parts[index, kind]
-        panels.append((f"{label} {seen.scores[index]:.2f}", shown, *boxes))
+        panels.append((f"{label} {view.scores[index]:.2f}", shown, *boxes))
     return panels
 
 
-def _cost(model: nn.Module, trained: Trained, seen: Seen, looked: Looked) -> PageTable:
-    plain = build_model(_plain(trained.recipe), trained.classes, pretrained=False).eval()
+def _cost(model: nn.Module, trained: Trained, view: View, looked: Looked) -> PageTable:
+    task = trained.task
+    plain = task.build(task.without_deformation(trained.recipe), trained.classes, pretrained=False).eval()
     own = plain.state_dict()
     plain.load_state_dict({name: value for name, value in trained.state.items() if name in own})
-    inputs = [seen.image] if isinstance(trained.recipe, DetectionRecipe) else seen.image[None]
-    found = compare_with_plain(model, inputs, plain=plain.to(seen.image.device))
+    found = compare_with_plain(model, task.as_input(view.image), plain=plain.to(view.image.device))
     looked.write(
         _COST,
         {"plain": found.plain._asdict(), "deformable": found.deformable._asdict(), "time_ratio": found.time_ratio},
@@ -239,13 +230,15 @@ def _cost(model: nn.Module, trained: Trained, seen: Seen, looked: Looked) -> Pag
         ("time, forward", *(f"{each.seconds * 1e3:.0f} ms" for each in sides)),
         ("memory, forward", *(f"{each.peak_bytes / 2**20:.0f} MiB" for each in sides)),
     ]
-    size = " × ".join(map(str, seen.image.shape[:0:-1]))
-    where = f"{seen.image.device.type.upper()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    size = " × ".join(map(str, view.image.shape[:0:-1]))
+    where = f"{view.image.device.type.upper()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     note = f"One image of {size} pixels; {found.time_ratio:.2f} times as long. {where}"
     return PageTable("What it costs", note, ("", "plain", "deformable"), rows)
 
 
-def _dilation(model: nn.Module, dataset: DetectionSet, device: str, looked: Looked, progress: Progress) -> PageTable:
+def _dilation(
+    model: nn.Module, dataset: DetectionSet, device: torch.device, looked: Looked, progress: Progress
+) -> PageTable:
     measure = EffectiveDilation(model)
     images = 0
     for index in progress.track(range(len(dataset)), "effective dilation"):

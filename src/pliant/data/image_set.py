@@ -38,6 +38,7 @@ class ImageSet(Dataset[tuple[Any, Any]]):
 
     classes: tuple[str, ...]
     unit = "image"  # what `class_counts` counts
+    annotated = True  # whether there is anything to evaluate by
 
     def __init__(self, root: Path, transforms: Transforms | None, strict: bool) -> None:
         self.root = root

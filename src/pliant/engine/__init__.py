@@ -9,9 +9,9 @@ from typing import Any
 from pliant.engine.classification import ClassificationModule
 from pliant.engine.detection import DetectionModule
 from pliant.engine.metrics import ClassificationMetrics, DetectionMetrics, SegmentationMetrics
-from pliant.engine.schedule import Schedule
 from pliant.engine.segmentation import SegmentationModule
 from pliant.engine.voc_ap import VOCAveragePrecision
+from pliant.schedule import Schedule
 
 __all__ = [
     "ClassificationMetrics",

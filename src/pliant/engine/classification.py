@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pliant.engine.metrics import ClassificationMetrics, require_ids
-from pliant.engine.schedule import Schedule
 from pliant.engine.training import TrainingModule
+from pliant.schedule import Schedule
 
 
 class ClassificationModule(TrainingModule):

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pliant.engine.metrics import DetectionMetrics
-from pliant.engine.schedule import Schedule
 from pliant.engine.training import TrainingModule
+from pliant.schedule import Schedule
 
 DetectionBatch = tuple[list[Tensor], list[dict[str, Any]]]
 

@@ -48,6 +48,7 @@ class FitSettings:
         precision: As Lightning takes it: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``.
         clip: The largest norm of the gradient; None for no limit.
         accelerator: As Lightning takes it: ``"auto"``, ``"cpu"``, ``"gpu"``.
+        device: The device, in place of one that `accelerator` allows; None for any of these.
     """
 
     batch_size: int
@@ -58,6 +59,7 @@ class FitSettings:
     precision: Any = "32-true"
     clip: float | None = None
     accelerator: str = "auto"
+    device: torch.device | None = None
 
 
 class Data(Protocol):
@@ -250,15 +252,23 @@ def _leave_interrupts_to_parent(worker: int) -> None:
 def _devices(settings: FitSettings) -> dict[str, Any]:
     """What the trainers of `fit` and `judge` have in common."""
     strategy: Any = "auto"
+    devices: int | list[int]
+    accelerator, devices = settings.accelerator, launch.count_here()
+    if settings.device is not None:
+        accelerator = "gpu" if settings.device.type == "cuda" else settings.device.type
+        if settings.device.index is not None:
+            if launch.count() > 1:
+                raise ValueError(f"several processes cannot share {settings.device}; leave out its number")
+            devices = [settings.device.index]
     if launch.count() > 1:
-        gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+        gpu = accelerator != "cpu" and torch.cuda.is_available()
         launch.part_at_exit()
         # Metrics are gathered on the CPU.
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         strategy = DDPStrategy(process_group_backend=backend, timeout=timedelta(minutes=30))
     return {
-        "accelerator": settings.accelerator,
-        "devices": launch.count_here(),
+        "accelerator": accelerator,
+        "devices": devices,
         "num_nodes": launch.count() // launch.count_here(),
         "strategy": strategy,
         "precision": settings.precision,

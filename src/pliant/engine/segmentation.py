@@ -11,8 +11,8 @@ from torch.nn import functional
 from pliant import distributed
 from pliant.constants import IGNORE
 from pliant.engine.metrics import SegmentationMetrics, require_ids
-from pliant.engine.schedule import Schedule
 from pliant.engine.training import TrainingModule
+from pliant.schedule import Schedule
 
 # ImageNet's mean colour: close to zero once a network has normalised the image.
 _PADDING = (0.485, 0.456, 0.406)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pliant import distributed
 from pliant.engine.batches import derive_seed
 from pliant.engine.metrics import ClassificationMetrics, DetectionMetrics, SegmentationMetrics
-from pliant.engine.schedule import Schedule
 from pliant.nn import DeformConv2d
+from pliant.schedule import Schedule
 from pliant.surgery import param_groups
 
 

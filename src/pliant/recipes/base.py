@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
-import pkgutil
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pliant import ranges
 from pliant.recipes.field_types import describe, parse, require_type
+from pliant.schedule import Schedule
 
 R = TypeVar("R", bound="Recipe")
+PRETRAINED = "pretrained"
+RANDOM = "random"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,8 @@ class Recipe:
         checkpoint_every: Steps between checkpoints.
         validate_every: Steps between validations.
     """
+
+    kind: ClassVar[str]
 
     backbone: Annotated[str, ranges.Text()] = "resnet101"
     weights: Annotated[str | None, ranges.Text()] = None
@@ -133,6 +135,16 @@ class Recipe:
         """The learning rate for the true batch."""
         return self.lr * self.batch_size / self.lr_batch
 
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate over the steps, for the true batch."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Schedule)}
+        return Schedule(**{**fields, "lr": self.scaled_lr})
+
+    def replaced(self, **changes: Any) -> Self:
+        """The recipe with other values of some fields."""
+        return dataclasses.replace(self, **changes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(Recipe):
@@ -156,6 +168,7 @@ class DetectionRecipe(Recipe):
         max_detections: The most that are given for an image.
     """
 
+    kind = "detection"
     network: Literal["faster_rcnn", "rfcn", "class_aware_rpn", "fpn_faster_rcnn"] = "faster_rcnn"
     deform_roi: bool = False
     deform_stages: Annotated[int, ranges.STAGES] = 0
@@ -179,6 +192,7 @@ class SegmentationRecipe(Recipe):
         crop: Height and width in pixels of a random crop in training, or one number for both; None for whole images.
     """
 
+    kind = "segmentation"
     short_side: Annotated[int, ranges.PIXELS] = 360
     max_side: Annotated[int, ranges.PIXELS] = 600
     crop: Annotated[tuple[int, ...] | None, ranges.Items(lengths=(1, 2)), ranges.PIXELS] = None
@@ -194,6 +208,7 @@ class ClassificationRecipe(Recipe):
         crop: The side in pixels of the square that the network sees; in training it is a random part of the image.
     """
 
+    kind = "classification"
     frozen: bool = False
     dilation: Annotated[int, ranges.DILATION] = 1
     short_side: Annotated[int, ranges.PIXELS] = 256
@@ -209,54 +224,6 @@ class ClassificationRecipe(Recipe):
             raise ValueError(f"a classifier has no dilation={self.dilation} and framing={self.framing}")
 
 
-KINDS: dict[str, type[Recipe]] = {
-    "detection": DetectionRecipe,
-    "segmentation": SegmentationRecipe,
-    "classification": ClassificationRecipe,
-}
-
-
-def kind_of(recipe: Recipe) -> str:
-    """A key of `KINDS`."""
-    return next(kind for kind, cls in KINDS.items() if isinstance(recipe, cls))
-
-
-def find_recipe(name: str) -> Recipe:
-    """Call the recipe function of a name such as ``"voc.faster_rcnn"``: module and function.
-
-    Raises:
-        ValueError: If there is none; the message lists those there are.
-    """
-    module, _, function = name.partition(".")
-    if module in _modules():
-        functions = _recipes_in(module)
-        if function in functions:
-            return functions[function]()
-    raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(recipe_names())}")
-
-
-def recipe_names() -> list[str]:
-    """The names of all recipes: functions in the modules of `pliant.recipes` that return one."""
-    return [f"{module}.{function}" for module in _modules() for function in sorted(_recipes_in(module))]
-
-
-def _modules() -> list[str]:
-    package = importlib.import_module("pliant.recipes")
-    return sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-
-
-def _recipes_in(module_name: str) -> dict[str, typing.Callable[[], Recipe]]:
-    module = importlib.import_module(f"pliant.recipes.{module_name}")
-    return {
-        name: function
-        for name, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__
-        and not name.startswith("_")
-        and not inspect.signature(function).parameters
-        and _returns_recipe(function)
-    }
-
-
 def override(recipe: R, assignments: Sequence[str]) -> R:
     """Change fields by texts ``field=value``.
 
@@ -266,13 +233,14 @@ def override(recipe: R, assignments: Sequence[str]) -> R:
         ValueError: If a text is not an assignment, there is no such field, or the value is not of its type or range.
     """
     hints = typing.get_type_hints(type(recipe))
+    names = {field.name for field in dataclasses.fields(recipe)}
     values = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         name = name.strip()
         if not equals:
             raise ValueError(f"expected field=value, got {assignment!r}")
-        if name not in hints:
+        if name not in names:
             raise ValueError(f"{type(recipe).__name__} has no field {name!r}; fields: {_fields(recipe)}")
         try:
             values[name] = parse(text.strip(), hints[name])
@@ -286,30 +254,23 @@ def to_fields(recipe: Recipe) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
-def from_fields(kind: str, fields: Mapping[str, Any]) -> Recipe:
-    """A recipe from what `to_fields` gave and JSON kept.
+def from_fields(cls: type[Recipe], fields: Mapping[str, Any]) -> Recipe:
+    """A recipe of a class from what `to_fields` gave and JSON kept.
 
     Raises:
-        ValueError: If the kind or a field is unknown.
+        ValueError: If a field is unknown.
         TypeError: If a value is not of its field's type.
     """
-    if kind not in KINDS:
-        raise ValueError(f"the kind of a recipe must be one of {', '.join(KINDS)}, got {kind!r}")
-    known = {field.name for field in dataclasses.fields(KINDS[kind])}
+    known = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ValueError(
-            f"unknown fields {', '.join(unknown)} for {kind}; another version of Pliant may have written them"
+            f"unknown fields {', '.join(unknown)} for {cls.kind}; another version of Pliant may have written them"
         )
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
-    return KINDS[kind](**values)
-
-
-def _returns_recipe(function: typing.Callable[..., Any]) -> bool:
-    returned = typing.get_type_hints(function).get("return")
-    return isinstance(returned, type) and issubclass(returned, Recipe) and returned is not Recipe
+    return cls(**values)
 
 
 def _fields(recipe: Recipe) -> str:

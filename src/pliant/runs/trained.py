@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from pliant.engine.test_time_augmentation import AugmentedDetector, AugmentedSegmenter, Procedure
-from pliant.recipes.base import ClassificationRecipe, Recipe, SegmentationRecipe, from_fields
+from pliant.recipes.base import Recipe
 from pliant.runs.folder import RunFolder
+from pliant.runs.tensors import require_fit
 from pliant.runs.weights import read_weights
-from pliant.tasks.networks import build_model
+from pliant.tasks.splits import choose_test_split
+from pliant.tasks.task import Task, build_model, stored_recipe, task_of
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,31 @@ class Trained:
             ValueError: If the weights are not those of the network, or far fewer than the description asks for.
         """
         model = build_within(self.path, self.recipe, self.classes, self.state)
-        load_state(model, self)
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        require_fit(self.path, self.state, shapes, self.name, most=12)
+        model.load_state_dict(self.state)
         return model.eval()
+
+    @property
+    def task(self) -> Task[Any]:
+        """The task of the recipe."""
+        return task_of(self.recipe)
+
+    def data_and_split(self, data: Path | None, split: str | None) -> tuple[Path, str]:
+        """The folder and the split to evaluate on; where they are not given, those that the training left.
+
+        Raises:
+            ValueError: If no data is known.
+            DataError: If the data has no such split.
+        """
+        if data is None and self.data is None:
+            raise ValueError("say where the data is with --data PATH")
+        root = Path(self.data or "") if data is None else data
+        if split is None:
+            # The split that the training left for evaluation, if this data has it, else a usual name.
+            recipe = self.recipe.replaced(test_split=self.test_split or self.recipe.test_split)
+            split = choose_test_split(recipe, root)
+        return root, split
 
 
 def load_trained(source: Path) -> Trained:
@@ -96,7 +119,7 @@ def described(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return {
             "name": str(description["recipe"]),
-            "recipe": from_fields(description["kind"], description["fields"]),
+            "recipe": stored_recipe(description["kind"], description["fields"]),
             "classes": tuple(map(str, description["classes"])),
             "step": int(description["step"]),
             "test_split": description["splits"]["test"],
@@ -144,42 +167,3 @@ class _Limit(TorchDispatchMode):
         if isinstance(made, Tensor) and made.nbytes > self.most:
             raise ValueError(f"a tensor of shape {list(made.shape)} is too large")
         return made
-
-
-def load_state(model: nn.Module, trained: Trained) -> None:
-    """Put the weights into a network.
-
-    Raises:
-        ValueError: If names or shapes differ; nothing is changed then.
-    """
-    own = model.state_dict()
-    missing, extra = sorted(set(own) - set(trained.state)), sorted(set(trained.state) - set(own))
-    wrong = [
-        f"{name} is {list(trained.state[name].shape)}, not {list(value.shape)}"
-        for name, value in own.items()
-        if name in trained.state and trained.state[name].shape != value.shape
-    ]
-    if missing or extra or wrong:
-        raise ValueError(
-            f"{trained.path} does not fit {trained.name}: "
-            f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
-            f"{len(wrong)} misshapen {wrong[:3]}"
-        )
-    model.load_state_dict(trained.state)
-
-
-def under_procedure(model: nn.Module, recipe: Recipe, procedure: Procedure | None) -> nn.Module:
-    """The network as it is used under a test-time procedure; itself if there is nothing to do.
-
-    Raises:
-        ValueError: If the procedure does not fit the network.
-    """
-    if procedure is None or procedure == Procedure():
-        return model
-    if isinstance(recipe, ClassificationRecipe):
-        raise ValueError("scales, flip, box averaging and soft-NMS are for detection and segmentation")
-    if isinstance(recipe, SegmentationRecipe):
-        return AugmentedSegmenter(model, procedure)
-    if not isinstance(model, GeneralizedRCNN):
-        raise ValueError("scales, flip, box averaging and soft-NMS need the detector itself, not an exported one")
-    return AugmentedDetector(model, procedure)

@@ -10,12 +10,10 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 
+from pliant.backbones.caffe_resnet import DEPTHS
 from pliant.backbones.timm_backbone import timm_name
-from pliant.models.anchors import STRIDE
-from pliant.recipes.base import DetectionRecipe, Recipe
-from pliant.tasks.networks import PRETRAINED, RANDOM
+from pliant.recipes.base import PRETRAINED, RANDOM, Recipe
 
-_PAPER = ("resnet50", "resnet101", "aligned_inception_resnet")
 _FILES = ("model.safetensors", "pytorch_model.bin")  # timm's
 
 
@@ -46,7 +44,7 @@ def _require_weights(recipe: Recipe) -> None:
 
 
 def _require_timms_weights(backbone: str) -> None:
-    if backbone in _PAPER:
+    if backbone in (*DEPTHS, "aligned_inception_resnet"):
         raise ValueError(
             f"weights=pretrained are timm's own, and {backbone} is the paper's form: set backbone=timm/resnet50 or "
             "another timm model, or weights=FILE"
@@ -74,18 +72,4 @@ def endless_warm_up(recipe: Recipe) -> str | None:
     return (
         f"all steps, as warmup_steps={recipe.warmup_steps} is not below max_steps={recipe.max_steps}: the learning "
         f"rate stays at {recipe.scaled_lr * recipe.warmup_factor:g}"
-    )
-
-
-def unfitting_anchors(recipe: Recipe) -> str | None:
-    """Why a detector learns from no anchor, as those that cross the image's border are left out; None if it can."""
-    if not isinstance(recipe, DetectionRecipe) or recipe.network == "fpn_faster_rcnn":
-        return None
-    side = min(recipe.anchor_scales) * STRIDE
-    # Of ratio 2:1 an anchor is 11 x 22 pixels, and of 1:2 23 x 12, where the square one is 16 x 16.
-    if side <= recipe.short_side or (side * 11 <= 16 * recipe.short_side and side * 22 <= 16 * recipe.max_side):
-        return None
-    return (
-        f"none fits into an image of short_side={recipe.short_side}, so few or no objects will be found: the smallest "
-        f"has {side} pixels (set smaller ones, such as --set anchor_scales=1,2,4)"
     )

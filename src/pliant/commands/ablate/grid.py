@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pliant.recipes.base import DetectionRecipe, Recipe, SegmentationRecipe
+from pliant.recipes.base import Recipe
+from pliant.tasks.task import task_of
 
 LAYERS = (0, 1, 2, 3, 6)
 DILATIONS = (4, 6, 8)
@@ -38,10 +39,13 @@ class Cell:
     seed: int
     folder: Path
 
+    def report(self, split: str) -> Path:
+        """The file of its results."""
+        return self.folder / f"eval-{split}.json"
+
     def results(self, split: str) -> dict[str, Any] | None:
         """What judging it gave, or ``{"failed": why}``; None if that is still to come."""
-        for name in (f"eval-{split}.json", "failed.json"):
-            path = self.folder / name
+        for path in (self.report(split), self.folder / "failed.json"):
             if path.is_file():
                 content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
                 return content.get("results", content)
@@ -54,18 +58,17 @@ def variants(recipe: Recipe) -> list[Variant]:
     Raises:
         ValueError: If it is none of the paper's networks.
     """
-    pooled = isinstance(recipe, DetectionRecipe) and recipe.network in ("faster_rcnn", "rfcn")
-    others = isinstance(recipe, DetectionRecipe) and recipe.network == "class_aware_rpn"
-    if not (pooled or others or isinstance(recipe, SegmentationRecipe)):
+    ablation = task_of(recipe).ablation(recipe)
+    if ablation is None:
         raise ValueError("the paper's tables are of DeepLab, class-aware RPN, Faster R-CNN and R-FCN")
-    plain: dict[str, Any] = {"deform_layers": 0, "dilation": 2} | ({"deform_roi": False} if pooled else {})
+    plain: dict[str, Any] = {"deform_layers": 0, "dilation": 2} | ({"deform_roi": False} if ablation.pooled else {})
     found = []
     for number in LAYERS:
         rows = {1: str(number)} | ({3: _IN_BOTH_TABLES[number]} if number in _IN_BOTH_TABLES else {})
         found.append(Variant(f"layers-{number}", rows, plain | {"deform_layers": number}))
     for dilation in DILATIONS:
         found.append(Variant(f"dilation-{dilation}", {3: f"dilation {dilation}"}, plain | {"dilation": dilation}))
-    if pooled:
+    if ablation.pooled:
         found.append(Variant("roi", {3: "deformable RoI pooling"}, plain | {"deform_roi": True}))
         found.append(Variant("both", {3: "both"}, plain | {"deform_layers": 3, "deform_roi": True}))
     return found

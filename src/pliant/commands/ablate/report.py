@@ -19,16 +19,21 @@ import pliant
 from pliant.commands.ablate.grid import Cell, Variant, table_rows
 from pliant.console import Progress, Table
 from pliant.outputs import Outputs
-from pliant.recipes.base import DetectionRecipe, Recipe
+from pliant.recipes.base import Recipe
+from pliant.tasks.task import Ablation, task_of
 
 TITLES = {1: "Deformable layers", 3: "Dilation and deformation"}
-_DETECTION = {"mAP@0.5": "VOC_AP50", "mAP@0.7": "VOC_AP70", "AP": "AP"}
-_SEGMENTATION = {"mIoU": "mIoU", "pixel accuracy": "pixel_accuracy"}
 
 
-def metrics_of(recipe: Recipe) -> dict[str, str]:
+def metrics_of(recipe: Recipe) -> Mapping[str, str]:
     """The numbers of the tables: titles, and keys of the results. The first is the one that is plotted."""
-    return _DETECTION if isinstance(recipe, DetectionRecipe) else _SEGMENTATION
+    return _compared(recipe).metrics
+
+
+def _compared(recipe: Recipe) -> Ablation:
+    ablation = task_of(recipe).ablation(recipe)
+    assert ablation is not None  # as `variants` says
+    return ablation
 
 
 def percentages(cells: Sequence[Cell], variant: Variant, split: str, key: str) -> list[float]:
@@ -48,7 +53,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 def one_class_alone(cells: Sequence[Cell], split: str, recipe: Recipe) -> str | None:
     """A sentence if no network finds more than one of several classes, so that the tables compare nothing."""
-    key = "VOC_AP50" if isinstance(recipe, DetectionRecipe) else "IoU"
+    key = _compared(recipe).of_class
     done = [classes for cell in cells if len(classes := (cell.results(split) or {}).get("per_class", {})) > 1]
     found = [{name for name, values in classes.items() if (values.get(key) or 0) > 0} for classes in done]
     if not found or any(len(names) > 1 for names in found):

@@ -13,30 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from torch.utils.data import Subset
 
-from pliant import launch
 from pliant.commands.ablate.grid import Cell, Variant, cells, variants
 from pliant.commands.ablate.report import REPORT, AblationView, one_class_alone, write_report
-from pliant.commands.evaluate import evaluate
-from pliant.commands.train import batch_groups, build_module, describe, fit_settings, weights_description
 from pliant.console import Console, Progress
 from pliant.data import DataError, ImageSet
 from pliant.data.glyphs_folder import write_glyphs
+from pliant.devices import choose_device
 from pliant.engine.fitting import fit, judge
+from pliant.launch import count
 from pliant.outputs import Outputs
-from pliant.recipes.base import Recipe, find_recipe, override
+from pliant.recipes import find_recipe, override
+from pliant.recipes.base import Recipe
+from pliant.runs.evaluation import evaluate_trained, open_for_evaluation
 from pliant.runs.files import write_json
 from pliant.runs.folder import RunFolder
-from pliant.tasks.datasets import (
-    Splits,
-    TrainingData,
-    choose_splits,
-    collate_for_evaluation,
-    open_split,
-    open_training_data,
-)
+from pliant.runs.trained import load_trained
+from pliant.runs.training import batch_groups, build_module, describe, fit_settings, weights_description
+from pliant.tasks.splits import Splits, TrainingData, choose_splits, open_training_data
 from pliant.tasks.startable import require_startable
+from pliant.tasks.task import task_of
 
 PLAN = "ablation.json"
 
@@ -72,6 +70,7 @@ class Plan:
         data: The folder.
         splits: To train and to judge on. Nothing is validated, so that all cells are judged after the last step.
         seeds: Their number.
+        device: Where the networks run; None for that of the recipe.
     """
 
     asked: dict[str, Any]
@@ -81,6 +80,7 @@ class Plan:
     data: Path
     splits: Splits
     seeds: int
+    device: torch.device | None = None
 
 
 def ablate(
@@ -91,6 +91,7 @@ def ablate(
     assignments: Sequence[str] = (),
     seeds: int = 3,
     budget: str | None = None,
+    device: str | None = None,
 ) -> Path:
     """Train and judge the networks of the tables, and write both tables with a plot.
 
@@ -104,6 +105,7 @@ def ablate(
         seeds: How many times each network is trained, with the seeds 0, 1, ...
         budget: The time for all, such as ``"20m"`` or ``"1h30m"``, from which the number of steps follows; None for
             that of the recipe.
+        device: Such as ``"cuda"``; None for one that the recipe's accelerator allows.
 
     Returns:
         The tables, a file of Markdown.
@@ -112,12 +114,13 @@ def ablate(
         ValueError: If an argument is wrong, `out` holds something else, or the budget is too small.
         DataError: If the data cannot be used.
     """
-    if launch.count() > 1:
+    if count() > 1:
         raise ValueError("an ablation runs in one process")
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     start = time.monotonic()
     seconds = None if budget is None else parse_duration(budget)
+    chosen_device = None if device is None else choose_device(device)
     own = GLYPHS if data is None else ()
     recipe = override(find_recipe(name), (*own, *assignments))
     if data is not None:
@@ -136,7 +139,7 @@ def ablate(
         raise DataError(folder, "found no split to judge on; name one with --set test_split=NAME")
     splits = Splits(splits.train, None, test)
     opened = open_training_data(recipe, folder, splits)
-    plan = Plan(asked, name, (*own, *assignments), recipe, folder, splits, seeds)
+    plan = Plan(asked, name, (*own, *assignments), recipe, folder, splits, seeds, chosen_device)
     if steps is None:
         steps = recipe.max_steps if seconds is None else _affordable(plan, chosen, opened, seconds, start)
         with outputs.writing(PLAN) as (path,):
@@ -211,19 +214,30 @@ def _run(plan: Plan, cell: Cell, opened: TrainingData, watch: Callable[[int], No
             cell.folder, describe(plan.name, plan.assignments, recipe, opened.classes, plan.splits, plan.data)
         )
     try:
-        _fit(recipe, run, opened, watch)
+        _fit(plan, recipe, run, opened, watch)
     except FloatingPointError as error:
         write_json(cell.folder / "failed.json", {"failed": str(error)})
         return
-    evaluate(cell.folder, plan.data, split=plan.splits.test, show=False)
+    _evaluate(plan, cell)
     run.last.unlink()  # the weights stay
 
 
-def _fit(recipe: Recipe, run: RunFolder, opened: TrainingData, watch: Callable[[int], None]) -> None:
+def _evaluate(plan: Plan, cell: Cell) -> None:
+    """Evaluate a trained cell, and write what `Cell.results` reads."""
+    trained, split = load_trained(cell.folder), str(plan.splits.test)
+    dataset = open_for_evaluation(trained, plan.data, split, quiet=True)
+    evaluation = evaluate_trained(trained, dataset, split, device=plan.device, show=False)
+    path = cell.report(split)
+    with Outputs.file(path).writing(path.name) as (place,):
+        write_json(place, {**evaluation.report, "results": evaluation.results})
+
+
+def _fit(plan: Plan, recipe: Recipe, run: RunFolder, opened: TrainingData, watch: Callable[[int], None]) -> None:
     lightning.seed_everything(recipe.seed, verbose=False)
     module = build_module(recipe, opened.classes, pretrained=not run.last.is_file())
     description = weights_description(run.description())
-    fit(module, opened, run, fit_settings(recipe), description, batch_groups(recipe, opened.train), watch)
+    settings = fit_settings(recipe, plan.device)
+    fit(module, opened, run, settings, description, batch_groups(recipe, opened.train), watch)
 
 
 def _affordable(plan: Plan, chosen: Sequence[Variant], opened: TrainingData, budget: float, start: float) -> int:
@@ -232,7 +246,7 @@ def _affordable(plan: Plan, chosen: Sequence[Variant], opened: TrainingData, bud
     Raises:
         ValueError: If that is hardly any.
     """
-    test = open_split(plan.recipe, plan.data, str(plan.splits.test), classes=opened.classes)
+    test = task_of(plan.recipe).open(plan.recipe, plan.data, str(plan.splits.test), classes=opened.classes)
     with Progress() as progress:
         trials = [_trial(plan, variant, opened, test) for variant in progress.track(chosen, "timing the networks")]
     of_step = plan.seeds * sum(step for step, _ in trials)
@@ -254,15 +268,16 @@ def _trial(plan: Plan, variant: Variant, opened: TrainingData, test: ImageSet) -
     with tempfile.TemporaryDirectory() as folder:
         description = describe(plan.name, plan.assignments, recipe, opened.classes, plan.splits, plan.data)
         run = RunFolder.create(Path(folder) / "trial", description)
-        _fit(recipe, run, opened, lambda step: ticks.append(time.monotonic()))
+        _fit(plan, recipe, run, opened, lambda step: ticks.append(time.monotonic()))
     trained = time.monotonic()
     step = (ticks[-1] - ticks[1]) / (_TRIAL_STEPS - 1)
     module = build_module(recipe, opened.classes, pretrained=False)
     judged = []
+    collate = task_of(recipe).collate(training=False)
     images = min(_TRIAL_IMAGES, len(test))
     for some in (1, images):
         begun = time.monotonic()
-        judge(module, Subset(test, range(some)), collate_for_evaluation(recipe), fit_settings(recipe), show=False)
+        judge(module, Subset(test, range(some)), collate, fit_settings(recipe, plan.device), show=False)
         judged.append(time.monotonic() - begun)
     of_image = max(judged[1] - judged[0], 0) / max(images - 1, 1)
     return step, trained - ticks[0] - step * _TRIAL_STEPS + judged[0] + of_image * (len(test) - 1)

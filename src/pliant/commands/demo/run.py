@@ -19,6 +19,7 @@ import pliant
 from pliant.commands.demo.report import FILES, Outcome, Result, write_report
 from pliant.console import Console, Progress, Table, Task
 from pliant.data import Glyphs
+from pliant.devices import choose_device
 from pliant.engine.metrics import SegmentationMetrics
 from pliant.outputs import Outputs
 
@@ -66,17 +67,19 @@ def build(kind: str, classes: int, seed: int) -> Segmenter:
     return model
 
 
-def run(out: Path, *, steps: int | None = None, seed: int = 0) -> None:
+def run(out: Path, *, steps: int | None = None, seed: int = 0, device: str | None = None) -> None:
     """Train the three networks, print the comparison, and write a page with all there is to see into a folder.
 
     Args:
         out: the folder; new, empty, or of an earlier demo.
         steps: of each network; by default as many as two cores do in some minutes.
         seed: of the scenes, the weights and the order of the batches.
+        device: such as `"cuda"`, to train on; a GPU if there is one when None.
 
     Raises:
         ValueError: when the folder holds something else.
     """
+    chosen = choose_device(device)
     outputs = Outputs(out, FILES, own=True)
     outputs.claim()
     steps = STEPS if steps is None else steps
@@ -86,13 +89,14 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0) -> None:
     test = Glyphs(TEST_SCENES, split="test", seed=seed, **SCENES)
     with Progress() as progress:
         with progress.task("drawing the scenes"):
-            images, masks = train.stack()
+            images, masks = (stacked.to(chosen) for stacked in train.stack())
             test_images, test_masks = test.stack()
         trained, predicted, results = dict[str, nn.Module](), dict[str, Tensor](), []
         for kind in NETWORKS:
-            trained[kind] = model = build(kind, len(test.classes), seed)
+            trained[kind] = model = build(kind, len(test.classes), seed).to(chosen)
             with progress.task(f"training the {kind} network", steps) as task:
                 seconds, loss = _train(model, images, masks, steps, seed, task)
+            model.cpu()  # what is measured below is measured on the CPU
             predicted[kind] = predict(model, test_images)
             results.append(_judge(kind, model, predicted[kind], test_masks, test.classes, seconds, loss))
         outcome = Outcome(
@@ -125,7 +129,7 @@ def _train(model: Segmenter, images: Tensor, masks: Tensor, steps: int, seed: in
         optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=max(steps, 2)
     )
     order = torch.Generator().manual_seed(seed)
-    weight = torch.ones(model.score.out_channels)
+    weight = torch.ones(model.score.out_channels, device=images.device)
     weight[0] = BACKGROUND_WEIGHT
     seconds, losses = [], []
     model.train()

@@ -1,0 +1,118 @@
+"""A trained network evaluated on a split of a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pliant import distributed
+from pliant.console import Progress
+from pliant.data import DataError, ImageSet
+from pliant.engine.fitting import judge
+from pliant.engine.test_time_augmentation import Procedure
+from pliant.engine.training import TrainingModule
+from pliant.runs.trained import Trained
+from pliant.runs.training import fit_settings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        module: The network with its metrics.
+        report: What was evaluated, and how; without the results.
+        results: What the metrics give.
+        skipped: The images that could not be read, of all processes.
+    """
+
+    module: TrainingModule
+    report: dict[str, Any]
+    results: dict[str, Any]
+    skipped: list[Path]
+
+
+def open_for_evaluation(
+    trained: Trained, root: Path, split: str, *, strict: bool = False, quiet: bool = False
+) -> ImageSet:
+    """Open a split with the classes of a network; images whose pixels are damaged will be left out.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    with Progress(quiet=quiet) as progress, progress.task("reading the data"):
+        dataset = trained.task.open(trained.recipe, root, split, classes=trained.classes, strict=strict)
+    dataset.skip_damaged()
+    return dataset
+
+
+def require_known_classes(trained: Trained, dataset: ImageSet, split: str) -> None:
+    """Refuse annotated data that has nothing of the classes that the network knows.
+
+    Raises:
+        DataError: If it has not.
+    """
+    if not dataset.annotated or trained.task.knows_any(dataset):
+        return
+    theirs = trained.task.open(trained.recipe.replaced(classes=()), dataset.root, split).classes
+    raise DataError(
+        dataset.root,
+        f"{split} has nothing of the classes that the network knows: {', '.join(trained.classes)}. "
+        f"The classes there: {', '.join(theirs) or 'none'}. {dataset.problems.summary()}",
+    )
+
+
+def evaluate_trained(
+    trained: Trained,
+    dataset: ImageSet,
+    split: str,
+    *,
+    procedure: Procedure | None = None,
+    device: torch.device | None = None,
+    show: bool = True,
+) -> Evaluation:
+    """Evaluate a trained network, built once; a file of ONNX is run as it is.
+
+    Args:
+        trained: The network.
+        dataset: From `open_for_evaluation`.
+        split: Its name.
+        procedure: What is done at test time beyond one pass.
+        device: Where; None for that of the recipe.
+        show: Whether to show how far the evaluation is.
+
+    Raises:
+        DataError: If no image can be read.
+        ValueError: If the procedure does not fit the network.
+    """
+    procedure = procedure or Procedure()
+    model = trained.model()
+    if procedure != Procedure():
+        model = trained.task.augmented(model, procedure)
+    module = trained.task.module(trained.recipe, model, trained.classes)
+    with warnings.catch_warnings():
+        # Where no image can be read, which is an error below.
+        warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
+        settings = fit_settings(trained.recipe, device)
+        results = judge(module, dataset, trained.task.collate(training=False), settings, show=show)
+    skipped = sorted(set(chain.from_iterable(distributed.gather(dataset.skipped))))
+    if len(skipped) == len(dataset):
+        raise DataError(dataset.root, f"no image can be read: {', '.join(map(str, skipped[:5]))}")
+    report = {
+        "weights": str(trained.path),
+        "step": trained.step,
+        "recipe": trained.name,
+        "data": str(dataset.root.resolve()),
+        "split": split,
+        "procedure": dataclasses.asdict(procedure),
+        "images": len(dataset) - len(skipped),
+        "skipped": [str(image) for image in skipped],
+        "problems": dataset.problems.counts(),
+    }
+    return Evaluation(module, report, results, skipped)

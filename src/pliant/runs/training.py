@@ -1,0 +1,74 @@
+"""A training from a recipe: the network under its schedule, how it is fitted, and what a run keeps about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pliant.data import ImageSet
+from pliant.engine.batches import orientations
+from pliant.engine.fitting import FitSettings
+from pliant.engine.training import TrainingModule
+from pliant.recipes.base import Recipe, to_fields
+from pliant.tasks.splits import Splits
+from pliant.tasks.task import task_of
+
+
+def build_module(recipe: Recipe, classes: Sequence[str], *, pretrained: bool = True) -> TrainingModule:
+    """The network of a recipe with its losses, schedule and metrics; see `Task.build`."""
+    task = task_of(recipe)
+    return task.module(recipe, task.build(recipe, classes, pretrained=pretrained), classes)
+
+
+def fit_settings(recipe: Recipe, device: torch.device | None = None) -> FitSettings:
+    """How the engine is to run a recipe, on a device or, if None, on that of the recipe's `accelerator`."""
+    return FitSettings(
+        batch_size=recipe.batch_size,
+        evaluation_batch_size=task_of(recipe).evaluation_batch(recipe),
+        workers=recipe.workers,
+        checkpoint_every=recipe.checkpoint_every,
+        validate_every=recipe.validate_every,
+        precision=recipe.precision,
+        clip=recipe.clip,
+        accelerator=recipe.accelerator,
+        device=device,
+    )
+
+
+def batch_groups(recipe: Recipe, training: ImageSet) -> list[int] | None:
+    """The group of each image, of which a batch holds one alone; None for a single group."""
+    return orientations(training.sizes) if recipe.aspect_grouping else None
+
+
+def describe(
+    name: str,
+    assignments: Sequence[str],
+    recipe: Recipe,
+    classes: Sequence[str],
+    splits: Splits,
+    data: Path,
+    strict: bool = False,
+    category_ids: Mapping[int, int] | None = None,
+) -> dict[str, Any]:
+    """The content of ``recipe.json`` of a run: all that resuming it needs."""
+    ids = [(category_ids or {}).get(label) for label in range(1, len(classes) + 1)]
+    return {
+        "recipe": name,
+        "overrides": list(assignments),
+        "kind": recipe.kind,
+        "fields": to_fields(recipe),
+        "classes": list(classes),
+        "category_ids": None if None in ids else ids,
+        "splits": dataclasses.asdict(splits),
+        "data": str(data.resolve()),
+        "strict": strict,
+    }
+
+
+def weights_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's description goes along with its weights: all but where its data lies on this machine."""
+    return {key: value for key, value in description.items() if key not in ("data", "strict")}

@@ -1,0 +1,125 @@
+"""Classification: one class for an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes
+
+from pliant import models
+from pliant.data import ImageFolder, ImageSet, classification, transforms
+from pliant.engine.classification import ClassificationModule
+from pliant.recipes.base import ClassificationRecipe
+from pliant.tasks.class_colours import class_colours
+from pliant.tasks.collation import readable
+from pliant.tasks.layouts import FOLDERS, Layout
+from pliant.tasks.task import Agreement, Exportable, Task, View, backbone_options, build_with
+
+_BEST = 5  # classes that are recorded for an image
+
+
+def _open_folder(root: Path, split: str, *, training: bool, **options: Any) -> ImageSet:
+    return ImageFolder(root, split, **options)
+
+
+class ClassificationTask(Task[ClassificationRecipe]):
+    """Classifiers on images that are sorted into folders."""
+
+    recipe = ClassificationRecipe
+    layouts = {  # noqa: RUF012
+        "folders": Layout(
+            _open_folder,
+            classification.available_splits,
+            FOLDERS,
+            "A split is a folder, such as train, that holds a folder of images for each class",
+        )
+    }
+    columns = {"top1": "top1", "top5": "top5"}  # noqa: RUF012
+
+    # -- data
+
+    def transforms(self, recipe: ClassificationRecipe, *, training: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
+        return transforms.classification_train(recipe.crop, recipe.flip) if training else _crop(recipe)
+
+    def collate(self, *, training: bool) -> Callable[[list[Any]], Any]:
+        return partial(readable, default_collate)
+
+    def evaluation_batch(self, recipe: ClassificationRecipe) -> int:
+        return recipe.batch_size
+
+    # -- network
+
+    def build(self, recipe: ClassificationRecipe, classes: Sequence[str], *, pretrained: bool = True) -> nn.Module:
+        return build_with(models.classifier, len(classes), backbone_options(recipe, pretrained=pretrained))
+
+    def module(self, recipe: ClassificationRecipe, model: nn.Module, classes: Sequence[str]) -> ClassificationModule:
+        return ClassificationModule(model, classes=classes, **self.training_options(recipe, model))
+
+    def doubts(self, recipe: ClassificationRecipe) -> dict[str, str]:
+        return {}  # a classifier usually starts from random numbers
+
+    # -- one image
+
+    @torch.inference_mode()
+    def infer(
+        self, model: nn.Module, image: Tensor, recipe: ClassificationRecipe, device: torch.device | str
+    ) -> Tensor:
+        """Probabilities [C]."""
+        return model(_crop(recipe)(image)[None].to(device))[0].softmax(dim=0).cpu()
+
+    def draw(self, image: Tensor, found: Tensor, classes: Sequence[str], *, threshold: float) -> list[Image.Image]:
+        score, label = found.max(dim=0)
+        height, width = image.shape[-2:]
+        frame = torch.tensor([[0, 0, width - 1, height - 1]])
+        name, colour = f"{classes[int(label)]} {float(score):.2f}", class_colours(2)[1]
+        return [to_pil_image(draw_bounding_boxes(image.as_subclass(Tensor), frame, labels=[name], colors=[colour]))]
+
+    def records(
+        self, found: Tensor, classes: Sequence[str], *, image_id: int, category_ids: Sequence[int] | None
+    ) -> list[dict[str, Any]]:
+        """The best classes with their scores."""
+        scores, labels = (values.tolist() for values in found.topk(min(_BEST, len(classes))))
+        best = [{"category": classes[label], "score": score} for score, label in zip(scores, labels, strict=True)]
+        return [{"top5": best}]
+
+    def view(
+        self,
+        model: nn.Module,
+        recipe: ClassificationRecipe,
+        classes: Sequence[str],
+        picture: Tensor,
+        *,
+        threshold: float,
+        device: torch.device | str,
+    ) -> View:
+        image = _crop(recipe)(picture)
+        middle = (image.shape[1] / 2, image.shape[2] / 2)
+        return View((image * 255).byte(), image.to(device), [("middle", middle)])
+
+    # -- export
+
+    def exportable(self, model: nn.Module) -> Exportable:
+        return Exportable(model, (torch.rand(2, 3, 150, 215),))
+
+    def from_program(self, program: nn.Module, recipe: ClassificationRecipe) -> nn.Module:
+        return program
+
+    def agreement(self, model: nn.Module, other: nn.Module, recipe: ClassificationRecipe, image: Tensor) -> Agreement:
+        """The best class must be the same."""
+        ours, theirs = (self.infer(each, image, recipe, "cpu") for each in (model, other))
+        return Agreement(bool(ours.argmax() == theirs.argmax()), (ours - theirs).abs().max().item())
+
+
+def _crop(recipe: ClassificationRecipe) -> Callable[..., Any]:
+    return transforms.classification_eval(recipe.short_side, recipe.max_side, recipe.crop)
+
+
+TASK = ClassificationTask()

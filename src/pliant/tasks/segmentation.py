@@ -1,0 +1,182 @@
+"""Semantic segmentation: a class for each pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import draw_segmentation_masks
+
+from pliant import models
+from pliant.data import CityscapesSegmentation, ImageSet, VOCSegmentation, cityscapes, transforms
+from pliant.data.sbd import find_sbd
+from pliant.engine.segmentation import SegmentationModule, collate_evaluation, collate_training
+from pliant.engine.test_time_augmentation import AugmentedSegmenter, Procedure
+from pliant.recipes.base import SegmentationRecipe
+from pliant.tasks.class_colours import class_colours
+from pliant.tasks.collation import readable
+from pliant.tasks.layouts import CITYSCAPES, SBD, Layout, voc, voc_has
+from pliant.tasks.places import choose_places, pieces
+from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, backbone_options, build_with
+
+_OPACITY = 50  # of 255, of the inside of an object in a view
+
+
+def _open(reader: Callable[..., ImageSet]) -> Callable[..., ImageSet]:
+    return lambda root, split, *, training, **options: reader(root, split, **options)
+
+
+def _voc_or_sbd(root: Path, split: str) -> bool:
+    return find_sbd(root) is not None if split == "sbd" else voc_has("Segmentation", root, split)
+
+
+class SegmentationTask(Task[SegmentationRecipe]):
+    """Segmenters of torchvision's convention on VOC's or Cityscapes' layout."""
+
+    recipe = SegmentationRecipe
+    layouts = {  # noqa: RUF012
+        "voc": voc(_open(VOCSegmentation), "Segmentation", holds=_voc_or_sbd, extra=(("sbd", SBD),)),
+        "cityscapes": Layout(
+            _open(CityscapesSegmentation),
+            cityscapes.available_splits,
+            CITYSCAPES,
+            "A split is a folder leftImg8bit/train, and a folder gtFine/train",
+        ),
+    }
+    columns = {"IoU": "mIoU", "IoU_scaled": "mIoU_scaled"}  # noqa: RUF012
+    endings = (".png", ".mask.png")
+    recorded = False
+    background = True
+
+    # -- data
+
+    def transforms(self, recipe: SegmentationRecipe, *, training: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
+        if training:
+            crop = None if recipe.crop is None else (recipe.crop[0], recipe.crop[-1])
+            return transforms.segmentation_train(recipe.short_side, recipe.max_side, recipe.flip, crop)
+        return OriginalMask(_resize(recipe))
+
+    def collate(self, *, training: bool) -> Callable[[list[Any]], Any]:
+        return collate_training if training else partial(readable, collate_evaluation)
+
+    # -- network
+
+    def build(self, recipe: SegmentationRecipe, classes: Sequence[str], *, pretrained: bool = True) -> nn.Module:
+        options = {**backbone_options(recipe, pretrained=pretrained), "framing": recipe.framing}
+        return build_with(models.deeplab, len(classes), options)
+
+    def module(self, recipe: SegmentationRecipe, model: nn.Module, classes: Sequence[str]) -> SegmentationModule:
+        return SegmentationModule(model, classes=classes, **self.training_options(recipe, model))
+
+    def augmented(self, model: nn.Module, procedure: Procedure) -> nn.Module:
+        return AugmentedSegmenter(model, procedure)
+
+    # -- one image
+
+    @torch.inference_mode()
+    def infer(self, model: nn.Module, image: Tensor, recipe: SegmentationRecipe, device: torch.device | str) -> Tensor:
+        """Class ids, uint8 [H, W], at the size of the image."""
+        scaled = _resize(recipe)(image).as_subclass(Tensor).to(device)  # float [3, h, w]
+        ids = model(scaled[None])["out"][0].argmax(dim=0)  # [h, w]
+        full = functional.interpolate(ids[None, None].float(), size=image.shape[-2:], mode="nearest-exact")
+        return full[0, 0].to(torch.uint8).cpu()
+
+    def draw(self, image: Tensor, found: Tensor, classes: Sequence[str], *, threshold: float) -> list[Image.Image]:
+        """The classes over the image, and a palette picture of their ids."""
+        colours = class_colours(len(classes))
+        foreground = torch.stack([found == label for label in range(1, len(classes))])  # bool [C - 1, H, W]
+        drawn = draw_segmentation_masks(image.as_subclass(Tensor), foreground, alpha=0.55, colors=colours[1:])
+        mask = Image.fromarray(np.asarray(found))
+        mask.putpalette([value for colour in colours for value in colour])
+        return [to_pil_image(drawn), mask]
+
+    def view(
+        self,
+        model: nn.Module,
+        recipe: SegmentationRecipe,
+        classes: Sequence[str],
+        picture: Tensor,
+        *,
+        threshold: float,
+        device: torch.device | str,
+    ) -> View:
+        image = _resize(recipe)(picture).as_subclass(Tensor)
+        ids = self.infer(model, picture, recipe, device)
+        colours = torch.tensor(class_colours(len(classes)), dtype=torch.uint8)[ids.long()].permute(2, 0, 1)
+        near = ids[None].float()
+        outline = functional.max_pool2d(near, 3, 1, 1) != -functional.max_pool2d(-near, 3, 1, 1)  # [1, h, w]
+        overlay = torch.cat((colours, torch.where(outline, 255, _OPACITY).byte() * (ids > 0)))
+        scaled = functional.interpolate(ids[None, None].float(), image.shape[-2:], mode="nearest-exact")[0, 0].numpy()
+        places = choose_places(pieces(scaled), scaled > 0)
+        return View(picture.as_subclass(Tensor), image.to(device), places, overlay=overlay)
+
+    # -- results
+
+    def remarks(self, results: Mapping[str, Any]) -> list[str]:
+        accuracy = results.get("pixel_accuracy")
+        return [] if accuracy is None else [f"pixel accuracy {100 * accuracy:.1f}" if accuracy == accuracy else ""]
+
+    def ablation(self, recipe: SegmentationRecipe) -> Ablation:
+        return Ablation({"mIoU": "mIoU", "pixel accuracy": "pixel_accuracy"}, "IoU")
+
+    # -- export
+
+    def exportable(self, model: nn.Module) -> Exportable:
+        return Exportable(_Scores(model), (torch.rand(2, 3, 150, 215),))
+
+    def from_program(self, program: nn.Module, recipe: SegmentationRecipe) -> nn.Module:
+        return ExportedSegmenter(program)
+
+    def agreement(self, model: nn.Module, other: nn.Module, recipe: SegmentationRecipe, image: Tensor) -> Agreement:
+        """The best class must be the same in all pixels but one in a thousand."""
+        scaled = _resize(recipe)(image).as_subclass(Tensor)[None]
+        ours, theirs = (each(scaled)["out"].softmax(dim=1) for each in (model, other))
+        differ = (ours.argmax(dim=1) != theirs.argmax(dim=1)).float().mean().item()
+        return Agreement(differ <= 1e-3, (ours - theirs).abs().max().item())
+
+
+class OriginalMask:
+    """Transforms the image alone: the mask keeps the size at which it is evaluated."""
+
+    def __init__(self, transform: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Any, mask: Any) -> tuple[Any, Any]:
+        return self.transform(image, mask)[0], mask
+
+
+class ExportedSegmenter(nn.Module):
+    """An exported segmenter, called as torchvision's are."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.program(images)}
+
+
+class _Scores(nn.Module):
+    """A segmenter's scores without the dict."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)["out"]
+
+
+def _resize(recipe: SegmentationRecipe) -> Callable[..., Any]:
+    return transforms.segmentation_eval(recipe.short_side, recipe.max_side)
+
+
+TASK = SegmentationTask()

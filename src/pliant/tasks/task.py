@@ -1,0 +1,383 @@
+"""What a task must say, so that every command can work with it without knowing which one it is."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pliant.backbones import BackboneOptions
+from pliant.data import ImageSet
+from pliant.engine.test_time_augmentation import Procedure
+from pliant.engine.training import TrainingModule
+from pliant.recipes.base import RANDOM, Recipe, from_fields
+from pliant.tasks.layouts import Layout
+from pliant.tasks.places import Place
+
+R = TypeVar("R", bound=Recipe)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an exported file is from its network on one image.
+
+    Attributes:
+        same: Whether both found the same; each task says what that means.
+        scores: The largest difference of scores (probabilities for classes).
+        detections: How many detections of the network were compared; None but for detection.
+        pixels: The largest distance of a box's edge, in pixels of the image; None but for detection.
+    """
+
+    same: bool
+    scores: float
+    detections: int | None = None
+    pixels: float | None = None
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A network as a function of tensors, which a file can hold.
+
+    Attributes:
+        module: In evaluation mode.
+        inputs: Examples; the number of images and their sizes may differ later.
+        input_names, output_names: In the file.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...] = ("images",)
+    output_names: tuple[str, ...] = ("scores",)
+
+
+@dataclass(frozen=True)
+class View:
+    """One image as `pliant look` shows it; places and boxes are in pixels of `image`.
+
+    Attributes:
+        picture: uint8 `[3, h, w]`, what `image` was made from.
+        image: float `[3, H, W]`, as the network takes it.
+        places: (name, (y, x)): the background, the smallest and the largest object, as far as there are such.
+        boxes, labels, scores: The best detections of a detector.
+        overlay: uint8 `[4, h, w]`, the classes of a segmenter in colours, the background left clear.
+    """
+
+    picture: Tensor
+    image: Tensor
+    places: list[tuple[str, Place]]
+    boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    labels: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    overlay: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What `pliant ablate` compares networks of a recipe by.
+
+    Attributes:
+        metrics: Titles of the numbers, with their keys in the results. The first is plotted.
+        of_class: The key of a number of each class that is above 0 once a network finds the class.
+        pooled: Whether the network has RoI pooling.
+    """
+
+    metrics: Mapping[str, str]
+    of_class: str
+    pooled: bool = False
+
+
+class Task(abc.ABC, Generic[R]):
+    """One kind of training, from images in a folder to results: what is special about it, and nothing else.
+
+    A module of this package that ends in ``TASK = ...`` is a task; its name is the `kind` of its recipes.
+
+    Attributes:
+        recipe: The class of its recipes.
+        layouts: The layouts of data that it reads, by the names that recipes give them.
+        columns: The columns of `pliant eval`: keys of a class's results, with the keys for all classes together.
+        endings: What `draw` gives, as endings of file names; the first is the picture to look at.
+        recorded: Whether `predictions.json` holds what `records` gives, beside the pictures.
+        background: Whether the first class is the background.
+        has_boxes: Whether targets and results are boxes.
+    """
+
+    recipe: ClassVar[type[Recipe]]
+    layouts: ClassVar[Mapping[str, Layout]]
+    columns: ClassVar[Mapping[str, str]]
+    endings: ClassVar[tuple[str, ...]] = (".png",)
+    recorded: ClassVar[bool] = True
+    background: ClassVar[bool] = False
+    has_boxes: ClassVar[bool] = False
+
+    # -- data
+
+    @abc.abstractmethod
+    def transforms(self, recipe: R, *, training: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
+        """What is done to an image and its target before a network sees them."""
+
+    @abc.abstractmethod
+    def collate(self, *, training: bool) -> Callable[[list[Any]], Any]:
+        """What makes a batch of samples."""
+
+    def evaluation_batch(self, recipe: R) -> int:
+        """How many images are evaluated at once; one where their sizes differ."""
+        return 1
+
+    def layout(self, recipe: Recipe) -> Layout:
+        """The layout that a recipe names.
+
+        Raises:
+            ValueError: If this task does not read it.
+        """
+        if recipe.layout not in self.layouts:
+            known = " or ".join(f"layout={name}" for name in self.layouts)
+            raise ValueError(f"{recipe.kind} reads {known}, got layout={recipe.layout}")
+        return self.layouts[recipe.layout]
+
+    def open(
+        self,
+        recipe: R,
+        root: Path,
+        split: str,
+        *,
+        training: bool = False,
+        classes: tuple[str, ...] = (),
+        strict: bool = False,
+    ) -> ImageSet:
+        """Open one split of a data set.
+
+        Args:
+            recipe: Says how it is read and transformed.
+            root: The folder.
+            split: Its name, or several joined by ``+``.
+            training: Whether samples are transformed for training, or for evaluation.
+            classes: Their names; none means the recipe's or those in the data.
+            strict: Whether the first problem of the data is an error.
+
+        Raises:
+            DataError: If the split is missing or holds no usable image.
+            ValueError: If the task does not read the layout.
+        """
+        return self.layout(recipe).open(
+            root,
+            split,
+            classes=classes or recipe.classes or None,
+            transforms=self.transforms(recipe, training=training),
+            strict=strict,
+            training=training,
+        )
+
+    def knows_any(self, dataset: ImageSet) -> bool:
+        """Whether a data set has anything of the classes that it was opened with."""
+        return any(dataset.class_counts())
+
+    # -- network
+
+    @abc.abstractmethod
+    def build(self, recipe: R, classes: Sequence[str], *, pretrained: bool = True) -> nn.Module:
+        """Build the network of a recipe.
+
+        Args:
+            recipe: Names the network and its options.
+            classes: The names of the classes; without the background in detection.
+            pretrained: Whether the backbone starts from the recipe's weights; not needed where others follow.
+
+        Raises:
+            ValueError: If the backbone is unknown or cannot be built so.
+            FileNotFoundError: If the weights are a file that is missing.
+        """
+
+    @abc.abstractmethod
+    def module(self, recipe: R, model: nn.Module, classes: Sequence[str]) -> TrainingModule:
+        """The network with its losses, schedule and metrics."""
+
+    def training_options(self, recipe: R, model: nn.Module) -> dict[str, Any]:
+        """The arguments that every `TrainingModule` takes from a recipe."""
+        multipliers = self.lr_multipliers(recipe)
+        names = [name for name, _ in model.named_parameters()]
+        used = {
+            pattern: factor
+            for pattern, factor in multipliers.items()
+            if factor != 1 and any(fnmatchcase(name, pattern) for name in names)
+        }
+        return {"schedule": recipe.schedule, "seed": recipe.seed, "lr_mult": used}
+
+    def lr_multipliers(self, recipe: R) -> dict[str, float]:
+        """Learning-rate multipliers by glob patterns of parameter names; of several that match, the last one counts."""
+        return {"*.bias": recipe.bias_lr_mult, "*.offset_conv.*": recipe.offset_lr_mult}
+
+    def doubts(self, recipe: R) -> dict[str, str]:
+        """What a user should know before a training that can start, by a word for it."""
+        if recipe.weights not in (None, RANDOM):
+            return {}
+        start = "the backbone starts" if recipe.fixed_norms else "all of the backbone is trained"
+        return {"weights": f"none: {start} from random numbers (--set weights=FILE)"}
+
+    def without_deformation(self, recipe: R) -> R:
+        """The recipe of the plain network."""
+        return recipe.replaced(deform_layers=0)
+
+    def augmented(self, model: nn.Module, procedure: Procedure) -> nn.Module:
+        """The network under a test-time procedure.
+
+        Raises:
+            ValueError: If the procedure does not fit the network.
+        """
+        raise ValueError("scales, flip, box averaging and soft-NMS are for detection and segmentation")
+
+    # -- one image
+
+    @abc.abstractmethod
+    def infer(self, model: nn.Module, image: Tensor, recipe: R, device: torch.device | str) -> Any:
+        """What a network in evaluation mode finds in an image, uint8 [3, H, W]; on the CPU."""
+
+    @abc.abstractmethod
+    def draw(self, image: Tensor, found: Any, classes: Sequence[str], *, threshold: float) -> list[Image.Image]:
+        """The pictures of what `infer` found, one for each of `endings`."""
+
+    def records(
+        self, found: Any, classes: Sequence[str], *, image_id: int, category_ids: Sequence[int] | None
+    ) -> list[dict[str, Any]]:
+        """What `infer` found, for `predictions.json`.
+
+        Args:
+            found: What `infer` gave.
+            classes: The names of the classes.
+            image_id: The number of the image among all images.
+            category_ids: The id that the training's data has for each class; None where it has none.
+        """
+        return []
+
+    @abc.abstractmethod
+    def view(
+        self,
+        model: nn.Module,
+        recipe: R,
+        classes: Sequence[str],
+        picture: Tensor,
+        *,
+        threshold: float,
+        device: torch.device | str,
+    ) -> View:
+        """What `pliant look` shows of an image, uint8 [3, h, w]."""
+
+    def as_input(self, image: Tensor) -> Any:
+        """One image, float [3, H, W], as the network takes images."""
+        return image[None]
+
+    # -- results
+
+    def remarks(self, results: Mapping[str, Any]) -> list[str]:
+        """Further lines below the table of results."""
+        return []
+
+    def result_files(self, dataset: ImageSet, split: str, *, voc: bool) -> list[str]:
+        """The names of the files for the servers that evaluate this kind of data.
+
+        Args:
+            dataset: What is evaluated.
+            split: Its name.
+            voc: Whether VOC's files are asked for.
+
+        Raises:
+            ValueError: If they are and this is not VOC's data.
+        """
+        if voc:
+            raise ValueError("VOC's result files are for detection on VOC's layout")
+        return []
+
+    def write_results(self, places: Sequence[Path], module: Any, dataset: ImageSet) -> None:
+        """Write what an evaluation found to the files that `result_files` named."""
+        raise NotImplementedError
+
+    def ablation(self, recipe: R) -> Ablation | None:
+        """How networks of a recipe are compared in the paper's tables; None if they are not there."""
+        return None
+
+    # -- export
+
+    @abc.abstractmethod
+    def exportable(self, model: nn.Module) -> Exportable:
+        """The network as a file can hold it."""
+
+    @abc.abstractmethod
+    def from_program(self, program: nn.Module, recipe: R) -> nn.Module:
+        """An exported program, called as the network is."""
+
+    @abc.abstractmethod
+    def agreement(self, model: nn.Module, other: nn.Module, recipe: R, image: Tensor) -> Agreement:
+        """Compare a network with what `from_program` gives, on an image, uint8 [3, H, W]."""
+
+
+def find_task(kind: str) -> Task[Any]:
+    """The task of a kind of recipe.
+
+    Raises:
+        ValueError: If there is none; another version of Pliant may have it.
+    """
+    name = f"pliant.tasks.{kind}"
+    known = kind.isidentifier() and importlib.util.find_spec(name) is not None
+    task = getattr(importlib.import_module(name), "TASK", None) if known else None
+    if not isinstance(task, Task):
+        raise ValueError(f"this version of Pliant has no kind of recipe {kind!r}")
+    return task
+
+
+def task_of(recipe: Recipe) -> Task[Any]:
+    """The task of a recipe."""
+    return find_task(recipe.kind)
+
+
+def stored_recipe(kind: str, fields: Mapping[str, Any]) -> Recipe:
+    """The recipe that a file of a run describes.
+
+    Raises:
+        ValueError: If there is no such kind of recipe, or a field is unknown or has another value than it may.
+    """
+    return from_fields(find_task(kind).recipe, fields)
+
+
+def build_model(recipe: Recipe, classes: Sequence[str], *, pretrained: bool = True) -> nn.Module:
+    """The network of a recipe; see `Task.build`."""
+    return task_of(recipe).build(recipe, classes, pretrained=pretrained)
+
+
+def backbone_options(recipe: Recipe, *, pretrained: bool) -> dict[str, Any]:
+    """The fields of a recipe that `pliant.backbones.backbone` takes, which have the same names there."""
+    options = {name: getattr(recipe, name) for name in ("backbone", "deform_layers", *BackboneOptions.__annotations__)}
+    weights = recipe.weights if pretrained and recipe.weights != RANDOM else None
+    return {**options, "weights": weights, "frozen": recipe.fixed_norms}
+
+
+def build_with(
+    build: Callable[..., nn.Module], num_classes: int, options: Mapping[str, Any], *, needed: Iterable[str] = ()
+) -> nn.Module:
+    """Call a function of `pliant.models` with those of the options that it takes.
+
+    Args:
+        build: The function.
+        num_classes: Its first argument.
+        options: By their names.
+        needed: Options that must not be lost: a function that does not take one that is set is an error.
+
+    Raises:
+        ValueError: If one of `needed` would be lost.
+    """
+    parameters = signature(build).parameters
+    taken = set(parameters)
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        taken |= set(BackboneOptions.__annotations__)
+    lost = [name for name in needed if options[name] and name not in taken]
+    if lost:
+        raise ValueError(f"network={build.__name__} has no {', '.join(lost)}")
+    return build(num_classes, **{name: value for name, value in options.items() if name in taken})
