@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -101,6 +102,32 @@ void call_roi_pool_backward(nb::handle grad, nb::handle input, nb::handle rois, 
     roi_pool_backward(*chosen, in, from, to_input, to_offset, threads);
 }
 
+using Levels = std::vector<std::array<int64_t, 3>>;  // height, width, first row
+
+std::vector<Level> levels_of(const Levels& given) {
+    std::vector<Level> levels;
+    for (const auto& [height, width, start] : given) levels.push_back({height, width, start});
+    return levels;
+}
+
+void call_ms_deform_attn(nb::handle value, nb::handle locations, nb::handle weights, const Levels& levels,
+                         nb::handle out, int threads) {
+    const AttentionArguments in{tensor_of(value), tensor_of(locations), tensor_of(weights), levels_of(levels)};
+    const Tensor to = tensor_of(out);
+    const nb::gil_scoped_release release;
+    ms_deform_attn(*chosen, in, to, threads);
+}
+
+void call_ms_deform_attn_backward(nb::handle grad, nb::handle value, nb::handle locations, nb::handle weights,
+                                  const Levels& levels, nb::handle grad_value, nb::handle grad_locations,
+                                  nb::handle grad_weights, int threads) {
+    const AttentionArguments in{tensor_of(value), tensor_of(locations), tensor_of(weights), levels_of(levels)};
+    const Tensor from = tensor_of(grad), to_value = tensor_of(grad_value), to_locations = tensor_of(grad_locations);
+    const Tensor to_weights = tensor_of(grad_weights);
+    const nb::gil_scoped_release release;
+    ms_deform_attn_backward(*chosen, in, from, to_value, to_locations, to_weights, threads);
+}
+
 }  // namespace
 }  // namespace pliant
 
@@ -133,4 +160,8 @@ NB_MODULE(_kernels, module) {
     module.def("roi_pool_backward", &call_roi_pool_backward, "grad"_a, "input"_a, "rois"_a, optional("offset"),
                "output_size"_a, "group_size"_a, "spatial_scale"_a, "gamma"_a, "rule"_a, "sample_per_part"_a,
                "grad_input"_a, optional("grad_offset"), "threads"_a);
+    module.def("ms_deform_attn", &call_ms_deform_attn, "value"_a, "locations"_a, "weights"_a, "levels"_a, "out"_a,
+               "threads"_a);
+    module.def("ms_deform_attn_backward", &call_ms_deform_attn_backward, "grad"_a, "value"_a, "locations"_a,
+               "weights"_a, "levels"_a, "grad_value"_a, "grad_locations"_a, "grad_weights"_a, "threads"_a);
 }

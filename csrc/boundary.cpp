@@ -155,6 +155,35 @@ struct PoolingCall {
     }
 };
 
+struct AttentionCall {
+    Attention attention{};
+    AttentionTensors in{};
+    Shape out;
+
+    explicit AttentionCall(const AttentionArguments& given) {
+        for (const Tensor* tensor : {&given.value, &given.locations, &given.weights}) check_tensor(*tensor);
+        const Shape &value = given.value.shape, &locations = given.locations.shape;
+        require(value.size() == 4, "value: four dimensions");
+        require(locations.size() == 6, "locations: six dimensions");
+        attention.batch = value[0], attention.rows = value[1], attention.heads = value[2], attention.channels = value[3];
+        attention.queries = locations[1], attention.points = locations[4];
+        attention.levels = given.levels;
+        for (const Level& level : given.levels) {
+            require(level.height > 0 && level.width > 0, "levels: size");
+            require(level.height <= kMostCells && level.width <= kMostCells, "levels: at most 2^24 cells on a side");
+            const int64_t cells = level.height * level.width;
+            require(level.start >= 0 && cells <= attention.rows && level.start <= attention.rows - cells,
+                    "levels: rows");
+        }
+        const Shape weights{value[0], locations[1], value[2], static_cast<int64_t>(given.levels.size()), locations[4]};
+        Shape pairs = weights;
+        pairs.push_back(2);
+        out = {value[0], locations[1], value[2] * value[3]};
+        in = {array_of(given.value, value, "value"), array_of(given.locations, pairs, "locations"),
+              array_of(given.weights, weights, "weights")};
+    }
+};
+
 }  // namespace
 
 void deform_conv2d(const Kernels& kernels, const ConvolutionArguments& in, const Tensor& bias, const Tensor& out,
@@ -194,6 +223,25 @@ void roi_pool_backward(const Kernels& kernels, const PoolingArguments& in, const
     const PoolingGradients to{result_of(grad_input, in.input.shape, wide, "grad_input"),
                               optional_result_of(grad_offset, in.offset, wide, "grad_offset")};
     kernels.roi_pool_backward(call.pooling, call.in, array_of(grad, call.out, "grad"), to, threads);
+}
+
+void ms_deform_attn(const Kernels& kernels, const AttentionArguments& in, const Tensor& out, int threads) {
+    const AttentionCall call(in);
+    check_tensor(out), check_threads(threads);
+    kernels.ms_deform_attn(call.attention, call.in, result_of(out, call.out, call.in.value.dtype, "out"), threads);
+}
+
+void ms_deform_attn_backward(const Kernels& kernels, const AttentionArguments& in, const Tensor& grad,
+                             const Tensor& grad_value, const Tensor& grad_locations, const Tensor& grad_weights,
+                             int threads) {
+    const AttentionCall call(in);
+    for (const Tensor* tensor : {&grad, &grad_value, &grad_locations, &grad_weights}) check_tensor(*tensor);
+    check_threads(threads);
+    const DType wide = widened(call.in.value.dtype);
+    const AttentionGradients to{result_of(grad_value, in.value.shape, wide, "grad_value"),
+                                result_of(grad_locations, in.locations.shape, wide, "grad_locations"),
+                                result_of(grad_weights, in.weights.shape, wide, "grad_weights")};
+    kernels.ms_deform_attn_backward(call.attention, call.in, array_of(grad, call.out, "grad"), to, threads);
 }
 
 }  // namespace pliant

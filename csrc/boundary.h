@@ -33,6 +33,11 @@ struct PoolingArguments {
     int64_t sample_per_part;
 };
 
+struct AttentionArguments {
+    Tensor value, locations, weights;
+    std::vector<Level> levels;
+};
+
 // Each throws std::invalid_argument, and has then read and written nothing, unless all tensors fit each other and the
 // kernels' integers. That the described memory exists is the caller's promise.
 void deform_conv2d(const Kernels& kernels, const ConvolutionArguments& in, const Tensor& bias, const Tensor& out,
@@ -43,5 +48,9 @@ void deform_conv2d_backward(const Kernels& kernels, const ConvolutionArguments& 
 void roi_pool(const Kernels& kernels, const PoolingArguments& in, const Tensor& out, int threads);
 void roi_pool_backward(const Kernels& kernels, const PoolingArguments& in, const Tensor& grad,
                        const Tensor& grad_input, const Tensor& grad_offset, int threads);
+void ms_deform_attn(const Kernels& kernels, const AttentionArguments& in, const Tensor& out, int threads);
+void ms_deform_attn_backward(const Kernels& kernels, const AttentionArguments& in, const Tensor& grad,
+                             const Tensor& grad_value, const Tensor& grad_locations, const Tensor& grad_weights,
+                             int threads);
 
 }  // namespace pliant

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace pliant {
 
@@ -76,6 +77,27 @@ struct PoolingGradients {
     Array input, offset;  // added to, like the convolution's
 };
 
+// A map of several that lie end to end in the rows of a value.
+struct Level {
+    int64_t height, width, start;
+};
+
+struct Attention {
+    int64_t batch, rows, heads, channels;  // of the value; channels are a head's
+    int64_t queries, points;               // points: of a level
+    std::vector<Level> levels;
+};
+
+struct AttentionTensors {
+    Array value;      // [N, S, M, D]
+    Array locations;  // [N, Q, M, L, P, 2] x before y, in parts of a level's sides
+    Array weights;    // [N, Q, M, L, P]
+};
+
+struct AttentionGradients {
+    Array value, locations, weights;  // added to, like the convolution's
+};
+
 struct Kernels {
     const char* name;
     void (*deform_conv2d)(const Convolution&, const ConvolutionTensors&, Array bias, Array out, int threads);
@@ -84,6 +106,9 @@ struct Kernels {
     void (*roi_pool)(const Pooling&, const PoolingTensors&, Array out, int threads);
     void (*roi_pool_backward)(const Pooling&, const PoolingTensors&, Array grad, const PoolingGradients&,
                               int threads);
+    void (*ms_deform_attn)(const Attention&, const AttentionTensors&, Array out, int threads);
+    void (*ms_deform_attn_backward)(const Attention&, const AttentionTensors&, Array grad, const AttentionGradients&,
+                                    int threads);
 };
 
 }  // namespace pliant

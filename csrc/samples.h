@@ -116,6 +116,31 @@ void place(bool authors, const T* position, int64_t count, int32_t size, AxisTil
     }
 }
 
+// What samples at given places read: cell (r, c) of the map begins at element r * step_y + c * step_x.
+template <class T>
+void find_corners(bool authors, const T* y, const T* x, const T* mask, int64_t count, int64_t height, int64_t width,
+                  int64_t step_y, int64_t step_x, Samples<T>& samples, Slopes<T>* slopes) {
+    AxisTile<T> at_y, at_x;
+    place(authors, y, count, static_cast<int32_t>(height), at_y);
+    place(authors, x, count, static_cast<int32_t>(width), at_x);
+    for (int i = 0; i < 4; ++i) {
+        const auto *cell_y = at_y.cell[i / 2], *cell_x = at_x.cell[i % 2];
+        const T *weight_y = at_y.weight[i / 2], *weight_x = at_x.weight[i % 2];
+        for (int64_t m = 0; m < count; ++m) {
+            const int64_t cell = cell_y[m] * step_y + cell_x[m] * step_x;
+            samples.cell[i][m] = (cell_y[m] | cell_x[m]) < 0 ? -1 : cell;
+            samples.weight[i][m] = weight_y[m] * weight_x[m] * mask[m];
+        }
+        if (!slopes) continue;
+        const T *slope_y = at_y.slope[i / 2], *slope_x = at_x.slope[i % 2];
+        for (int64_t m = 0; m < count; ++m) {
+            slopes->y[i][m] = slope_y[m] * weight_x[m] * mask[m];
+            slopes->x[i][m] = weight_y[m] * slope_x[m] * mask[m];
+            slopes->unmasked[i][m] = weight_y[m] * weight_x[m];
+        }
+    }
+}
+
 // Positions first .. first + count - 1 of the output.
 template <class T>
 void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t image, int64_t first, int64_t count,
@@ -136,25 +161,7 @@ void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t
         x[m] += static_cast<T>(column * conv.stride[1] + tap_x);
         if (++column == conv.out_width) column = 0, ++row;
     }
-    AxisTile<T> at_y, at_x;
-    place(conv.authors_border, y, count, static_cast<int32_t>(conv.height), at_y);
-    place(conv.authors_border, x, count, static_cast<int32_t>(conv.width), at_x);
-    for (int i = 0; i < 4; ++i) {
-        const auto *cell_y = at_y.cell[i / 2], *cell_x = at_x.cell[i % 2];
-        const T *weight_y = at_y.weight[i / 2], *weight_x = at_x.weight[i % 2];
-        for (int64_t m = 0; m < count; ++m) {
-            const int64_t cell = cell_y[m] * rows.y + cell_x[m] * rows.x;
-            samples.cell[i][m] = (cell_y[m] | cell_x[m]) < 0 ? -1 : cell;
-            samples.weight[i][m] = weight_y[m] * weight_x[m] * mask[m];
-        }
-        if (!slopes) continue;
-        const T *slope_y = at_y.slope[i / 2], *slope_x = at_x.slope[i % 2];
-        for (int64_t m = 0; m < count; ++m) {
-            slopes->y[i][m] = slope_y[m] * weight_x[m] * mask[m];
-            slopes->x[i][m] = weight_y[m] * slope_x[m] * mask[m];
-            slopes->unmasked[i][m] = weight_y[m] * weight_x[m];
-        }
-    }
+    find_corners(conv.authors_border, y, x, mask, count, conv.height, conv.width, rows.y, rows.x, samples, slopes);
 }
 
 // Leaves out positions whose sample is zero because it lies outside the map. Returns how many stay, and in `kept` which.

@@ -93,3 +93,28 @@ def edge_rois(size: tuple[int, int], scale: float, dtype: torch.dtype = torch.fl
         x, y = (along, middle) if axis == 1 else (middle, along)
         lines.append(torch.stack((torch.zeros_like(x[:, 0]), x[:, 0], y[:, 0], x[:, 1], y[:, 1]), dim=1))
     return torch.cat(lines)
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """One call of multi-scale deformable attention; shapes are (height, width)."""
+
+    batch: int = 2
+    shapes: tuple[tuple[int, int], ...] = ((3, 4), (2, 3), (5, 3))
+    heads: int = 3
+    channels: int = 5
+    queries: int = 7
+    points: int = 4
+    spread: float = 1.6
+
+    def tensors(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
+        """Value, locations and weights, all requiring gradients."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = sum(height * width for height, width in self.shapes)
+        points = (self.batch, self.queries, self.heads, len(self.shapes), self.points)
+        values = {
+            "value": torch.randn(self.batch, rows, self.heads, self.channels, generator=generator, dtype=dtype),
+            "locations": 0.5 + self.spread * (torch.rand(*points, 2, generator=generator, dtype=dtype) - 0.5),
+            "weights": torch.randn(points, generator=generator, dtype=dtype),
+        }
+        return {name: value.requires_grad_() for name, value in values.items()}

@@ -59,6 +59,19 @@ void touch(const Pooling& pooling, const PoolingTensors& in) {
     touch(in.offset, 2 * pooling.rois * pooling.classes * pooling.parts[0] * pooling.parts[1]);
 }
 
+int64_t points_of(const Attention& attention) {
+    return attention.batch * attention.queries * attention.heads * static_cast<int64_t>(attention.levels.size()) *
+           attention.points;
+}
+void touch(const Attention& attention, const AttentionTensors& in) {
+    const int64_t rows = attention.batch * attention.rows;
+    touch(in.value, rows * attention.heads * attention.channels);
+    touch(in.locations, 2 * points_of(attention)), touch(in.weights, points_of(attention));
+    for (const Level& level : attention.levels)  // a level's last row is one of the value's
+        touch(in.value.data, in.value.dtype,
+              (level.start + level.height * level.width) * attention.heads * attention.channels - 1);
+}
+
 // Stands in for the kernels in most cases, which are then thousands a second.
 const Kernels kEnds = {
     "ends",
@@ -81,6 +94,16 @@ const Kernels kEnds = {
         touch(to.input, pooling.batch * pooling.channels * pooling.cells(), true);
         touch(to.offset, 2 * pooling.rois * pooling.classes * pooling.parts[0] * pooling.parts[1], true);
     },
+    [](const Attention& attention, const AttentionTensors& in, Array out, int) {
+        touch(attention, in);
+        touch(out, attention.batch * attention.queries * attention.heads * attention.channels, true);
+    },
+    [](const Attention& attention, const AttentionTensors& in, Array grad, const AttentionGradients& to, int) {
+        touch(attention, in);
+        touch(grad, attention.batch * attention.queries * attention.heads * attention.channels);
+        touch(to.value, attention.batch * attention.rows * attention.heads * attention.channels, true);
+        touch(to.locations, 2 * points_of(attention), true), touch(to.weights, points_of(attention), true);
+    },
 };
 
 // Stands in where there is no memory behind a description: the integers alone are checked then.
@@ -90,6 +113,8 @@ const Kernels kIdle = {
     [](const Convolution&, const ConvolutionTensors&, Map, const ConvolutionGradients&, int) {},
     [](const Pooling&, const PoolingTensors&, Array, int) {},
     [](const Pooling&, const PoolingTensors&, Array, const PoolingGradients&, int) {},
+    [](const Attention&, const AttentionTensors&, Array, int) {},
+    [](const Attention&, const AttentionTensors&, Array, const AttentionGradients&, int) {},
 };
 
 class Case {
@@ -103,7 +128,8 @@ class Case {
 
     void run() {
         try {
-            bytes_.ConsumeBool() ? run_convolution() : run_pooling();
+            const int64_t operation = between(0, 2);
+            operation == 0 ? run_convolution() : operation == 1 ? run_pooling() : run_attention();
         } catch (const std::invalid_argument& refused) {
             if (lied_) return;
             std::fprintf(stderr, "a call that fits was refused: %s\n", refused.what());
@@ -286,6 +312,33 @@ class Case {
         const Tensor grad_offset = moved || lie() ? tensor(offset, wide, true) : Tensor{};
         const int some = threads();
         roi_pool_backward(kernels(), in, grad, grad_input, grad_offset, some);
+    }
+
+    void run_attention() {
+        const int64_t batch = between(1, 2), heads = between(1, 3), channels = between(1, 40);
+        const int64_t queries = between(1, 6), points = between(1, 4), levels = between(1, 3);
+        AttentionArguments in;
+        int64_t rows = 0;
+        for (int64_t i = 0; i < levels; ++i) {
+            const int64_t height = between(1, 5), width = between(1, 5), start = rows + between(0, 2);
+            in.levels.push_back({number(height), number(width), number(start)});
+            rows = start + height * width;
+        }
+        if (lie()) in.levels.pop_back();
+        const DType type = dtype(), wide = type == DType::float64 ? type : DType::float32;
+        const Shape value{batch, rows, heads, channels}, weights{batch, queries, heads, levels, points};
+        const Shape locations{batch, queries, heads, levels, points, 2}, result{batch, queries, heads * channels};
+        in.value = tensor(value, type, false), in.locations = tensor(locations, dtype(), false);
+        in.weights = tensor(weights, dtype(), false);
+        if (bytes_.ConsumeBool()) {
+            const Tensor to = tensor(result, type, true);
+            const int some = threads();
+            return ms_deform_attn(kernels(), in, to, some);
+        }
+        const Tensor grad = tensor(result, dtype(), false), grad_value = tensor(value, wide, true);
+        const Tensor grad_locations = tensor(locations, wide, true), grad_weights = tensor(weights, wide, true);
+        const int some = threads();
+        ms_deform_attn_backward(kernels(), in, grad, grad_value, grad_locations, grad_weights, some);
     }
 
     FuzzedDataProvider bytes_;

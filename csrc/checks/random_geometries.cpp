@@ -166,14 +166,42 @@ void check_pooling(const std::vector<const Kernels*>& tables) {
     });
 }
 
+void check_attention(const std::vector<const Kernels*>& tables) {
+    const DType dtype = static_cast<DType>(between(0, 3)), wide = dtype == DType::float64 ? dtype : DType::float32;
+    Attention attention{};
+    attention.batch = between(1, 2), attention.heads = between(1, 4), attention.channels = between(1, 40);
+    attention.queries = between(1, 60), attention.points = between(0, 9) ? between(1, 5) : between(90, 110);
+    const int64_t count = between(1, 4);
+    for (int64_t i = 0; i < count; ++i) {
+        const Level level{between(1, 9), between(1, 9), attention.rows + between(0, 2)};
+        attention.levels.push_back(level);
+        attention.rows = level.start + level.height * level.width;
+    }
+    const int64_t lines = attention.batch * attention.queries * attention.heads, points = lines * count * attention.points;
+    const Values value = drawn(attention.batch * attention.rows * attention.heads * attention.channels, dtype);
+    Values locations = drawn(2 * points, dtype);
+    if (between(0, 1)) make_extreme(locations);
+    const Values weights = drawn(points, dtype), grad = drawn(lines * attention.channels, dtype);
+    const AttentionTensors in{value.array(), locations.array(), weights.array()};
+    check("ms_deform_attn", tables, tolerance_of(dtype), [&](const Kernels& kernels, int threads) {
+        std::vector<Values> results;
+        results.emplace_back(grad.count, dtype);
+        kernels.ms_deform_attn(attention, in, results[0].array(), threads);
+        for (int64_t some : {value.count, locations.count, weights.count}) results.emplace_back(some, wide);
+        kernels.ms_deform_attn_backward(attention, in, grad.array(),
+                                        {results[1].array(), results[2].array(), results[3].array()}, threads);
+        return results;
+    });
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     const int64_t rounds = count > 1 ? std::atoll(arguments[1]) : 200;
     random_bits.seed(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 0);
     const std::vector<const Kernels*> tables = tables_of_this_processor();
-    for (int64_t i = 0; i < rounds; ++i) check_convolution(tables), check_pooling(tables);
+    for (int64_t i = 0; i < rounds; ++i) check_convolution(tables), check_pooling(tables), check_attention(tables);
     std::printf("%lld geometries on %zu instruction sets, %d differences, checksum %016llx\n",
-                static_cast<long long>(2 * rounds), tables.size(), failures, static_cast<unsigned long long>(checksum));
+                static_cast<long long>(3 * rounds), tables.size(), failures, static_cast<unsigned long long>(checksum));
     return failures != 0;
 }

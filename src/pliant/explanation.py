@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pliant.ops import _gpu, _native
 
-OPERATORS = ("deform_conv2d", "roi_pool", "deform_roi_pool", "ps_roi_pool", "deform_ps_roi_pool")
+OPERATORS = ("deform_conv2d", "roi_pool", "deform_roi_pool", "ps_roi_pool", "deform_ps_roi_pool", "ms_deform_attn")
 _COMPILED = "the compiled CPU kernels"
 _TRITON = "the Triton kernels"
 _REFERENCE = "the reference, in plain PyTorch"
@@ -89,7 +89,7 @@ def _triton_notes(input: Tensor, operator: str) -> tuple[str, ...]:
         notes.append(
             "backward on the reference: the kernels' adds with atomics, and torch.use_deterministic_algorithms is on"
         )
-    if not input.is_contiguous(memory_format=torch.channels_last):
+    if operator != "ms_deform_attn" and not input.is_contiguous(memory_format=torch.channels_last):
         notes.append(
             "the input is copied channels last; with memory_format=torch.channels_last it is read where it lies"
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CONV_CASES, ROIS, ConvCase, edge_rois
+from cases import CONV_CASES, ROIS, AttentionCase, ConvCase, edge_rois
 from hypothesis import given
 from hypothesis import strategies as st
 from random_calls import LAYOUTS, Call, assert_reference_agrees, convolutions, laid_out, poolings
@@ -336,10 +336,63 @@ def test_every_tile_is_a_power_of_two_that_a_matrix_product_takes(
             assert tiles.patch == 0 or tiles.cells % tiles.patch == 0
 
 
+def attend(case: AttentionCase) -> Callable[..., Tensor]:
+    def run(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ops.ms_deform_attn(value, case.shapes, None, locations, weights)
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attention(dtype: torch.dtype, launched: list[str]) -> None:
+    case = AttentionCase(queries=11, channels=19)
+    check(attend(case), case.tensors(), dtype)
+    assert launched == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("places", [(1e6, -1e30, float("inf"), -float("inf")), (float("nan"),)], ids=["far", "nan"])
+def test_attention_of_locations_that_are_far_or_no_numbers(places: tuple[float, ...]) -> None:
+    case = AttentionCase(batch=1, queries=4)
+    tensors = {name: value.detach() for name, value in case.tensors().items()}
+    for line, place in enumerate(places):
+        tensors["locations"][0, line % 4, line % 3, 0, 1, line % 2] = place
+    check(attend(case), tensors, torch.float32)
+
+
+def test_attention_with_64_bit_indices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu, "_INT32_ELEMENTS", 0)
+    case = AttentionCase(batch=1, heads=1, channels=1)
+    check(attend(case), case.tensors(), torch.float32)
+
+
+def test_attention_at_cells_centres_has_the_references_slopes() -> None:
+    case = AttentionCase(batch=1, queries=60, points=1, shapes=((7, 6), (3, 11)))
+    tensors = case.tensors(torch.float32)
+    cells = torch.randint(0, 9, (1, 60, 3, 2, 1, 2)) + 0.5
+    tensors["locations"] = (cells / torch.tensor([[[6, 7]], [[11, 3]]])).requires_grad_()
+    ours = {name: value.detach().to(DEVICE).requires_grad_() for name, value in tensors.items()}
+    got = torch.autograd.grad(attend(case)(**ours).sum(), list(ours.values()))
+    with _native.use(_native.REFERENCE):
+        want = torch.autograd.grad(attend(case)(**tensors).sum(), list(tensors.values()))
+    for left, right in zip(got, want, strict=True):
+        torch.testing.assert_close(left.cpu(), right, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_gives_nan_where_a_map_does_not_lie_in_the_value() -> None:
+    case = AttentionCase(batch=1)
+    value, locations, weights = (tensor.detach().to(DEVICE) for tensor in case.tensors(torch.float32).values())
+    shapes = torch.tensor(case.shapes, device=DEVICE)
+    for start in (-1, 19, 1 << 40):
+        starts = torch.tensor([0, 12, start], device=DEVICE)
+        assert ops.ms_deform_attn(value, shapes, starts, locations, weights).isnan().all()
+
+
 def test_explain_says_what_runs() -> None:
     text = str(pliant.explain(torch.ones(1, 4, 3, 3, device=DEVICE), "deform_conv2d"))
     assert "Triton kernels" in text
     assert "without tf32" in text
+    assert "channels last" in text
+    assert "channels last" not in str(pliant.explain(torch.ones(1, 4, 3, 3, device=DEVICE), "ms_deform_attn"))
 
 
 def test_pooling_rules_are_in_the_order_of_the_kernels() -> None:

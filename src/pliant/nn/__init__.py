@@ -1,4 +1,4 @@
-"""Layers that predict their own offsets, and the plain poolings beside them."""
+"""Layers that predict where they sample, and the plain poolings beside them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from pliant import ops
+from pliant.nn.attention import MultiScaleDeformableAttention
 from pliant.ops import _checks
 from pliant.ops.roi_pool import SAMPLINGS
+
+__all__ = [
+    "DeformConv2d",
+    "DeformConv2dSame",
+    "DeformPSRoIPool",
+    "DeformRoIPool",
+    "MultiScaleDeformableAttention",
+    "PSRoIPool",
+    "RoIPool",
+]
 
 
 class DeformConv2d(nn.Conv2d):
