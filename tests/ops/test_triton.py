@@ -108,7 +108,7 @@ SMALL_TILES = {name: Tiles(16, 16, 0, 4, 1, 4) for name in ("columns", "columns_
 DESIGNS = {
     "multiplied as gathered": {"forward_by_columns": False, "backward_by_columns": False},
     "in patches": {
-        "forward": Tiles(32, 16, 32, 4, 1, 8, 2),
+        "forward": Tiles(32, 16, 32, 4, 1, 8, early=True),
         "backward_samples": Tiles(32, 16, 32, 4, 1, 8),
         "backward_weight": Tiles(32, 16, 32, 4, 1, 8),
         "backward_by_columns": False,

@@ -50,18 +50,25 @@ def layout(input: Tensor) -> torch.memory_format:
 
 def index_type(*tensors: Tensor | None) -> Any:
     """The integer that reaches every element of all tensors: 32 bits where they do."""
+    return index_of(far_apart(*tensors))
+
+
+def index_of(far: bool) -> Any:
+    """The integer for indices."""
     language = importlib.import_module("triton.language")
-    return language.int64 if far_apart(*tensors) else language.int32
+    return language.int64 if far else language.int32
 
 
 def far_apart(*tensors: Tensor | None) -> bool:
     """Whether 32 bits do not reach every element of all tensors."""
-    reach = max(
-        sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-        for tensor in tensors
-        if tensor is not None
-    )
-    return reach >= _INT32_ELEMENTS
+    return any(tensor is not None and _reach(tensor) >= _INT32_ELEMENTS for tensor in tensors)
+
+
+def _reach(tensor: Tensor) -> int:
+    """The place of the last element, counted from the first."""
+    if tensor.is_contiguous():
+        return tensor.numel()
+    return sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def product_type(dtype: torch.dtype) -> Any:

@@ -12,6 +12,9 @@ from torch.autograd import forward_ad
 
 from pliant._after_import import after_import
 
+_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_WITH_DATA = ("cpu", "cuda")
+
 
 def function_of(
     op: Any, save: Callable[[Any, tuple[Any, ...], Any], None], differentiate: Callable[..., tuple[Tensor | None, ...]]
@@ -60,10 +63,33 @@ def function_of(
 
 
 def transformable(
-    op: Any, save: Callable[[Any, tuple[Any, ...], Any], None], differentiate: Callable[..., tuple[Tensor | None, ...]]
+    op: Any,
+    kernel: Callable[..., Any],
+    save: Callable[[Any, tuple[Any, ...], Any], None],
+    differentiate: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., Any]:
-    """An operator that `torch.func` takes as well, see `function_of`; elsewhere it is the operator itself."""
+    """An operator that `torch.func` takes as well, see `function_of`.
+
+    In eager mode, where nothing watches the dispatcher, the operator is its kernel with an autograd function around it:
+    `register_autograd` and the dispatcher do the same in several times the time.
+
+    Args:
+        op: the operator of torch.library.
+        kernel: what the operator runs on tensors that have data.
+        save, differentiate: as `torch.library.register_autograd` takes them.
+    """
     function = function_of(op, save, differentiate)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = kernel(*inputs)
+            save(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            return differentiate(ctx, *grads)
 
     def transformed(*inputs: Any) -> Any:
         return function.apply(*inputs)
@@ -73,9 +99,27 @@ def transformable(
     after_import("torch._dynamo", lambda: torch.compiler.allow_in_graph(transformed))
 
     def call(*inputs: Any) -> Any:
-        return transformed(*inputs) if _transforming() else op(*inputs)
+        if torch.compiler.is_compiling():
+            return transformed(*inputs) if _transforming() else op(*inputs)
+        if _transforming():
+            return transformed(*inputs)
+        if _watched(inputs):
+            return op(*inputs)
+        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+            return Eager.apply(*inputs)
+        return kernel(*inputs)
 
     return call
+
+
+def _watched(inputs: tuple[Any, ...]) -> bool:
+    """Whether anybody takes part in the dispatch of a call: autocast, a tracer, a mode, a tensor's own class."""
+    if torch._C._is_any_autocast_enabled() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return True
+    return any(
+        isinstance(value, Tensor) and (type(value) not in _PLAIN or value.device.type not in _WITH_DATA)
+        for value in inputs
+    )
 
 
 def pull_back(

@@ -1,8 +1,8 @@
 """Triton kernels of deformable convolution by columns; columns.py launches them.
 
-A chunk is a run of taps. Its columns are a matrix [groups, cells, taps of the chunk, C / groups], which cuBLAS
-multiplies. The input's gradient is gathered, not scattered: for each cell of the input there is a list of the samples
-that read it, in compressed sparse rows, so that no channel is added by atomics.
+A chunk is a run of images, or of rows of an image. Its columns are a matrix [groups, cells, taps, C / groups], which
+cuBLAS or cuDNN multiply. The input's gradient is gathered, not scattered: for each cell of the input there is a list of
+the samples that read it, in compressed sparse rows, so that no channel is added by atomics.
 
 Legend: BLOCK_P output cells, BLOCK_C channels, BLOCK_N cells of the input.
 """
@@ -10,35 +10,60 @@ Legend: BLOCK_P output cells, BLOCK_C channels, BLOCK_N cells of the input.
 import triton
 import triton.language as tl
 
-from pliant.ops.deform_conv2d.kernels import _GRID, _SIZES, _corners, _modulation, _moved, _values, cells_of
+from pliant.ops.deform_conv2d.kernels import _GRID, _corners, _modulation, _moved, _values
+
+_SIZES = ["out_height", "out_width", "height", "width"]
+_CHUNK = ["first_image", "first_row", "images", "rows"]
+
+
+@triton.jit
+def _cells_of_chunk(tile, first_image, first_row, images, rows, width, BLOCK: tl.constexpr, PATCH: tl.constexpr):
+    """The cells of a tile: which exist, their places in the chunk, images, rows, columns, and places in the map."""
+    lane = tl.arange(0, BLOCK)
+    if PATCH == 0:
+        of_chunk = tile * BLOCK + lane
+        live = of_chunk < images * rows * width
+        image = of_chunk // (rows * width)
+        y = of_chunk // width % rows
+        x = of_chunk % width
+    else:
+        across = tl.cdiv(width, PATCH)
+        down = tl.cdiv(rows, BLOCK // PATCH)
+        y = tile // across % down * (BLOCK // PATCH) + lane // PATCH
+        x = tile % across * PATCH + lane % PATCH
+        image = tile // across // down + tl.zeros_like(x)
+        live = (y < rows) & (x < width)
+        of_chunk = (image * rows + y) * width + x
+    y += first_row
+    image += first_image
+    return live, of_chunk, image, y.to(tl.int32), x.to(tl.int32), y * width + x
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID, "first_tap", "chunk"])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_CHUNK, "parts"])
 def columns(
     input, offset, mask, columns, grad_offset, grad_mask,
-    cells, out_height, out_width, height, width,
+    first_image, first_row, images, rows, out_height, out_width, height, width,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
-    channels, group_channels, group_outs, offset_channels, unit, first_tap, chunk,
-    offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, out_image, out_channel, out_cell,
+    channels, group_channels, offset_channels, unit, parts,
+    offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell,
     AUTHORS: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr,
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr, BACKWARD: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, PATCH: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, PATCH: tl.constexpr, UNROLL: tl.constexpr,
 ):
     # fmt: on
-    """A program is a tile of cells and an offset group: all taps of the chunk, block by block of channels.
+    """A program is a tile of cells, an offset group, and one of `parts` shares of the taps.
 
     BACKWARD finds the columns' gradients in their places, multiplies them with what is sampled for the gradients of
     offset and mask, and leaves the columns there.
     """
-    live, image, cell_y, cell_x, cell = cells_of(
-        tl.program_id(0).to(INDEX), cells, out_height, out_width, BLOCK_P, PATCH
+    live, of_chunk, image, cell_y, cell_x, cell = _cells_of_chunk(
+        tl.program_id(0).to(INDEX), first_image, first_row, images, rows, out_width, BLOCK_P, PATCH
     )
     offset_group = tl.program_id(1)
     out_area = out_height * out_width
-    row = image * out_area + cell
-    for chunk_tap in range(chunk):
-        tap = first_tap + chunk_tap
+    cells = images * rows * out_width
+    for tap in range(tl.program_id(2), TAPS, parts):
         line = (offset_group * TAPS + tap).to(INDEX)
         base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
         base_x = cell_x * stride_x - padding_x + tap % KERNEL_WIDTH * dilation_x
@@ -47,87 +72,93 @@ def columns(
         row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1 = _corners(
             y, x, image, live, height, width, AUTHORS
         )
-        w00 = wy0 * wx0
-        w01 = wy0 * wx1
-        w10 = wy1 * wx0
-        w11 = wy1 * wx1
-        dot00 = tl.zeros((BLOCK_P,), tl.float32)
-        dot01 = tl.zeros((BLOCK_P,), tl.float32)
-        dot10 = tl.zeros((BLOCK_P,), tl.float32)
-        dot11 = tl.zeros((BLOCK_P,), tl.float32)
+        w00 = wy0 * wx0 * modulation
+        w01 = wy0 * wx1 * modulation
+        w10 = wy1 * wx0 * modulation
+        w11 = wy1 * wx1 * modulation
+        if BACKWARD:
+            dot00 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+            dot01 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+            dot10 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+            dot11 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
         for start in range(offset_group * offset_channels, (offset_group + 1) * offset_channels, unit):
             group = start // group_channels
-            of_group = columns + ((group * cells + row) * chunk + chunk_tap) * group_channels - group * group_channels
-            for first in range(start, start + unit, BLOCK_C):
-                if EVEN:
-                    first = tl.multiple_of(first, BLOCK_C)
-                channel = first + tl.arange(0, BLOCK_C)
-                in_unit = channel < start + unit
-                at = of_group[:, None] + channel[None, :]
-                wanted = live[:, None]
-                if not EVEN:
-                    wanted = wanted & in_unit[None, :]
-                value00 = _values(input, row00 * channels, in00, channel, in_unit, EVEN)
-                value01 = _values(input, row01 * channels, in01, channel, in_unit, EVEN)
-                value10 = _values(input, row10 * channels, in10, channel, in_unit, EVEN)
-                value11 = _values(input, row11 * channels, in11, channel, in_unit, EVEN)
-                if BACKWARD:
-                    above = tl.load(at, mask=wanted, other=0.0).to(tl.float32)
-                    dot00 += tl.sum(above * value00, 1)
-                    dot01 += tl.sum(above * value01, 1)
-                    dot10 += tl.sum(above * value10, 1)
-                    dot11 += tl.sum(above * value11, 1)
-                sampled = value00 * w00[:, None]
-                sampled += value01 * w01[:, None]
-                sampled += value10 * w10[:, None]
-                sampled += value11 * w11[:, None]
-                sampled *= modulation[:, None]
-                tl.store(at, sampled.to(columns.dtype.element_ty), mask=wanted)
+            place = (group * cells + of_chunk) * TAPS + tap
+            of_group = columns + place * group_channels - group * group_channels
+            for span in range(start, start + unit, BLOCK_C * UNROLL):
+                for block in tl.static_range(UNROLL):
+                    first = span + block * BLOCK_C
+                    if EVEN:
+                        first = tl.multiple_of(first, BLOCK_C)
+                    channel = first + tl.arange(0, BLOCK_C)
+                    in_unit = channel < start + unit
+                    at = of_group[:, None] + channel[None, :]
+                    wanted = live[:, None]
+                    if not EVEN:
+                        wanted = wanted & in_unit[None, :]
+                    value00 = _values(input, row00 * channels, in00, channel, in_unit, EVEN)
+                    value01 = _values(input, row01 * channels, in01, channel, in_unit, EVEN)
+                    value10 = _values(input, row10 * channels, in10, channel, in_unit, EVEN)
+                    value11 = _values(input, row11 * channels, in11, channel, in_unit, EVEN)
+                    if BACKWARD:
+                        above = tl.load(at, mask=wanted, other=0.0).to(tl.float32)
+                        dot00 += above * value00
+                        dot01 += above * value01
+                        dot10 += above * value10
+                        dot11 += above * value11
+                    sampled = value00 * w00[:, None]
+                    sampled += value01 * w01[:, None]
+                    sampled += value10 * w10[:, None]
+                    sampled += value11 * w11[:, None]
+                    tl.store(at, sampled.to(columns.dtype.element_ty), mask=wanted)
         if BACKWARD:
-            of_offset = (image * (tl.num_programs(1) * TAPS) + line) * out_area
+            sum00 = tl.sum(dot00, 1)
+            sum01 = tl.sum(dot01, 1)
+            sum10 = tl.sum(dot10, 1)
+            sum11 = tl.sum(dot11, 1)
+            of_line = (image * (tl.num_programs(1) * TAPS) + line) * out_area
             if MASKED:
-                of_mask = dot00 * w00 + dot01 * w01 + dot10 * w10 + dot11 * w11
-                tl.store(grad_mask + of_offset + cell, of_mask.to(grad_mask.dtype.element_ty), mask=live)
-            of_y = (dot00 * (sy0 * wx0) + dot01 * (sy0 * wx1) + dot10 * (sy1 * wx0) + dot11 * (sy1 * wx1)) * modulation
-            of_x = (dot00 * (wy0 * sx0) + dot01 * (wy0 * sx1) + dot10 * (wy1 * sx0) + dot11 * (wy1 * sx1)) * modulation
-            at_y = grad_offset + 2 * of_offset + cell
+                of_mask = sum00 * (wy0 * wx0) + sum01 * (wy0 * wx1) + sum10 * (wy1 * wx0) + sum11 * (wy1 * wx1)
+                tl.store(grad_mask + of_line + cell, of_mask.to(grad_mask.dtype.element_ty), mask=live)
+            of_y = (sum00 * (sy0 * wx0) + sum01 * (sy0 * wx1) + sum10 * (sy1 * wx0) + sum11 * (sy1 * wx1)) * modulation
+            of_x = (sum00 * (wy0 * sx0) + sum01 * (wy0 * sx1) + sum10 * (wy1 * sx0) + sum11 * (wy1 * sx1)) * modulation
+            at_y = grad_offset + 2 * of_line + cell
             tl.store(at_y, of_y.to(grad_offset.dtype.element_ty), mask=live)
             tl.store(at_y + out_area, of_x.to(grad_offset.dtype.element_ty), mask=live)
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID, "first_tap", "chunk"])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_CHUNK])
 def readers(
     offset, mask, bounds, samples, weights,
-    cells, out_height, out_width, height, width,
+    first_image, first_row, images, rows, out_height, out_width, height, width,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
-    channels, group_channels, group_outs, offset_channels, unit, first_tap, chunk,
-    offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, out_image, out_channel, out_cell,
+    offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell,
     AUTHORS: tl.constexpr, MASKED: tl.constexpr, INDEX: tl.constexpr,
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr, FILL: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
     # fmt: on
     """The list of the samples that read each cell of the input: first how long it is, then, FILL, the list.
 
-    A program is a tile of cells, a tap of the chunk and an offset group. `bounds` is counted up; after a running sum
-    it holds where each list ends, and filling leaves where it begins.
+    A program is a tile of cells, a tap and an offset group. `bounds` is counted up; after a running sum it holds where
+    each list ends, and filling leaves where it begins.
     """
-    live, image, cell_y, cell_x, cell = cells_of(tl.program_id(0).to(INDEX), cells, out_height, out_width, BLOCK_P, 0)
-    chunk_tap = tl.program_id(1)
-    tap = first_tap + chunk_tap
+    live, of_chunk, image, cell_y, cell_x, cell = _cells_of_chunk(
+        tl.program_id(0).to(INDEX), first_image, first_row, images, rows, out_width, BLOCK_P, 0
+    )
+    tap = tl.program_id(1)
     offset_group = tl.program_id(2)
     line = (offset_group * TAPS + tap).to(INDEX)
     base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
     base_x = cell_x * stride_x - padding_x + tap % KERNEL_WIDTH * dilation_x
     y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
     row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
-        y, x, image, live, height, width, AUTHORS
+        y, x, image - first_image, live, height, width, AUTHORS
     )
-    images = cells // (out_height * out_width)
     of_group = bounds + offset_group * images * height * width
     if FILL:
         modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
-        sample = ((image * (out_height * out_width) + cell) * chunk + chunk_tap).to(tl.int32)
+        sample = (of_chunk * TAPS + tap).to(tl.int32)
         _fill(of_group + row00, in00, sample, wy0 * wx0 * modulation, samples, weights)
         _fill(of_group + row01, in01, sample, wy0 * wx1 * modulation, samples, weights)
         _fill(of_group + row10, in10, sample, wy1 * wx0 * modulation, samples, weights)
@@ -147,15 +178,16 @@ def _fill(bound, inside, sample, weight, samples, weights):
 
 
 # fmt: off
-@triton.jit(do_not_specialize=["rows", "chunk", "cells"])
+@triton.jit(do_not_specialize=["images", "height", "width", "chunk_cells"])
 def gather(
-    grad_columns, bounds, samples, weights, grad_input, rows, cells, chunk, channels, group_channels, offset_channels,
-    unit, EVEN: tl.constexpr, INDEX: tl.constexpr, ADD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_columns, bounds, samples, weights, grad_input, images, height, width, chunk_cells,
+    channels, group_channels, offset_channels, unit,
+    EVEN: tl.constexpr, INDEX: tl.constexpr, ADD: tl.constexpr, TAPS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PATCH: tl.constexpr,
 ):
     # fmt: on
     """A program is a tile of the input's cells and of its channels: the weighted sum of the samples that read them."""
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    live = row < rows
+    live, row, _, _, _, _ = _cells_of_chunk(tl.program_id(0), 0, 0, images, height, width, BLOCK_N, PATCH)
     tiles = tl.cdiv(unit, BLOCK_C)
     start = tl.program_id(1) // tiles * unit
     first = start + tl.program_id(1) % tiles * BLOCK_C
@@ -164,10 +196,10 @@ def gather(
     channel = first + tl.arange(0, BLOCK_C)
     in_unit = channel < start + unit
     group = start // group_channels
-    bound = bounds + start // offset_channels * rows + row
+    bound = bounds + start // offset_channels * images * height * width + row
     begin = tl.load(bound, mask=live, other=0)
     count = tl.load(bound + 1, mask=live, other=0) - begin
-    of_group = grad_columns + group.to(INDEX) * cells * chunk * group_channels - group * group_channels
+    of_group = grad_columns + group.to(INDEX) * chunk_cells * TAPS * group_channels - group * group_channels
     total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for index in range(tl.max(count, axis=0)):
         read = index < count
@@ -179,7 +211,9 @@ def gather(
         at = of_group + (sample.to(INDEX) * group_channels)[:, None] + channel[None, :]
         total += tl.load(at, mask=wanted, other=0.0).to(tl.float32) * weight[:, None]
     at = grad_input + (row.to(INDEX) * channels)[:, None] + channel[None, :]
-    wanted = live[:, None] & in_unit[None, :]
+    wanted = live[:, None]
+    if not EVEN:
+        wanted = wanted & in_unit[None, :]
     if ADD:
         total += tl.load(at, mask=wanted, other=0.0).to(tl.float32)
     tl.store(at, total.to(grad_input.dtype.element_ty), mask=wanted)

@@ -1,120 +1,240 @@
-"""Deformable convolution by columns on a GPU: Triton gathers them (column_kernels.py), cuBLAS multiplies.
+"""Deformable convolution by columns on a GPU: Triton gathers them (column_kernels.py), torch multiplies.
 
-Columns are computed for a few taps at a time, as many as stay in the GPU's cache. The input's gradient needs no atomic
-additions of channels: the samples that read a cell are listed, and the list is summed.
+Columns are computed for a chunk of the output at a time, as many as stay in the GPU's cache. The input's gradient needs
+no atomic additions of channels: the samples that read a cell are listed, and the list is summed.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from pliant.ops import _gpu
 from pliant.ops.deform_conv2d import tiles as settings
 from pliant.ops.deform_conv2d.gpu import Call
-from pliant.ops.deform_conv2d.tiles import count
+from pliant.ops.deform_conv2d.tiles import Tiles, count
 
-_LISTED = 256  # samples of a program that lists them
+_LISTED = 128  # samples of a program that lists them
+_PROGRAMS = 8  # a multiprocessor, below which programs share the taps
+
+
+class _Chunk(NamedTuple):
+    """Images of the output, or rows of one image."""
+
+    first_image: int
+    images: int
+    first_row: int
+    rows: int
+    width: int
+
+    @property
+    def cells(self) -> int:
+        return self.images * self.rows * self.width
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        return {
+            "first_image": self.first_image,
+            "images": self.images,
+            "first_row": self.first_row,
+            "rows": self.rows,
+        }
+
+    def part(self, table: Tensor) -> Tensor:
+        """The chunk's part [cells, channels] of a map [B, H, W, channels]."""
+        images = table[self.first_image : self.first_image + self.images]
+        return images[:, self.first_row : self.first_row + self.rows].reshape(self.cells, -1)
 
 
 def forward(call: Call, bias: Tensor | None, out: Tensor) -> Tensor:
-    """Fill the output: all taps at once, because the sum over taps is the product's."""
-    problem, taps = call.problem, call.problem.taps
-    columns = _empty_columns(call, taps)
-    _columns(call, columns, 0, taps)
-    matrix = call.weight.reshape(problem.groups, problem.outs, -1)
-    product = torch.bmm(columns.flatten(2), matrix.mT)  # [groups, cells, O / groups]
-    product = product.transpose(0, 1).reshape(problem.cells, -1)
-    if bias is not None:
-        product = product + bias.to(product.dtype)
-    batch, _, height, width = out.shape
-    return out.copy_(product.reshape(batch, height, width, -1).permute(0, 3, 1, 2))
+    """Fill the output."""
+    table = out.permute(0, 2, 3, 1)
+    in_place = table.is_contiguous()
+    if not in_place:
+        table = torch.empty_like(table, memory_format=torch.contiguous_format)
+    buffer = None
+    for chunk in _chunks(call):
+        buffer, columns = _columns_in(call, chunk, buffer)
+        _columns(call, chunk, columns)
+        _multiply(columns, call.weight, bias, chunk.part(table), call.problem)
+    if not in_place:
+        out.copy_(table.permute(0, 3, 1, 2))
+    return out
 
 
 def backward(call: Call, grad: Tensor, grad_offset: Tensor, grad_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of input [B, H, W, C] and weight [O, kh, kw, C / groups]; the others are filled in."""
-    problem, taps = call.problem, call.problem.taps
-    above = grad.permute(0, 2, 3, 1).reshape(problem.cells, problem.groups, problem.outs).transpose(0, 1)
-    weight = call.weight.reshape(problem.groups, problem.outs, taps, -1)
-    chunks = _chunks(call)
-    grad_input = torch.empty_like(call.input, dtype=call.input.dtype if len(chunks) == 1 else torch.float32)
-    grad_weight = torch.empty_like(weight)
-    buffer = _empty_columns(call, max(chunk for _, chunk in chunks))
-    for first, chunk in chunks:
-        columns = buffer.flatten()[: buffer[:, :, :chunk].numel()].view(problem.groups, problem.cells, -1)
-        torch.bmm(above, weight[:, :, first : first + chunk].flatten(2), out=columns)
-        _gather(call, columns, grad_input, first, chunk, grad_offset)
-        _columns(call, columns, first, chunk, grad_offset, grad_mask)
-        grad_weight[:, :, first : first + chunk] = torch.bmm(above.mT, columns).unflatten(2, (chunk, -1))
+    above = grad.permute(0, 2, 3, 1).contiguous()
+    chunks = list(_chunks(call))
+    in_parts = chunks[0].rows < call.arguments["out_height"]
+    grad_input = torch.empty_like(call.input, dtype=torch.float32 if in_parts else call.input.dtype)
+    grad_weight: Tensor | None = None
+    buffer = None
+    for chunk in chunks:
+        part = chunk.part(above)
+        buffer, columns = _columns_in(call, chunk, buffer)
+        _multiply_back(part, call.weight, columns, call.problem)
+        _gather(call, chunk, columns, grad_input)
+        _columns(call, chunk, columns, grad_offset, grad_mask)
+        of_weight = _weight_gradient(part, columns, call.weight, call.problem)
+        if len(chunks) == 1:
+            grad_weight = of_weight
+        else:
+            grad_weight = of_weight.float() if grad_weight is None else grad_weight.add_(of_weight)
+    assert grad_weight is not None
     return grad_input, grad_weight.view(call.weight.shape)
 
 
-def _empty_columns(call: Call, taps: int) -> Tensor:
-    problem = call.problem
-    return call.input.new_empty(problem.groups, problem.cells, taps, call.arguments["group_channels"])
+def _chunks(call: Call) -> Iterator[_Chunk]:
+    height, width = call.arguments["out_height"], call.arguments["out_width"]
+    images = call.problem.cells // (height * width)
+    row = width * call.problem.taps * call.arguments["channels"] * call.input.element_size()
+    if row * height <= settings.CHUNK_BYTES:
+        each = count(images, count(images, settings.CHUNK_BYTES // (row * height)))
+        for first in range(0, images, each):
+            yield _Chunk(first, min(each, images - first), 0, height, width)
+        return
+    rows = count(height, count(height, max(1, settings.CHUNK_BYTES // row)))
+    for image in range(images):
+        for first in range(0, height, rows):
+            yield _Chunk(image, 1, first, min(rows, height - first), width)
 
 
-def _chunks(call: Call) -> list[tuple[int, int]]:
-    """First tap and number of taps of each chunk."""
-    taps = call.problem.taps
-    bytes = call.problem.cells * call.arguments["channels"] * call.input.element_size()  # of a tap
-    chunks = count(taps, min(taps, max(1, settings.CHUNK_BYTES // bytes)))
-    each = count(taps, chunks)
-    return [(first, min(each, taps - first)) for first in range(0, taps, each)]
+def _columns_in(call: Call, chunk: _Chunk, buffer: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A buffer, made for the first and largest chunk, and columns [groups, cells, taps * C / groups] in it."""
+    shape = call.problem.groups, chunk.cells, call.problem.taps * call.arguments["group_channels"]
+    length = math.prod(shape)
+    if buffer is None:
+        buffer = call.input.new_empty(length)
+    return buffer, buffer[:length].view(shape)
+
+
+# float32 is multiplied as torch's own convolutions are, with tf32 or without: by convolutions of 1x1.
+
+
+def _multiply(columns: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, problem: settings.Problem) -> None:
+    """out [cells, O] = columns times the weight, by groups."""
+    matrix = weight.reshape(problem.groups, problem.outs, -1)
+    if problem.dtype == torch.float32:
+        out.copy_(_as_rows(F.conv2d(_as_map(columns[0]), matrix[0][:, :, None, None], bias)))
+    elif problem.groups > 1:
+        product = torch.bmm(columns, matrix.mT).transpose(0, 1).reshape(out.shape)
+        out.copy_(product if bias is None else product + bias.to(product.dtype))
+    elif bias is None:
+        torch.mm(columns[0], matrix[0].T, out=out)
+    else:
+        torch.addmm(bias.to(out.dtype), columns[0], matrix[0].T, out=out)
+
+
+def _multiply_back(grad: Tensor, weight: Tensor, columns: Tensor, problem: settings.Problem) -> None:
+    """columns [groups, cells, taps * C / groups] = the output's gradient [cells, O] times the weight."""
+    matrix = weight.reshape(problem.groups, problem.outs, -1)
+    if problem.dtype == torch.float32:
+        columns[0].copy_(_as_rows(F.conv2d(_as_map(grad), matrix[0].T[:, :, None, None])))
+    elif problem.groups > 1:
+        torch.bmm(grad.unflatten(1, (problem.groups, -1)).transpose(0, 1), matrix, out=columns)
+    else:
+        torch.mm(grad, matrix[0], out=columns[0])
+
+
+def _weight_gradient(grad: Tensor, columns: Tensor, weight: Tensor, problem: settings.Problem) -> Tensor:
+    """The weight's gradient [O, taps * C / groups]."""
+    if problem.dtype == torch.float32:
+        matrix = weight.reshape(problem.outs, -1)[:, :, None, None]
+        return conv2d_weight(_as_map(columns[0]), matrix.shape, _as_map(grad)).flatten(1)
+    if problem.groups > 1:
+        return torch.bmm(grad.unflatten(1, (problem.groups, -1)).permute(1, 2, 0), columns).flatten(0, 1)
+    return torch.mm(grad.T, columns[0])
+
+
+def _as_map(rows: Tensor) -> Tensor:
+    """Rows [cells, channels] as a map [1, channels, cells, 1], channels last."""
+    return rows.T[None, :, :, None]
+
+
+def _as_rows(map: Tensor) -> Tensor:
+    return map[0, :, :, 0].T
 
 
 def _columns(
-    call: Call,
-    columns: Tensor,
-    first: int,
-    chunk: int,
-    grad_offset: Tensor | None = None,
-    grad_mask: Tensor | None = None,
+    call: Call, chunk: _Chunk, columns: Tensor, grad_offset: Tensor | None = None, grad_mask: Tensor | None = None
 ) -> None:
     backward = grad_offset is not None
     tiles = call.tiles("columns_backward" if backward else "columns")
-    grid = call.cell_tiles(tiles), call.arguments["channels"] // call.arguments["offset_channels"]
-    tensors = {"columns": columns, "grad_offset": grad_offset, "grad_mask": grad_mask}
-    blocks = {"BLOCK_P": tiles.cells, "BLOCK_C": tiles.channels, "PATCH": tiles.patch, "BACKWARD": backward}
-    even = call.problem.unit % tiles.channels == 0
-    arguments = tensors | blocks | {"first_tap": first, "chunk": chunk, "EVEN": even}
-    index = _gpu.index_type(call.input, call.offset, call.mask, columns)
-    _launch("columns", grid, call, arguments | {"INDEX": index}, **tiles.options)
+    programs = _cell_tiles(chunk.images, chunk.rows, chunk.width, tiles), _offset_groups(call)
+    wanted = _PROGRAMS * _gpu.multiprocessors(columns.device)
+    parts = min(call.problem.taps, count(wanted, programs[0] * programs[1]))
+    arguments = {
+        "columns": columns,
+        "grad_offset": grad_offset,
+        "grad_mask": grad_mask,
+        "parts": parts,
+        "BACKWARD": backward,
+        "EVEN": call.problem.unit % (tiles.channels * tiles.unroll) == 0,
+        "BLOCK_P": tiles.cells,
+        "BLOCK_C": tiles.channels,
+        "PATCH": tiles.patch,
+        "UNROLL": tiles.unroll,
+        "INDEX": _gpu.index_type(call.input, call.offset, call.mask, columns),
+    }
+    _launch("columns", (*programs, parts), call, chunk.arguments | arguments, **tiles.options)
 
 
-def _gather(call: Call, grad_columns: Tensor, grad_input: Tensor, first: int, chunk: int, grad_offset: Tensor) -> None:
+def _gather(call: Call, chunk: _Chunk, grad_columns: Tensor, grad_input: Tensor) -> None:
     """Sum, for each cell of the input, the gradients of the samples that read it."""
-    problem = call.problem
-    offset_groups = call.arguments["channels"] // call.arguments["offset_channels"]
-    rows = call.input.shape[0] * call.arguments["height"] * call.arguments["width"]
-    bounds = torch.zeros(offset_groups * rows + 1, dtype=torch.int32, device=grad_columns.device)
-    entries = 4 * problem.cells * chunk * offset_groups
-    samples = torch.empty(entries, dtype=torch.int32, device=grad_columns.device)
-    weights = torch.empty(entries, dtype=torch.float32, device=grad_columns.device)
-    grid = count(problem.cells, _LISTED), chunk, offset_groups
-    lists = {"samples": samples, "weights": weights, "first_tap": first, "chunk": chunk, "BLOCK_P": _LISTED}
-    _launch("readers", grid, call, lists | {"bounds": bounds, "FILL": False}, num_warps=4)
+    problem, device, offset_groups = call.problem, grad_columns.device, _offset_groups(call)
+    height, width = call.arguments["height"], call.arguments["width"]
+    bounds = torch.zeros(offset_groups * chunk.images * height * width + 1, dtype=torch.int32, device=device)
+    entries = 4 * chunk.cells * problem.taps * offset_groups
+    samples = torch.empty(entries, dtype=torch.int32, device=device)
+    weights = torch.empty(entries, dtype=torch.float32, device=device)
+    programs = count(chunk.cells, _LISTED), problem.taps, offset_groups
+    lists = chunk.arguments | {"samples": samples, "weights": weights, "BLOCK_P": _LISTED}
+    _launch("readers", programs, call, lists | {"bounds": bounds, "FILL": False}, num_warps=4)
     bounds = bounds.cumsum(0, dtype=torch.int32)
-    _launch("readers", grid, call, lists | {"bounds": bounds, "FILL": True}, num_warps=4)
+    _launch("readers", programs, call, lists | {"bounds": bounds, "FILL": True}, num_warps=4)
 
     tiles = call.tiles("gather")
-    units = call.arguments["channels"] // problem.unit
     arguments = {
-        "grad_columns": grad_columns, "bounds": bounds, "samples": samples, "weights": weights,
-        "grad_input": grad_input, "rows": rows, "chunk": chunk, "EVEN": problem.unit % tiles.channels == 0,
-        "INDEX": _gpu.index_type(grad_input, grad_columns), "ADD": first > 0, "BLOCK_N": tiles.cells,
+        "grad_columns": grad_columns,
+        "bounds": bounds,
+        "samples": samples,
+        "weights": weights,
+        "grad_input": grad_input[chunk.first_image :],
+        "images": chunk.images,
+        "chunk_cells": chunk.cells,
+        "EVEN": problem.unit % tiles.channels == 0,
+        "INDEX": _gpu.index_type(grad_input, grad_columns),
+        "ADD": chunk.first_row > 0,
+        "BLOCK_N": tiles.cells,
         "BLOCK_C": tiles.channels,
-    }  # fmt: skip
-    programs = count(rows, tiles.cells), units * count(problem.unit, tiles.channels)
+        "PATCH": tiles.patch,
+    }
+    units = call.arguments["channels"] // problem.unit
+    programs = _cell_tiles(chunk.images, height, width, tiles), units * count(problem.unit, tiles.channels), 1
     _launch("gather", programs, call, arguments, **tiles.options)
+
+
+def _offset_groups(call: Call) -> int:
+    return int(call.arguments["channels"] // call.arguments["offset_channels"])
+
+
+def _cell_tiles(images: int, rows: int, width: int, tiles: Tiles) -> int:
+    """How many tiles cover a chunk (`_cells_of_chunk` in column_kernels.py)."""
+    if tiles.patch:
+        return images * count(width, tiles.patch) * count(rows, tiles.cells // tiles.patch)
+    return count(images * rows * width, tiles.cells)
 
 
 def _launch(name: str, grid: tuple[int, ...], call: Call, arguments: dict[str, Any], **options: int) -> None:
     """Run a kernel of column_kernels.py with what it takes of the call and of the arguments."""
     kernel = getattr(importlib.import_module("pliant.ops.deform_conv2d.column_kernels"), name)
-    tensors = {"input": call.input, "offset": call.offset, "mask": call.mask}
-    everything = tensors | call.arguments | arguments
+    everything = {"input": call.input, "offset": call.offset, "mask": call.mask} | call.arguments | arguments
     _gpu.launch(kernel, grid, {name: everything[name] for name in kernel.arg_names}, **options)

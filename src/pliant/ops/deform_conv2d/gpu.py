@@ -58,7 +58,7 @@ def deform_conv2d(
     tiles = call.tiles("forward")
     grid = call.cell_tiles(tiles), count(call.problem.outs, tiles.outs), call.problem.groups
     bias = None if bias is None else bias.contiguous()
-    arguments = {"bias": bias, "out": out, "BIASED": bias is not None, "UNROLL": tiles.unroll}
+    arguments = {"bias": bias, "out": out, "BIASED": bias is not None, "EARLY": tiles.early}
     launch("forward", grid, tiles, call, arguments)
     return out
 
@@ -66,10 +66,15 @@ def deform_conv2d(
 def deform_conv2d_backward(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    grad_offset = offset.new_zeros(offset.shape)
-    grad_mask = None if mask is None else mask.new_zeros(mask.shape)
+    grad_offset = offset.new_empty(offset.shape)
+    grad_mask = None if mask is None else mask.new_empty(mask.shape)
     if not grad.numel():
-        return torch.zeros_like(input), grad_offset, torch.zeros_like(weight), grad_mask
+        return (
+            torch.zeros_like(input),
+            grad_offset.zero_(),
+            torch.zeros_like(weight),
+            None if grad_mask is None else grad_mask.zero_(),
+        )
     call = prepared(input, offset, weight, mask, geometry, grad)
     if settings.by_columns(call.problem, backward=True):
         from pliant.ops.deform_conv2d import columns
@@ -137,16 +142,16 @@ def prepared(
     for name, tensor in (("offset", offset), ("mask", offset if mask is None else mask), ("out", out)):
         steps = tensor.stride()
         arguments |= {f"{name}_image": steps[0], f"{name}_channel": steps[1], f"{name}_cell": steps[2]}
+    far = _gpu.far_apart(rows, offset, mask, filters, out)
     arguments |= {
         "AUTHORS": geometry.border == "authors",
         "MASKED": mask is not None,
-        "INDEX": _gpu.index_type(rows, offset, mask, filters, out),
+        "INDEX": _gpu.index_of(far),
         "PRODUCT": _gpu.product_type(input.dtype),
         "PRECISION": _gpu.precision(input.dtype),
         "TAPS": taps,
         "KERNEL_WIDTH": kernel[1],
     }
-    far = _gpu.far_apart(rows, offset, mask, filters, out)
     cells = arguments["cells"]
     problem = settings.Problem(input.dtype, input.device, cells, outs // groups, groups, unit, taps, far)
     return Call(rows, offset, mask, filters, arguments, problem)
@@ -164,7 +169,7 @@ def launch(
     tensors = {"input": call.input, "offset": call.offset, "mask": call.mask, "weight": call.weight}
     blocks = {"BLOCK_P": tiles.cells, "BLOCK_C": tiles.channels, "BLOCK_O": tiles.outs, "PATCH": tiles.patch}
     everything = tensors | call.arguments | arguments | blocks
-    everything["EVEN"] = call.problem.unit % (tiles.channels * arguments.get("UNROLL", 1)) == 0
+    everything["EVEN"] = call.problem.unit % tiles.channels == 0
     kernels = importlib.import_module("pliant.ops.deform_conv2d.kernels")
     wanted = {key: value for key, value in everything.items() if key not in without}
     _gpu.launch(getattr(kernels, name), grid, wanted, **tiles.options)

@@ -127,6 +127,38 @@ def _add(grad_input, row, inside, channel, live_channel, value, EVEN: tl.constex
 
 
 # fmt: off
+@triton.jit
+def _corner_rows(
+    offset, mask, line, tap, regular_y, regular_x, image, cell, live, height, width, dilation_y, dilation_x,
+    offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell,
+    AUTHORS: tl.constexpr, MASKED: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
+):
+    # fmt: on
+    """The four cells around a tap's positions: rows of the map, -1 where none is read, and weights."""
+    base_y = regular_y + tap // KERNEL_WIDTH * dilation_y
+    base_x = regular_x + tap % KERNEL_WIDTH * dilation_x
+    y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
+    modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
+    row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
+        y, x, image, live, height, width, AUTHORS
+    )
+    return (
+        tl.where(in00, row00, -1), tl.where(in01, row01, -1), tl.where(in10, row10, -1), tl.where(in11, row11, -1),
+        wy0 * wx0 * modulation, wy0 * wx1 * modulation, wy1 * wx0 * modulation, wy1 * wx1 * modulation,
+    )  # fmt: skip
+
+
+@triton.jit
+def _corner(input, row, channels, channel, limit, EVEN: tl.constexpr):
+    """Channels of one corner, [BLOCK_P, BLOCK_C], zero where none is read."""
+    read = (row >= 0)[:, None]
+    if not EVEN:
+        read = read & (channel < limit)[None, :]
+    # The product with `channels` comes last: that 16 divides it tells the compiler how wide it may load.
+    return tl.load(input + (row * channels)[:, None] + channel[None, :], mask=read, other=0.0)
+
+
+# fmt: off
 @triton.jit(do_not_specialize=[*_SIZES, *_GRID])
 def forward(
     input, offset, mask, weight, bias, out,
@@ -136,13 +168,14 @@ def forward(
     offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, out_image, out_channel, out_cell,
     AUTHORS: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr,
     PRODUCT: tl.constexpr, PRECISION: tl.constexpr, TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PATCH: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PATCH: tl.constexpr, EARLY: tl.constexpr,
 ):
     # fmt: on
     """A program is a tile of cells and of a group's output channels: gather columns and multiply, step by step.
 
-    A step is one tap of UNROLL blocks of channels. Taps follow each other, because they read the same cells of the
-    input while these are in the cache; positions are computed once a step.
+    A step is a block of channels of one tap. Positions are computed once a tap, and carried: a thread would spend more
+    on them than on the samples. EARLY loads a step's corners in the step before, into registers and through the first
+    cache; else Triton's pipeline loads them, past it.
     """
     live, image, cell_y, cell_x, cell = cells_of(
         tl.program_id(0).to(INDEX), cells, out_height, out_width, BLOCK_P, PATCH
@@ -153,42 +186,75 @@ def forward(
     of_group = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     live_out = of_group < group_outs
     filter = (group * group_outs + of_group).to(INDEX)
-    spans = tl.cdiv(unit, BLOCK_C * UNROLL)
+    of_filter = weight + filter * (TAPS * group_channels)
+    lane = tl.arange(0, BLOCK_C)
+    blocks = tl.cdiv(unit, BLOCK_C)
+    steps = group_channels // unit * TAPS * blocks
 
     total = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
-    for step in range(group_channels // unit * spans * TAPS):
-        tap = step % TAPS
-        start = group * group_channels + step // TAPS // spans * unit
-        first = start + step // TAPS % spans * (BLOCK_C * UNROLL)
-        line = (start // offset_channels * TAPS + tap).to(INDEX)
-        base_y = regular_y + tap // KERNEL_WIDTH * dilation_y
-        base_x = regular_x + tap % KERNEL_WIDTH * dilation_x
-        y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
-        modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
-        row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
-            y, x, image, live, height, width, AUTHORS
-        )
-        w00 = wy0 * wx0 * modulation
-        w01 = wy0 * wx1 * modulation
-        w10 = wy1 * wx0 * modulation
-        w11 = wy1 * wx1 * modulation
-        of_tap = weight + (filter * TAPS + tap) * group_channels - group * group_channels
-        for block in tl.static_range(UNROLL):
-            block_first = first + block * BLOCK_C
+    start = group * group_channels  # of the unit
+    tap = 0
+    block = 0
+    row00, row01, row10, row11, w00, w01, w10, w11 = _corner_rows(
+        offset, mask, (start // offset_channels * TAPS).to(INDEX), 0, regular_y, regular_x, image, cell, live,
+        height, width, dilation_y, dilation_x, offset_image, offset_channel, offset_cell,
+        mask_image, mask_channel, mask_cell, AUTHORS, MASKED, KERNEL_WIDTH,
+    )  # fmt: skip
+    if EARLY:
+        early00 = _corner(input, row00, channels, start + lane, start + unit, EVEN)
+        early01 = _corner(input, row01, channels, start + lane, start + unit, EVEN)
+        early10 = _corner(input, row10, channels, start + lane, start + unit, EVEN)
+        early11 = _corner(input, row11, channels, start + lane, start + unit, EVEN)
+    for step in range(steps):
+        # Where this step reads its weights, before what follows moves on.
+        factor_start = tap * group_channels + (start - group * group_channels) + block * BLOCK_C
+        if EVEN:
+            factor_start = tl.multiple_of(factor_start, BLOCK_C)
+        left = unit - block * BLOCK_C
+        channel = start + block * BLOCK_C + lane
+        v00, v01, v10, v11 = w00, w01, w10, w11
+        if not EARLY:
+            value00 = _corner(input, row00, channels, channel, start + unit, EVEN)
+            value01 = _corner(input, row01, channels, channel, start + unit, EVEN)
+            value10 = _corner(input, row10, channels, channel, start + unit, EVEN)
+            value11 = _corner(input, row11, channels, channel, start + unit, EVEN)
+        block += 1
+        if block == blocks:
+            block = 0
+            tap += 1
+            if tap == TAPS:
+                tap = 0
+                start += unit
+            if step + 1 < steps:
+                row00, row01, row10, row11, w00, w01, w10, w11 = _corner_rows(
+                    offset, mask, (start // offset_channels * TAPS + tap).to(INDEX), tap, regular_y, regular_x, image,
+                    cell, live, height, width, dilation_y, dilation_x, offset_image, offset_channel, offset_cell,
+                    mask_image, mask_channel, mask_cell, AUTHORS, MASKED, KERNEL_WIDTH,
+                )  # fmt: skip
+            else:
+                row00 = tl.full((BLOCK_P,), -1, INDEX)
+                row01 = row00
+                row10 = row00
+                row11 = row00
+        if EARLY:
+            value00, value01, value10, value11 = early00, early01, early10, early11
+            following = start + block * BLOCK_C
             if EVEN:
-                block_first = tl.multiple_of(block_first, BLOCK_C)
-            channel = block_first + tl.arange(0, BLOCK_C)
-            in_unit = channel < start + unit
-            columns = _values(input, row00 * channels, in00, channel, in_unit, EVEN) * w00[:, None]
-            columns += _values(input, row01 * channels, in01, channel, in_unit, EVEN) * w01[:, None]
-            columns += _values(input, row10 * channels, in10, channel, in_unit, EVEN) * w10[:, None]
-            columns += _values(input, row11 * channels, in11, channel, in_unit, EVEN) * w11[:, None]
-            wanted = live_out[None, :]
-            if not EVEN:
-                wanted = wanted & in_unit[:, None]
-            factor = tl.load(of_tap[None, :] + channel[:, None], mask=wanted, other=0.0)
-            columns = columns.to(factor.dtype).to(PRODUCT)
-            total = tl.dot(columns, factor.to(PRODUCT), total, input_precision=PRECISION)
+                following = tl.multiple_of(following, BLOCK_C)
+            early00 = _corner(input, row00, channels, following + lane, start + unit, EVEN)
+            early01 = _corner(input, row01, channels, following + lane, start + unit, EVEN)
+            early10 = _corner(input, row10, channels, following + lane, start + unit, EVEN)
+            early11 = _corner(input, row11, channels, following + lane, start + unit, EVEN)
+        columns = value00.to(tl.float32) * v00[:, None]
+        columns += value01.to(tl.float32) * v01[:, None]
+        columns += value10.to(tl.float32) * v10[:, None]
+        columns += value11.to(tl.float32) * v11[:, None]
+        wanted = live_out[None, :]
+        if not EVEN:
+            wanted = wanted & (lane < left)[:, None]
+        factor = tl.load(of_filter[None, :] + (factor_start + lane)[:, None], mask=wanted, other=0.0)
+        columns = columns.to(factor.dtype).to(PRODUCT)
+        total = tl.dot(columns, factor.to(PRODUCT), total, input_precision=PRECISION)
 
     if BIASED:
         total += tl.load(bias + filter, mask=live_out, other=0.0).to(tl.float32)[None, :]

@@ -113,8 +113,10 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
     return *pull_back(differentiated, ctx.saved_tensors, grads), None, None, None, None
 
 
-_call_backward = transformable(torch.ops.pliant.deform_conv2d_backward.default, _save_backward, _differentiate_backward)
-call = transformable(torch.ops.pliant.deform_conv2d.default, _save, _differentiate)
+_call_backward = transformable(
+    torch.ops.pliant.deform_conv2d_backward.default, backward, _save_backward, _differentiate_backward
+)
+call = transformable(torch.ops.pliant.deform_conv2d.default, forward, _save, _differentiate)
 torch.library.register_autograd("pliant::deform_conv2d", _differentiate, setup_context=_save)
 torch.library.register_autograd("pliant::deform_conv2d_backward", _differentiate_backward, setup_context=_save_backward)
 # Offsets are positions: they keep the precision that they came with. Gradients keep the precision of the forward.

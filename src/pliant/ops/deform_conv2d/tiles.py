@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ class Tiles(NamedTuple):
     stages: int = 2
     patch: int = 0  # the width of a tile of output cells; 0 for a run of cells
     unroll: int = 1  # blocks of channels for which positions are computed once
+    early: bool = False  # whether corners are loaded a step ahead, into registers
     registers: int = 0  # the most for a thread; 0 lets the compiler choose
 
     @property
@@ -66,9 +67,11 @@ def forced(**settings: Any) -> Iterator[None]:
 def by_columns(problem: Problem, *, backward: bool) -> bool:
     """Whether columns are written to memory and multiplied by cuBLAS; else a kernel multiplies as it gathers."""
     name = "backward_by_columns" if backward else "forward_by_columns"
+    if problem.dtype == torch.float32 and problem.groups > 1:
+        return False
     if name in _forced:
         return bool(_forced[name])
-    return backward and problem.dtype != torch.float32 and problem.unit >= 32 and problem.outs >= 32
+    return problem.unit >= _LEAST and problem.outs >= _LEAST
 
 
 def tiles(kernel: str, problem: Problem) -> Tiles:
@@ -76,7 +79,8 @@ def tiles(kernel: str, problem: Problem) -> Tiles:
     if kernel in _forced:
         return _fitted(_forced[kernel], problem)
     if _native.interpreting():
-        return Tiles(32, block(problem.unit, 16), block(problem.outs, 32), 1, 1)
+        columns = kernel not in ("forward", "backward_samples", "backward_weight")
+        return Tiles(128 if columns else 32, block(problem.unit, 16), block(problem.outs, 32), 1, 1)
     return _fitted(_chosen(kernel, problem), problem)
 
 
@@ -96,64 +100,45 @@ def _chosen(kernel: str, problem: Problem) -> Tiles:
     if kernel == "backward_weight":
         return Tiles(32, 32, 64, 4, 2) if single else Tiles(64, 64, 128, 8, 2)
     if kernel == "gather":
-        return Tiles(16, 64, 0, 4, 1)
-    return Tiles(16, 128, 0, 4, 1, patch=4)
+        return Tiles(16, 64, 0, 4, 1, patch=4)
+    return Tiles(32, 32, 0, 4, 1, patch=8, unroll=2)
 
 
 def candidates(kernel: str, dtype: torch.dtype) -> list[Tiles]:
     """What is worth a measurement."""
-    if kernel not in _CANDIDATES:
-        raise ValueError(f"kernel must be one of {', '.join(_CANDIDATES)}, got {kernel!r}")
-    widest = 64 if dtype == torch.float32 else 256
-    found = []
-    for (cells, channels, outs, warps, unroll), stages, patch in product(*_CANDIDATES[kernel]):
-        if outs == 0 or channels * unroll <= widest:
-            found.append(Tiles(cells, channels, outs, warps, stages, patch and min(patch, cells // 2), unroll))
-    return found
+    if kernel == "forward":
+        return [
+            Tiles(cells, channels, outs, warps, stages, patch, early=early)
+            for (cells, channels, outs, warps), (stages, early), patch in product(
+                _FORWARD, ((3, False), (3, True), (1, False)), (0, 8)
+            )
+        ]
+    blocks: Iterable[tuple[int, int, int, int]]
+    if kernel == "backward_samples":
+        blocks = (64, 32, 64, 8), (64, 64, 64, 8), (64, 64, 64, 4), (64, 32, 64, 4)
+        return [Tiles(*block, stages, patch) for block, stages, patch in product(blocks, (2, 3), (0, 8))]
+    if kernel == "backward_weight":
+        blocks = (64, 64, 128, 8), (64, 128, 256, 8), (64, 128, 128, 8), (32, 128, 256, 8), (32, 32, 64, 4)
+        return [Tiles(*block, stages, patch) for block, stages, patch in product(blocks, (1, 2, 3), (0, 8))]
+    if kernel == "gather":
+        blocks = product((4, 8, 16, 32), (32, 64, 128, 256), (0,), (2, 4, 8))
+        return [Tiles(*block, 1, patch) for block, patch in product(blocks, (0, 4))]
+    if kernel in ("columns", "columns_backward"):
+        return [
+            Tiles(cells, channels, 0, warps, 1, patch, unroll)
+            for (cells, channels, warps), unroll, patch in product(_COLUMNS, (1, 2, 4), (4, 8))
+        ]
+    raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
 
 
-_SUMS = [  # of kernels without a product: cells, channels, no outs, warps
-    (cells, channels, 0, warps, 1) for cells, channels, warps in product((4, 8, 16, 32), (64, 128, 256), (2, 4, 8))
-]
-_CANDIDATES: dict[str, tuple[list[tuple[int, int, int, int, int]], tuple[int, ...], tuple[int, ...]]] = {
-    # What a program computes, then stages, then patches.
-    "forward": (
-        [
-            (cells, channels, outs, warps, unroll)
-            for cells, outs, warps in (
-                *((64, 64, 4), (64, 128, 4), (64, 256, 8)),
-                *((128, 128, 8), (128, 256, 8), (64, 512, 8)),
-            )
-            for channels, unroll in ((32, 1), (32, 2), (64, 1), (64, 2))
-        ],
-        (1, 2, 3),
-        (0, 8),
-    ),
-    "backward_samples": (
-        [
-            (cells, channels, outs, warps, 1)
-            for cells, channels, warps in ((64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8))
-            for outs in (32, 64)
-        ],
-        (2, 3),
-        (0, 8),
-    ),
-    "backward_weight": (
-        [
-            (cells, channels, outs, warps, 1)
-            for cells in (32, 64)
-            for channels, outs, warps in (
-                *((32, 64, 4), (64, 64, 4), (64, 128, 4)),
-                *((64, 128, 8), (128, 128, 8), (64, 256, 8), (128, 256, 8)),
-            )
-        ],
-        (1, 2, 3),
-        (0, 8),
-    ),
-    "columns": (_SUMS, (1,), (0, 4)),
-    "columns_backward": (_SUMS, (1,), (0, 4)),
-    "gather": (_SUMS, (1,), (0,)),
-}
+_FORWARD = (  # cells, channels, outs, warps
+    *((64, 32, 64, 4), (64, 64, 64, 4), (64, 32, 128, 4), (64, 64, 128, 4), (64, 64, 128, 8)),
+    *((64, 32, 256, 8), (64, 64, 256, 8), (128, 32, 128, 8), (128, 32, 256, 8), (64, 32, 512, 8)),
+)
+_COLUMNS = (  # cells, channels, warps
+    *((16, 16, 1), (16, 32, 2), (32, 32, 4), (64, 32, 8), (64, 16, 4)),
+    *((16, 64, 4), (32, 64, 8), (32, 64, 4)),
+)
 
 
 def _fitted(tiles: Tiles, problem: Problem) -> Tiles:

@@ -89,8 +89,10 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
     return to_grad, to_input, None, to_offset, *(None,) * len(ctx.pooling)
 
 
-_call_backward = transformable(torch.ops.pliant.roi_pool_backward.default, _save_backward, _differentiate_backward)
-call = transformable(torch.ops.pliant.roi_pool.default, _save, _differentiate)
+_call_backward = transformable(
+    torch.ops.pliant.roi_pool_backward.default, backward, _save_backward, _differentiate_backward
+)
+call = transformable(torch.ops.pliant.roi_pool.default, forward, _save, _differentiate)
 torch.library.register_autograd("pliant::roi_pool", _differentiate, setup_context=_save)
 torch.library.register_autograd("pliant::roi_pool_backward", _differentiate_backward, setup_context=_save_backward)
 # RoIs and offsets are positions: they keep the precision that they came with. Gradients keep that of the forward.
