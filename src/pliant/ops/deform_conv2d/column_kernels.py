@@ -10,7 +10,7 @@ Legend: BLOCK_P output cells, BLOCK_C channels, BLOCK_N cells of the input.
 import triton
 import triton.language as tl
 
-from pliant.ops.deform_conv2d.kernels import _GRID, _corners, _modulation, _moved, _values
+from pliant.ops.deform_conv2d.kernels import _GRID, _STEPS, _corners, _modulation, _moved, _values
 
 _SIZES = ["out_height", "out_width", "height", "width"]
 _CHUNK = ["first_image", "first_row", "images", "rows"]
@@ -40,7 +40,7 @@ def _cells_of_chunk(tile, first_image, first_row, images, rows, width, BLOCK: tl
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_CHUNK, "parts"])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS, *_CHUNK, "parts"])
 def columns(
     input, offset, mask, columns, grad_offset, grad_mask,
     first_image, first_row, images, rows, out_height, out_width, height, width,
@@ -128,7 +128,7 @@ def columns(
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_CHUNK])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS, *_CHUNK])
 def readers(
     offset, mask, bounds, samples, weights,
     first_image, first_row, images, rows, out_height, out_width, height, width,

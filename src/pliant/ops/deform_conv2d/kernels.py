@@ -11,6 +11,7 @@ import triton.language as tl
 
 # Not worth a variant of the kernel for each of their values.
 _SIZES = ["cells", "out_height", "out_width", "height", "width"]
+_STEPS = ["offset_image", "offset_channel", "mask_image", "mask_channel"]  # nothing is loaded along these
 _GRID = ["stride_y", "stride_x", "padding_y", "padding_x", "dilation_y", "dilation_x"]
 
 
@@ -159,7 +160,7 @@ def _corner(input, row, channels, channel, limit, EVEN: tl.constexpr):
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS, "out_image"])
 def forward(
     input, offset, mask, weight, bias, out,
     cells, out_height, out_width, height, width,
@@ -263,7 +264,7 @@ def forward(
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS, "out_image"])
 def backward_samples(
     input, offset, mask, weight, grad, grad_input, grad_offset, grad_mask,
     cells, out_height, out_width, height, width,
@@ -342,7 +343,7 @@ def backward_samples(
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS, "out_image"])
 def backward_weight(
     input, offset, mask, grad, grad_weight,
     cells, out_height, out_width, height, width,
