@@ -18,7 +18,6 @@ torch.library.define("pliant::ms_deform_attn", f"({_TENSORS}) -> Tensor")
 torch.library.define("pliant::ms_deform_attn_backward", f"(Tensor grad, {_TENSORS}) -> (Tensor, Tensor, Tensor)")
 
 
-@torch.library.impl("pliant::ms_deform_attn", "default")
 def _forward(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     if _gpu.serves(value):
         return gpu.ms_deform_attn(value, shapes, starts, locations, weights)
@@ -26,7 +25,6 @@ def _forward(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, w
     return kernels.ms_deform_attn(value, levels_of(shapes, starts, value.shape[1]), locations, weights)
 
 
-@torch.library.impl("pliant::ms_deform_attn_backward", "default")
 def _backward(
     grad: Tensor, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,6 +33,10 @@ def _backward(
     kernels = cpu if _native.serves(value) else reference
     levels = levels_of(shapes, starts, value.shape[1])
     return kernels.ms_deform_attn_backward(grad, value, levels, locations, weights)
+
+
+torch.library.impl("pliant::ms_deform_attn", "default", _forward)
+torch.library.impl("pliant::ms_deform_attn_backward", "default", _backward)
 
 
 @torch.library.register_fake("pliant::ms_deform_attn")
@@ -70,8 +72,10 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
     return to_grad, to_value, None, None, *rest
 
 
-_call_backward = transformable(torch.ops.pliant.ms_deform_attn_backward.default, _save, _differentiate_backward)
-call = transformable(torch.ops.pliant.ms_deform_attn.default, _save, _differentiate)
+_call_backward = transformable(
+    torch.ops.pliant.ms_deform_attn_backward.default, _backward, _save, _differentiate_backward
+)
+call = transformable(torch.ops.pliant.ms_deform_attn.default, _forward, _save, _differentiate)
 torch.library.register_autograd("pliant::ms_deform_attn", _differentiate, setup_context=_save)
 torch.library.register_autograd("pliant::ms_deform_attn_backward", _differentiate_backward, setup_context=_save)
 # Locations are positions: they keep the precision that they came with. Gradients keep that of the forward.
