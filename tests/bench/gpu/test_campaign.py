@@ -122,9 +122,9 @@ def test_what_is_finished_depends_on_gpu_and_kernels() -> None:
         return {"step": step, "gpu": "A", "kernels": "k", "last": True, "date": "2026-01-02T00:00:00"} | fields
 
     lines = [line("done"), line("cut", last=False), line("other", gpu="B"), line("old", kernels="j")]
-    lines += [line("wrong", error="x"), line("late", error="x", date="2026-01-03T00:00:00"), line("mended", error="x")]
-    lines += [line("mended")]
-    assert ledger.finished(lines, "A", "k") == {"done", "wrong", "late", "mended"}
+    lines += [line("wrong", error="x"), line("late", error="x", date="2026-01-03T00:00:00"), line("righted", error="x")]
+    lines += [line("righted")]
+    assert ledger.finished(lines, "A", "k") == {"done", "wrong", "late", "righted"}
     assert ledger.failed(lines, "2026-01-02T12:00:00") == {"wrong"}
 
 

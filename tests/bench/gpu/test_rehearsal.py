@@ -19,7 +19,7 @@ from pliant.bench.gpu.plan import KINDS, plan
 from pliant.bench.gpu.problems import DTYPES, Problem, problems
 from pliant.bench.gpu.report import sentence
 from pliant.bench.gpu.right import compared
-from pliant.bench.gpu.speed import judged
+from pliant.bench.gpu.speed import checked
 from pliant.bench.gpu.steps import Place, Step, work
 from pliant.bench.implementation import InTorch
 from pliant.bench.rows import ConvRow
@@ -92,14 +92,14 @@ def test_an_implementation_is_held_against_the_tensors_that_it_is_given() -> Non
     assert tensors["offset"].dtype == torch.float32
     assert tensors["input"].is_contiguous(memory_format=torch.channels_last)
     made = peers.pliant(problem, tensors)
-    assert judged(problem, made)["right"]
+    assert checked(problem, made)["right"]
     off = InTorch(
         lambda input, offset, weight: made.function(input, offset + 0.25, weight), tensors, dtype=torch.bfloat16
     )
     off.tolerance = made.tolerance
-    assert not judged(problem, off)["right"]
+    assert not checked(problem, off)["right"]
     plain = peers.cudnn(problem, tensors)
-    assert judged(problem, plain)["right"]
+    assert checked(problem, plain)["right"]
 
 
 def test_the_first_steps_are_right_and_then_half_precision_near_the_cell() -> None:

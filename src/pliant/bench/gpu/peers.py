@@ -61,13 +61,8 @@ def cudnn(problem: Problem, tensors: Tensors) -> InTorch:
     return made
 
 
-EVERYONE: dict[str, Maker] = {CUDNN: cudnn, PLIANT: pliant, TORCHVISION: torchvision, DEFORMOPS: deformops}
-
-
-def taking_part(problem: Problem) -> dict[str, Maker]:
-    """Who takes part in a problem. deformops tunes itself at each new size, so it is left out where least is told."""
-    slow = problem.dtype in ("tf32", "float32") or problem.layout == "contiguous" or problem.row.spread != 1
-    return {name: maker for name, maker in EVERYONE.items() if name != DEFORMOPS or not slow}
+EVERYWHERE: dict[str, Maker] = {CUDNN: cudnn, PLIANT: pliant, TORCHVISION: torchvision}
+BESIDE_DEFORMOPS: dict[str, Maker] = {CUDNN: cudnn, PLIANT: pliant, DEFORMOPS: deformops}  # which tunes itself for long
 
 
 def _made(

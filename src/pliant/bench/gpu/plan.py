@@ -51,6 +51,7 @@ def _all(place: Place, ceilings: Ceilings) -> Iterator[Step]:
     yield from outside.sanitizers()
     yield from checks[_FIRST_CHECKS:]
     yield from islice(trainings, 3)
+    yield from speed.steps_beside_deformops(place, ceilings)
     yield from _tunings(place)
     yield from chain(trainings, programs.steps(place), speeds)
 

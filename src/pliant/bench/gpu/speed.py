@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,16 +12,19 @@ import torch
 from pliant.bench.gate import check, expected
 from pliant.bench.gpu import roofline
 from pliant.bench.gpu.clock import Captured, Clock, quartiles
-from pliant.bench.gpu.peers import PLIANT, taking_part
+from pliant.bench.gpu.peers import BESIDE_DEFORMOPS, EVERYWHERE, PLIANT, Maker, deformops
 from pliant.bench.gpu.problems import Problem, multiplying, problems
 from pliant.bench.gpu.steps import Absent, Place, Results, Step, described
-from pliant.bench.gpu.warm import Groups
+from pliant.bench.gpu.warm import Groups, compile_tuned
 from pliant.bench.implementation import InTorch
 from pliant.bench.measure import FORWARD, TRAINING
 
 PASSES = (FORWARD, TRAINING)
 _SECONDS = 0.15  # of device time, for a problem and pass
 _TAKES = {1: 2.0, 8: 2.5, 32: 5.0}  # seconds of a step, by batch
+_WITH_DEFORMOPS = 8  # problems
+_TUNING_ITSELF = 12.0  # seconds of one
+_COMPILING_FOR_IT = 60.0  # seconds of the first, for its forty configurations on sixteen cores
 _COMPILING = 8.0  # seconds more where a group of problems compiles
 
 Ceilings = Callable[[], "roofline.Ceilings | None"]
@@ -36,21 +39,41 @@ def steps(place: Place, ceilings: Ceilings) -> Iterator[Step]:
         yield Step("speed", f"speed of {problem.name}", takes, partial(_measure, problem, ceilings, groups))
 
 
+def steps_beside_deformops(place: Place, ceilings: Ceilings) -> Iterator[Step]:
+    """The first problems once more, with deformops."""
+    for at, problem in enumerate(problems(place)[: 1 if place.tiny else _WITH_DEFORMOPS]):
+        run = partial(_measure_beside_deformops, problem, ceilings)
+        takes = _TUNING_ITSELF + (0 if at else _COMPILING_FOR_IT)
+        yield Step("speed", f"speed beside deformops of {problem.name}", takes, run)
+
+
 def _measure(problem: Problem, ceilings: Ceilings, groups: Groups, place: Place) -> Results:
-    torch.backends.cudnn.benchmark = True
     groups.ensure(problem, place)
+    yield from _timed(problem, EVERYWHERE, ceilings, place)
+
+
+def _measure_beside_deformops(problem: Problem, ceilings: Ceilings, place: Place) -> Results:
+    made = deformops(problem, problem.tensors(place.device))  # or it is absent, and the step with it
+    compile_tuned(place, lambda: made.gradients(made.grad))
+    yield from _timed(problem, BESIDE_DEFORMOPS, ceilings, place)
+
+
+def _timed(problem: Problem, makers: Mapping[str, Maker], ceilings: Ceilings, place: Place) -> Results:
+    torch.backends.cudnn.benchmark = True
     with multiplying(problem.dtype):
-        yield from _everyone(problem, ceilings(), Clock(place))
+        yield from _everyone(problem, makers, ceilings(), Clock(place))
 
 
-def _everyone(problem: Problem, ceilings: roofline.Ceilings | None, clock: Clock) -> Results:
+def _everyone(
+    problem: Problem, makers: Mapping[str, Maker], ceilings: roofline.Ceilings | None, clock: Clock
+) -> Results:
     tensors = problem.tensors(clock.place.device)
     made: dict[str, InTorch] = {}
     fields: dict[str, dict[str, Any]] = {}
-    for name, maker in taking_part(problem).items():
+    for name, maker in makers.items():
         try:
             made[name] = maker(problem, tensors)
-            fields[name] = judged(problem, made[name])
+            fields[name] = checked(problem, made[name])
         except Exception as error:  # one that cannot run is a line, and the others are timed
             made.pop(name, None)
             yield {"key": problem.key, "implementation": name, **described(error)}
@@ -76,7 +99,7 @@ def _everyone(problem: Problem, ceilings: roofline.Ceilings | None, clock: Clock
             }
 
 
-def judged(problem: Problem, implementation: InTorch) -> dict[str, Any]:
+def checked(problem: Problem, implementation: InTorch) -> dict[str, Any]:
     """The error of an implementation against float64, on the tensors as it is given them."""
     given = {name: value.detach() for name, value in implementation.arguments.items()}
     wanted = expected(problem.row, given | {"grad": implementation.grad}, moved=implementation.moved)

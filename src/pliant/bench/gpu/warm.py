@@ -56,6 +56,32 @@ def compile_together(place: Place, thunks: Iterable[Thunk]) -> None:
     place.wait()
 
 
+def compile_tuned(place: Place, thunk: Thunk) -> None:
+    """Compile every configuration of another library's kernels that tune themselves, rather than one by one.
+
+    The thunk may use autograd, whose backward then stays in this thread.
+    """
+    if not place.on_gpu:
+        return
+    try:
+        modes = importlib.import_module("triton.runtime._async_compile")
+    except ImportError:
+        return
+    tuner = importlib.import_module("triton.runtime.autotuner").Autotuner
+
+    def compile_only(self: Any, *arguments: Any, warmup: bool = False, **named: Any) -> None:
+        self.warmup(*arguments, **named)
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as executor,
+        modes.AsyncCompileMode(executor, ignore_errors=True),
+        mock.patch.object(tuner, "run", compile_only),
+        torch.autograd.set_multithreading_enabled(False),
+    ):
+        thunk()
+    place.wait()
+
+
 def launcher(problem: Problem, tensors: dict[str, torch.Tensor], backward: bool) -> Thunk:
     """A call of the forward's or the backward's launcher on a problem's tensors."""
     row = problem.row
