@@ -1,159 +1,118 @@
-"""The values that a setting may have: declared beside it, checked before anything else, and told in the error."""
+"""The types of settings, each with the values that it may have, and the check of a value, which pydantic does."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
+import re
 import typing
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+T = TypeVar("T", bound=tuple[Any, ...])
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers between bounds, which are finite; of a tuple, each of its numbers.
-
-    Attributes:
-        least: The smallest that is allowed ...
-        above: ... or the one below all that are.
-        most: The largest that is allowed ...
-        below: ... or the one above all that are.
-    """
-
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-    below: float | None = None
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise `ValueError` with name, value and range unless the value lies within."""
-        for number in value if isinstance(value, list | tuple) else (value,):
-            if not self._holds(number):
-                raise ValueError(f"{name} must be {self}, got {_shown(value)}")
-
-    def _holds(self, number: float) -> bool:
-        return (
-            (isinstance(number, int) or math.isfinite(number))
-            and (self.least is None or number >= self.least)
-            and (self.above is None or number > self.above)
-            and (self.most is None or number <= self.most)
-            and (self.below is None or number < self.below)
-        )
-
-    def __str__(self) -> str:
-        bounds = (("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
-        return " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+def _rising(items: T) -> T:
+    if any(one >= other for one, other in pairwise(items)):
+        raise PydanticCustomError("rising", "Input should be rising")
+    return items
 
 
-@dataclass(frozen=True)
-class Items:
-    """What holds for a tuple as a whole.
-
-    Attributes:
-        lengths: The numbers of items that are allowed; None for any.
-        some: Whether there must be an item.
-        rising: Whether each item must be larger than the one before.
-        distinct: Whether no two items may be the same.
-    """
-
-    lengths: Collection[int] | None = None
-    some: bool = False
-    rising: bool = False
-    distinct: bool = False
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise `ValueError` with name, value and range unless the tuple is such."""
-        if not self._holds(tuple(value)):
-            raise ValueError(f"{name} must be {self}, got {_shown(value)}")
-
-    def _holds(self, items: Sequence[Any]) -> bool:
-        return (
-            (self.lengths is None or len(items) in self.lengths)
-            and (len(items) > 0 or not self.some)
-            and (not self.rising or all(one < other for one, other in pairwise(items)))
-            and (not self.distinct or len(set(items)) == len(items))
-        )
-
-    def __str__(self) -> str:
-        number = "one or more items" if self.some else "items"
-        if self.lengths is not None:
-            number = f"{' or '.join(map(str, self.lengths))} items"
-        kinds = [word for word, wanted in (("rising", self.rising), ("different", self.distinct)) if wanted]
-        return f"{number}, each {' and '.join(kinds)}" if kinds else number
+def _distinct(items: T) -> T:
+    if len(set(items)) < len(items):
+        raise PydanticCustomError("distinct", "Input should be different items")
+    return items
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text, or texts, with more than spaces."""
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise `ValueError` with the name unless there is something in every text."""
-        if not all(text.strip() for text in ((value,) if isinstance(value, str) else value)):
-            raise ValueError(f"{name} must be {self}, got {value!r}")
-
-    def __str__(self) -> str:
-        return "text that is not empty"
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "Input should be text that is not empty")
+    return text
 
 
-STEPS = Range(least=1, most=10**9)
-WARMUP_STEPS = Range(least=0, most=10**9)
-IMAGES = Range(least=1, most=2**16)
-RATE = Range(above=0, most=100)
-MULTIPLIER = Range(least=0, most=1000)
-FACTOR = Range(above=0, most=1)
-FRACTION = Range(least=0, most=1)
-BETWEEN = Range(above=0, below=1)
-MOMENTUM = Range(least=0, below=1)
-NORM = Range(above=0)
-SEED = Range(least=0, most=2**32 - 1)  # what every generator takes
-PIXELS = Range(least=16, most=2**14)  # a cell of the feature map at least
-DILATION = Range(least=1, most=128)
-GROUPS = Range(least=1, most=1024)
-LAYERS = Range(least=0, most=1000)
-STAGES = Range(least=0, most=3)
-BINS = Range(least=1, most=32)
-ANCHOR_SCALES = (Items(some=True, distinct=True), Range(least=1, most=1024))
-COLOUR = (Items(lengths=(3,)), FRACTION)
-SCORE = Range(least=0, below=1)  # at 1 nothing would be found
-OVERLAP = FRACTION
-BACKGROUND = Range(least=0, below=0.5)  # RoIs of half and more are objects
-DETECTIONS = Range(least=1, most=10_000)
+Text = Annotated[str, AfterValidator(_not_blank)]
+Names = Annotated[tuple[Text, ...], AfterValidator(_distinct)]
+Steps = Annotated[int, Field(ge=1, le=10**9)]
+WarmupSteps = Annotated[int, Field(ge=0, le=10**9)]
+Images = Annotated[int, Field(ge=1, le=2**16)]
+Workers = Annotated[int, Field(ge=0, le=1024)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+Multiplier = Annotated[float, Field(ge=0, le=1000)]
+Factor = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Fractions = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], AfterValidator(_rising)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Norm = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator takes
+Pixels = Annotated[int, Field(ge=16, le=2**14)]  # a cell of the feature map at least
+Crop = Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=2)]
+Dilation = Annotated[int, Field(ge=1, le=128)]
+Groups = Annotated[int, Field(ge=1, le=1024)]
+Layers = Annotated[int, Field(ge=0, le=1000)]
+Stages = Annotated[int, Field(ge=0, le=3)]
+Bins = Annotated[int, Field(ge=1, le=32)]
+AnchorScales = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1), AfterValidator(_distinct)
+]
+Colour = Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=3)]
+Score = Annotated[float, Field(ge=0, lt=1)]  # at 1 nothing would be found
+BackgroundIoU = Annotated[float, Field(ge=0, lt=0.5)]  # RoIs of half and more are objects
+Detections = Annotated[int, Field(ge=1, le=10_000)]
 
-Check = Range | Items | Text
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
 
-def check_values(values: Mapping[str, Any], checks: Mapping[str, Sequence[Check]]) -> None:
-    """Check values by name; None stands for nothing to check.
+def read(name: str, value: Any, kind: Any, *, strict: bool = True) -> Any:
+    """A value as one of a type of this module.
+
+    Args:
+        name: The setting, for the error.
+        value: What was given.
+        kind: The type, perhaps ``| None``.
+        strict: Whether the value must be of the type; otherwise text is read as a number or a truth value, and a list
+            as a tuple.
 
     Raises:
-        ValueError: If one is out of its range; the message shows its name, the range and the value.
+        ValueError: If the value is not of the type, or out of its range; the message shows the name, what the value
+            must be, and the value.
+    """
+    try:
+        return _adapter(kind).validate_python(value, strict=strict)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        message = re.sub(r"^\w+ should ", "must ", found["msg"])  # "Input should be a valid integer"
+        raise ValueError(f"{name} {message}, got {found['input']!r}") from None
+
+
+def check_values(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Check values whose names are among the types; None is not checked, and a list passes for a tuple.
+
+    Raises:
+        ValueError: See `read`.
     """
     for name, value in values.items():
-        for check in checks.get(name, ()) if value is not None else ():
-            check.check(name, value)
+        if name in types and value is not None:
+            read(name, tuple(value) if isinstance(value, list) else value, types[name])
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, with their ranges."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def check_fields(instance: Any) -> None:
-    """Check the fields of a dataclass whose annotations are `Annotated` with their ranges.
+    """Check the fields of a dataclass.
 
     Raises:
-        ValueError: See `check_values`.
+        ValueError: See `read`.
     """
-    values = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
-    check_values(values, declared(type(instance)))
-
-
-def declared(cls: type) -> dict[str, tuple[Check, ...]]:
-    """The ranges of a dataclass's fields by name; fields without one are missing."""
-    found = {}
-    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-        checks = tuple(each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Check))
-        if checks:
-            found[name] = checks
-    return found
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+    for name, kind in field_types(type(instance)).items():
+        read(name, getattr(instance, name), kind)

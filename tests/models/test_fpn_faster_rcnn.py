@@ -98,7 +98,7 @@ def test_config_rebuilds_the_model() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="deform_stages must be at least 0 and at most 3, got 4"):
+    with pytest.raises(ValueError, match="deform_stages must be less than or equal to 3, got 4"):
         fpn_faster_rcnn(3, **SMALL, deform_stages=4)
     with pytest.raises(ValueError, match="timm model, got 'resnet51'"):
         fpn_faster_rcnn(3, backbone="resnet51")

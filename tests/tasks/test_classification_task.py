@@ -67,7 +67,7 @@ def test_schedule_of_imagenet() -> None:
     [
         ("crop=300", "crop must be at most short_side, got 300 and 256"),
         ("dilation=2", "a classifier has no dilation=2"),
-        ("layout=voc", "layout must be folders, got 'voc'"),
+        ("layout=voc", "layout must be 'folders', got 'voc'"),
     ],
 )
 def test_wrong_change_is_an_error(assignment: str, message: str) -> None:

@@ -63,26 +63,26 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if a value is out of its range. The message shows name, range and value.
     """
-    ranges.check_values(given, _RANGES)
+    ranges.check_values(given, _TYPES)
     if {"min_size", "max_size"} <= given.keys() and given["min_size"] > given["max_size"]:
         raise ValueError(f"min_size must be at most max_size, got {given['min_size']} and {given['max_size']}")
 
 
-_RANGES: dict[str, tuple[ranges.Check, ...]] = {
-    "deform_layers": (ranges.LAYERS,),
-    "deform_stages": (ranges.STAGES,),
-    "dilation": (ranges.DILATION,),
-    "offset_groups": (ranges.GROUPS,),
-    "offset_dilation": (ranges.DILATION,),
-    "image_mean": ranges.COLOUR,
-    "bins": (ranges.BINS,),
-    "background_iou": (ranges.BACKGROUND,),
-    "min_size": (ranges.PIXELS,),
-    "max_size": (ranges.PIXELS,),
-    "anchor_scales": ranges.ANCHOR_SCALES,
-    "score_thresh": (ranges.SCORE,),
-    "nms_thresh": (ranges.OVERLAP,),
-    "detections_per_image": (ranges.DETECTIONS,),
+_TYPES: dict[str, Any] = {
+    "deform_layers": ranges.Layers,
+    "deform_stages": ranges.Stages,
+    "dilation": ranges.Dilation,
+    "offset_groups": ranges.Groups,
+    "offset_dilation": ranges.Dilation,
+    "image_mean": ranges.Colour,
+    "bins": ranges.Bins,
+    "background_iou": ranges.BackgroundIoU,
+    "min_size": ranges.Pixels,
+    "max_size": ranges.Pixels,
+    "anchor_scales": ranges.AnchorScales,
+    "score_thresh": ranges.Score,
+    "nms_thresh": ranges.Fraction,
+    "detections_per_image": ranges.Detections,
 }
 
 
