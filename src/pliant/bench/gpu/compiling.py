@@ -31,14 +31,18 @@ from triton.runtime.jit import MockTensor
 from pliant.bench.gpu.estimate import Figures
 from pliant.ops import _gpu, _native
 from pliant.ops.deform_conv2d import op as convolution
+from pliant.ops.ms_deform_attn import op as attention
 from pliant.ops.roi_pool import gpu as pooling
 from pliant.ops.roi_pool import op as roi_pool
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_FLAGS = ("BACKWARD", "FILL", "EARLY")  # of kernels that do more than one thing
 _OPS = torch.ops.pliant
 _WRITTEN = {
     _OPS.deform_conv2d.default: convolution.forward,
     _OPS.deform_conv2d_backward.default: convolution.backward,
+    _OPS.ms_deform_attn.default: attention.forward,
+    _OPS.ms_deform_attn_backward.default: attention.backward,
     _OPS.roi_pool.default: roi_pool.forward,
     _OPS.roi_pool_backward.default: roi_pool.backward,
 }
@@ -64,7 +68,8 @@ class Launch(NamedTuple):
         operator = self.module.split(".")[-2]
         dtype = next(value.dtype for value in self.arguments.values() if isinstance(value, MockTensor))
         blocks = [str(value) for name, value in self.arguments.items() if name.startswith("BLOCK_")]
-        return f"{operator} {self.name} | {str(dtype).removeprefix('torch.')} | {' × '.join(blocks)}"
+        name = ", ".join([self.name, *(flag.lower() for flag in _FLAGS if self.arguments.get(flag))])
+        return f"{operator} {name} | {str(dtype).removeprefix('torch.')} | {' × '.join(blocks)}"
 
     @property
     def key(self) -> str:

@@ -19,14 +19,18 @@ from pliant.ops.deform_conv2d import tiles as settings
 
 _ON_GPU = Place("cuda")  # whose problems are of full size
 _UNTOUCHED = Place("cpu")  # where tensors have no values
+_DESIGNS = [dict.fromkeys(tuning.DESIGNS.values(), by_columns) for by_columns in (False, True)]
 
 
 def table() -> list[Launch]:
-    """The kernels that ship, on a convolution with a mask and on a deformable pooling."""
+    """The kernels that ship, on a convolution with a mask, in both designs, and on a deformable pooling."""
     found = []
-    for dtype in ("float16", "float32"):
-        for call in (calls.convolution("", FIRST[0], _UNTOUCHED.device), calls.poolings(_UNTOUCHED)[2]):
-            found += _of(call, "tf32" if dtype == "float32" else dtype, "channels last")
+    for dtype in ("float16", "tf32"):
+        call = calls.convolution("", FIRST[0], _UNTOUCHED.device)
+        for design in _DESIGNS:
+            with settings.forced(**design):
+                found += _of(call, dtype, "channels last")
+        found += _of(calls.poolings(_UNTOUCHED)[2], dtype, "channels last")
     return unique(found)
 
 
@@ -39,10 +43,11 @@ def campaign(first: int) -> list[Launch]:
         for dtype in DTYPES:
             found += _of(call, dtype, "contiguous")
     for problem in problems(_ON_GPU)[:first]:
-        with traced() as launches, multiplying(problem.dtype):
-            for backward in (False, True):
-                warm.launcher(problem, warm.blank(problem, _UNTOUCHED.device), backward)()
-        found += launches
+        found += _of_problem(problem)
+    for problem in tuning.problems(_ON_GPU):
+        for design in _DESIGNS:
+            with settings.forced(**design):
+                found += _of_problem(problem)
     rows = [calls.convolution(row.name, row, _UNTOUCHED.device) for row in calls.rows(_UNTOUCHED)]
     for call in (*calls.poolings(_UNTOUCHED), *rows):
         for dtype in DTYPES:
@@ -94,6 +99,15 @@ def _with_tiles(problem: Problem, kernel: str, some: Sequence[Any]) -> list[Laun
         ):
             warm.launcher(problem, warm.blank(problem, _UNTOUCHED.device), what == "backward")()
         found.append(next(each for each in launches if each.name == name))
+    return found
+
+
+def _of_problem(problem: Problem) -> list[Launch]:
+    """The launches of a problem's forward and backward."""
+    tensors = warm.blank(problem, _UNTOUCHED.device)
+    with traced() as found, multiplying(problem.dtype):
+        for backward in (False, True):
+            warm.launcher(problem, tensors, backward)()
     return found
 
 

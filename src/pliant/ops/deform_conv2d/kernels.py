@@ -160,7 +160,7 @@ def _corner(input, row, channels, channel, limit, EVEN: tl.constexpr):
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS, "out_image"])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS])
 def forward(
     input, offset, mask, weight, bias, out,
     cells, out_height, out_width, height, width,
@@ -264,7 +264,7 @@ def forward(
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS, "out_image"])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS])
 def backward_samples(
     input, offset, mask, weight, grad, grad_input, grad_offset, grad_mask,
     cells, out_height, out_width, height, width,
@@ -343,7 +343,7 @@ def backward_samples(
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS, "out_image"])
+@triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS])
 def backward_weight(
     input, offset, mask, grad, grad_weight,
     cells, out_height, out_width, height, width,

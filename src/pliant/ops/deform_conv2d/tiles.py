@@ -90,11 +90,12 @@ def _chosen(kernel: str, problem: Problem) -> Tiles:
     if kernel == "forward":
         if exact:
             return Tiles(64, 16, 64, 4, 2)
-        widest = 128 if single or problem.far else 256
+        # As wide as keeps most multiprocessors busy: every tile of output channels gathers its columns anew.
+        widest = 256 if single else 512
         programs = count(problem.cells, 64) * problem.groups
-        while widest > 64 and programs * count(problem.outs, widest) < _gpu.multiprocessors(problem.device):
+        while widest > 64 and 8 * programs * count(problem.outs, widest) < 7 * _gpu.multiprocessors(problem.device):
             widest //= 2
-        return Tiles(64, 32, widest, 8, 2)
+        return Tiles(64, 32, widest, 8, 2 if single else 3)
     if kernel == "backward_samples":
         return Tiles(64, 32, 64, 8, 2)
     if kernel == "backward_weight":

@@ -18,14 +18,14 @@ torch.library.define("pliant::ms_deform_attn", f"({_TENSORS}) -> Tensor")
 torch.library.define("pliant::ms_deform_attn_backward", f"(Tensor grad, {_TENSORS}) -> (Tensor, Tensor, Tensor)")
 
 
-def _forward(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def forward(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     if _gpu.serves(value):
         return gpu.ms_deform_attn(value, shapes, starts, locations, weights)
     kernels = cpu if _native.serves(value) else reference
     return kernels.ms_deform_attn(value, levels_of(shapes, starts, value.shape[1]), locations, weights)
 
 
-def _backward(
+def backward(
     grad: Tensor, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _gpu.serves(value) and _gpu.adds_in_any_order():
@@ -35,8 +35,8 @@ def _backward(
     return kernels.ms_deform_attn_backward(grad, value, levels, locations, weights)
 
 
-torch.library.impl("pliant::ms_deform_attn", "default", _forward)
-torch.library.impl("pliant::ms_deform_attn_backward", "default", _backward)
+torch.library.impl("pliant::ms_deform_attn", "default", forward)
+torch.library.impl("pliant::ms_deform_attn_backward", "default", backward)
 
 
 @torch.library.register_fake("pliant::ms_deform_attn")
@@ -73,9 +73,9 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
 
 
 _call_backward = transformable(
-    torch.ops.pliant.ms_deform_attn_backward.default, _backward, _save, _differentiate_backward
+    torch.ops.pliant.ms_deform_attn_backward.default, backward, _save, _differentiate_backward
 )
-call = transformable(torch.ops.pliant.ms_deform_attn.default, _forward, _save, _differentiate)
+call = transformable(torch.ops.pliant.ms_deform_attn.default, forward, _save, _differentiate)
 torch.library.register_autograd("pliant::ms_deform_attn", _differentiate, setup_context=_save)
 torch.library.register_autograd("pliant::ms_deform_attn_backward", _differentiate_backward, setup_context=_save)
 # Locations are positions: they keep the precision that they came with. Gradients keep that of the forward.
