@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ settings: Any = importlib.import_module("pliant.ops.deform_conv2d.tiles")
 
 _SECONDS = 0.25  # of device time, for some candidates that take turns
 _TOGETHER = 12  # candidates that take turns, and the chosen tiles with them
+_DESIGN, _BEFORE = 4.0, 3.0  # seconds of a step, and of one before its candidates
 _PER_CANDIDATE = 0.25  # seconds that one takes with its compiling, on sixteen cores
 DESIGNS = {"forward": "forward_by_columns", "backward": "backward_by_columns"}
 
@@ -42,16 +43,17 @@ USED = {
 
 
 def steps(place: Place) -> Iterator[Step]:
-    """The designs first, then a step for each kernel, dtype and class of shape."""
-    for problem in problems(place):
-        for what in DESIGNS:
-            run = partial(_designs, problem, what)
-            yield Step("tuning", f"tuning of the {what}'s design: {problem.name}", 4, run)
-    for problem in problems(place):
-        for kernel in settings.KERNELS:
-            takes = 3 + _PER_CANDIDATE * len(candidates(place, problem, kernel))
-            run = partial(_kernel, problem, kernel)
-            yield Step("tuning", f"tuning of {kernel}: {problem.name}", takes, run)
+    """For each dtype the designs first, then a step for each class of shape and kernel."""
+    for _, group in groupby(problems(place), key=lambda problem: problem.dtype):
+        some = list(group)
+        for problem in some:
+            for what in DESIGNS:
+                run = partial(_designs, problem, what)
+                yield Step("tuning", f"tuning of the {what}'s design: {problem.name}", _DESIGN, run)
+        for problem in some:
+            for kernel in settings.KERNELS:
+                takes = _BEFORE + _PER_CANDIDATE * len(candidates(place, problem, kernel))
+                yield Step("tuning", f"tuning of {kernel}: {problem.name}", takes, partial(_kernel, problem, kernel))
 
 
 def problems(place: Place) -> list[Problem]:
