@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from pliant.bench.gpu.steps import Place
 from pliant.bench.rows import GAMMA, POOLINGS, STRIDE, ConvRow, PoolRow
 
 Name = TypeVar("Name")
+_KEPT = ("rois", "offset", "mask", "sampling_locations")  # in float32
 
 # Of the largest magnitude, or of one where all are smaller: what the sums and the last rounding may be off.
 TOLERANCE = {"bfloat16": 3.2e-2, "float16": 4e-3, "tf32": 5e-3, "float32": 2e-5}
@@ -33,7 +35,7 @@ class Call:
         """Copies of the tensors as they are given: in a dtype and layout, positions in float32."""
         found = {}
         for name, value in self.tensors.items():
-            wanted = value.dtype if name in ("rois", "offset", "mask") else DTYPES[dtype]
+            wanted = value.dtype if name in _KEPT else DTYPES[dtype]
             kept = value.detach().to(wanted, copy=True)
             if kept.dim() == 4:
                 kept = kept.contiguous(memory_format=LAYOUTS[layout])
@@ -118,6 +120,26 @@ def poolings(place: Place) -> list[Call]:
                           offset_classes=min(row.offset_classes, 2))  # fmt: skip
         found.append(_pooling(row, place.device))
     return found
+
+
+def attention(place: Place) -> Call:
+    """Multi-scale deformable attention on four maps; no location is a cell's centre, where gradients jump."""
+    sides: tuple[int, ...] = (64, 32, 16, 8)
+    heads, channels, points, queries = 8, 32, 4, 900
+    if place.tiny:
+        sides, heads, channels, points, queries = (4, 2), 2, 4, 1, 3
+    generator = torch.Generator(place.device).manual_seed(3)
+    random = partial(torch.randn, generator=generator, device=place.device)
+    size = torch.tensor(sides, device=place.device).view(-1, 1, 1)
+    spread = random(2, queries, heads, len(sides), points, 2) * size / 4 + size / 2  # in cells, some of them outside
+    weights = random(2, queries, heads, len(sides) * points).softmax(-1)
+    tensors = {
+        "value": random(2, sum(side**2 for side in sides), heads, channels),
+        "sampling_locations": ((spread * 128).floor() + 0.5) / 128 / size,
+        "attention_weights": weights.unflatten(3, (-1, points)),
+    }
+    options = {"spatial_shapes": [(side, side) for side in sides], "level_start_index": None}
+    return Call(f"{queries} queries, {heads} heads of {channels}", ops.ms_deform_attn, tensors, options)
 
 
 def _pooling(row: PoolRow, device: str) -> Call:

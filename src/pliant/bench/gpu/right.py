@@ -28,6 +28,7 @@ def steps(place: Place) -> Iterator[Step]:
     for row in calls.rows(place):
         yield Step("right", f"right: {row.name}", 6, partial(_row, row))
     yield Step("right", "right: RoI pooling", 12, _poolings)
+    yield Step("right", "right: multi-scale attention", 6, _attention)
 
 
 def _seldom(place: Place) -> Results:
@@ -74,6 +75,11 @@ def compared(place: Place, call: Call, dtype: str, layout: str) -> dict[str, Any
         got = call.results(given, grad)
         want = calls.reference(call, given, grad)
     return {"key": {"call": call.name, "dtype": dtype, "layout": layout}} | verdict(got, want, TOLERANCE[dtype])
+
+
+def _attention(place: Place) -> Results:
+    for dtype in ("float32",) if place.tiny else ("bfloat16", "float16", "float32"):
+        yield compared(place, calls.attention(place), dtype, "contiguous")
 
 
 def verdict(got: Mapping[str, Tensor], want: Mapping[str, Tensor], tolerance: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def calls_of(place: Place) -> list[calls.Call]:
         calls.convolution("grouped", grouped, place.device),
         calls.convolution("wide", wide, place.device, border="authors"),
         *calls.poolings(Place(place.device, tiny=True)),
+        calls.attention(Place(place.device, tiny=True)),
     ]
 
 
