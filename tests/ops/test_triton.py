@@ -293,9 +293,12 @@ def test_a_cuda_graph_captures_forward_and_backward() -> None:
     tensors, pooled = on_device(case.tensors(), torch.float32), on_device(to_pool("deform_roi_pool"), torch.float32)
 
     def step() -> list[Tensor]:
-        out = ops.deform_conv2d(**tensors, **case.geometry), POOLINGS["deform_roi_pool"](**pooled)
-        leaves = [*tensors.values(), pooled["input"], pooled["offset"]]
-        return [*out, *torch.autograd.grad(sum(each.square().sum() for each in out), leaves)]
+        """With leaves of its own, as those of another stream's graph would warn."""
+        leaves = {name: value.detach().requires_grad_() for name, value in tensors.items()}
+        of_pool = {name: value.detach().requires_grad_(name != "rois") for name, value in pooled.items()}
+        out = ops.deform_conv2d(**leaves, **case.geometry), POOLINGS["deform_roi_pool"](**of_pool)
+        wanted = [*leaves.values(), of_pool["input"], of_pool["offset"]]
+        return [*out, *torch.autograd.grad(sum(each.square().sum() for each in out), wanted)]
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

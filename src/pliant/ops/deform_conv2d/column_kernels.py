@@ -1,8 +1,8 @@
 """Triton kernels of deformable convolution by columns; columns.py launches them.
 
 A chunk is a run of images, or of rows of an image. Its columns are a matrix [groups, cells, taps, C / groups], which
-cuBLAS or cuDNN multiply. The input's gradient is gathered, not scattered: for each cell of the input there is a list of
-the samples that read it, in compressed sparse rows, so that no channel is added by atomics.
+cuBLAS or cuDNN multiply. The input's gradient is gathered, not scattered: there are lists of the samples between each
+four cells of the input, in compressed sparse rows, so that no channel is added by atomics.
 
 Legend: BLOCK_P output cells, BLOCK_C channels, BLOCK_N cells of the input.
 """
@@ -129,8 +129,8 @@ def columns(
 
 # fmt: off
 @triton.jit(do_not_specialize=[*_SIZES, *_GRID, *_STEPS, *_CHUNK])
-def readers(
-    offset, mask, bounds, samples, weights,
+def list_samples(
+    offset, mask, bounds, samples, fractions, modulations,
     first_image, first_row, images, rows, out_height, out_width, height, width,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
     offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell,
@@ -138,10 +138,11 @@ def readers(
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr, FILL: tl.constexpr, BLOCK_P: tl.constexpr,
 ):
     # fmt: on
-    """The list of the samples that read each cell of the input: first how long it is, then, FILL, the list.
+    """The samples between each four cells of the input: first how many there are, then, FILL, a list of them.
 
-    A program is a tile of cells, a tap and an offset group. `bounds` is counted up; after a running sum it holds where
-    each list ends, and filling leaves where it begins.
+    Lists are in the order of the upper left cell, [offset groups, images, height + 1, width + 1], from cell -1 on each
+    axis. `bounds` is counted up; after a running sum it holds where each list ends, and filling leaves where it begins.
+    A program is a tile of cells, a tap and an offset group.
     """
     live, of_chunk, image, cell_y, cell_x, cell = _cells_of_chunk(
         tl.program_id(0).to(INDEX), first_image, first_row, images, rows, out_width, BLOCK_P, 0
@@ -152,42 +153,42 @@ def readers(
     base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
     base_x = cell_x * stride_x - padding_x + tap % KERNEL_WIDTH * dilation_x
     y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
-    row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
-        y, x, image - first_image, live, height, width, AUTHORS
-    )
-    of_group = bounds + offset_group * images * height * width
+    least = 0.0 if AUTHORS else -1.0
+    floor_y = tl.floor(y)
+    floor_x = tl.floor(x)
+    listed = live & (floor_y >= least) & (floor_y < height) & (floor_x >= least) & (floor_x < width)
+    list_y = tl.where(listed, floor_y, 0.0).to(tl.int32) + 1
+    list_x = tl.where(listed, floor_x, 0.0).to(tl.int32) + 1
+    of_image = (offset_group * images + image - first_image) * (height + 1)
+    bound = bounds + (of_image + list_y) * (width + 1) + list_x
     if FILL:
-        modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
-        sample = (of_chunk * TAPS + tap).to(tl.int32)
-        _fill(of_group + row00, in00, sample, wy0 * wx0 * modulation, samples, weights)
-        _fill(of_group + row01, in01, sample, wy0 * wx1 * modulation, samples, weights)
-        _fill(of_group + row10, in10, sample, wy1 * wx0 * modulation, samples, weights)
-        _fill(of_group + row11, in11, sample, wy1 * wx1 * modulation, samples, weights)
+        at = tl.atomic_add(bound, -1, mask=listed, sem="relaxed") - 1
+        fraction_y = y - floor_y
+        fraction_x = x - floor_x
+        if AUTHORS:
+            fraction_y = tl.where(list_y >= height, 0.0, fraction_y)
+            fraction_x = tl.where(list_x >= width, 0.0, fraction_x)
+        tl.store(samples + at, (of_chunk * TAPS + tap).to(tl.int32), mask=listed)
+        tl.store(fractions + 2 * at, fraction_y, mask=listed)
+        tl.store(fractions + 2 * at + 1, fraction_x, mask=listed)
+        if MASKED:
+            modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
+            tl.store(modulations + at, modulation, mask=listed)
     else:
-        tl.atomic_add(of_group + row00, 1, mask=in00, sem="relaxed")
-        tl.atomic_add(of_group + row01, 1, mask=in01, sem="relaxed")
-        tl.atomic_add(of_group + row10, 1, mask=in10, sem="relaxed")
-        tl.atomic_add(of_group + row11, 1, mask=in11, sem="relaxed")
-
-
-@triton.jit
-def _fill(bound, inside, sample, weight, samples, weights):
-    at = tl.atomic_add(bound, -1, mask=inside, sem="relaxed") - 1
-    tl.store(samples + at, sample, mask=inside)
-    tl.store(weights + at, weight, mask=inside)
+        tl.atomic_add(bound, 1, mask=listed, sem="relaxed")
 
 
 # fmt: off
 @triton.jit(do_not_specialize=["images", "height", "width", "chunk_cells"])
 def gather(
-    grad_columns, bounds, samples, weights, grad_input, images, height, width, chunk_cells,
+    grad_columns, bounds, samples, fractions, modulations, grad_input, images, height, width, chunk_cells,
     channels, group_channels, offset_channels, unit,
-    EVEN: tl.constexpr, INDEX: tl.constexpr, ADD: tl.constexpr, TAPS: tl.constexpr,
+    MASKED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr, ADD: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PATCH: tl.constexpr,
 ):
     # fmt: on
     """A program is a tile of the input's cells and of its channels: the weighted sum of the samples that read them."""
-    live, row, _, _, _, _ = _cells_of_chunk(tl.program_id(0), 0, 0, images, height, width, BLOCK_N, PATCH)
+    live, row, image, y, x, _ = _cells_of_chunk(tl.program_id(0), 0, 0, images, height, width, BLOCK_N, PATCH)
     tiles = tl.cdiv(unit, BLOCK_C)
     start = tl.program_id(1) // tiles * unit
     first = start + tl.program_id(1) % tiles * BLOCK_C
@@ -196,20 +197,32 @@ def gather(
     channel = first + tl.arange(0, BLOCK_C)
     in_unit = channel < start + unit
     group = start // group_channels
-    bound = bounds + start // offset_channels * images * height * width + row
-    begin = tl.load(bound, mask=live, other=0)
-    count = tl.load(bound + 1, mask=live, other=0) - begin
     of_group = grad_columns + group.to(INDEX) * chunk_cells * TAPS * group_channels - group * group_channels
+    of_image = (start // offset_channels * images + image) * (height + 1)
     total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    for index in range(tl.max(count, axis=0)):
-        read = index < count
-        sample = tl.load(samples + begin + index, mask=read, other=0)
-        weight = tl.load(weights + begin + index, mask=read, other=0.0)
-        wanted = read[:, None]
-        if not EVEN:
-            wanted = wanted & in_unit[None, :]
-        at = of_group + (sample.to(INDEX) * group_channels)[:, None] + channel[None, :]
-        total += tl.load(at, mask=wanted, other=0.0).to(tl.float32) * weight[:, None]
+    for lower in tl.static_range(2):
+        # Samples whose upper left cell is in the row above, which is the list's own row, then in this row; they lie
+        # left of this cell, then right.
+        bound = bounds + (of_image + y + lower) * (width + 1) + x
+        begin = tl.load(bound, mask=live, other=0)
+        middle = tl.load(bound + 1, mask=live, other=0)
+        count = tl.load(bound + 2, mask=live, other=0) - begin
+        for index in range(tl.max(count, axis=0)):
+            read = index < count
+            at = begin + index
+            sample = tl.load(samples + at, mask=read, other=0)
+            weight_y = tl.load(fractions + 2 * at, mask=read, other=0.0)
+            weight_x = tl.load(fractions + 2 * at + 1, mask=read, other=0.0)
+            if lower == 1:
+                weight_y = 1 - weight_y
+            weight = weight_y * tl.where(at < middle, weight_x, 1 - weight_x)
+            if MASKED:
+                weight *= tl.load(modulations + at, mask=read, other=0.0)
+            wanted = read[:, None]
+            if not EVEN:
+                wanted = wanted & in_unit[None, :]
+            place = of_group + (sample.to(INDEX) * group_channels)[:, None] + channel[None, :]
+            total += tl.load(place, mask=wanted, other=0.0).to(tl.float32) * weight[:, None]
     at = grad_input + (row.to(INDEX) * channels)[:, None] + channel[None, :]
     wanted = live[:, None]
     if not EVEN:

@@ -47,6 +47,10 @@ class _Chunk(NamedTuple):
             "rows": self.rows,
         }
 
+    def map(self, rows: Tensor) -> Tensor:
+        """Rows [cells, channels] as a map [images, channels, rows, width], channels last."""
+        return rows.view(self.images, self.rows, self.width, -1).permute(0, 3, 1, 2)
+
     def part(self, table: Tensor) -> Tensor:
         """The chunk's part [cells, channels] of a map [B, H, W, channels]."""
         images = table[self.first_image : self.first_image + self.images]
@@ -63,7 +67,7 @@ def forward(call: Call, bias: Tensor | None, out: Tensor) -> Tensor:
     for chunk in _chunks(call):
         buffer, columns = _columns_in(call, chunk, buffer)
         _columns(call, chunk, columns)
-        _multiply(columns, call.weight, bias, chunk.part(table), call.problem)
+        _multiply(columns, call.weight, bias, chunk.part(table), call.problem, chunk)
     if not in_place:
         out.copy_(table.permute(0, 3, 1, 2))
     return out
@@ -80,10 +84,10 @@ def backward(call: Call, grad: Tensor, grad_offset: Tensor, grad_mask: Tensor | 
     for chunk in chunks:
         part = chunk.part(above)
         buffer, columns = _columns_in(call, chunk, buffer)
-        _multiply_back(part, call.weight, columns, call.problem)
+        _multiply_back(part, call.weight, columns, call.problem, chunk)
         _gather(call, chunk, columns, grad_input)
         _columns(call, chunk, columns, grad_offset, grad_mask)
-        of_weight = _weight_gradient(part, columns, call.weight, call.problem)
+        of_weight = _weight_gradient(part, columns, call.weight, call.problem, chunk)
         if len(chunks) == 1:
             grad_weight = of_weight
         else:
@@ -119,11 +123,13 @@ def _columns_in(call: Call, chunk: _Chunk, buffer: Tensor | None) -> tuple[Tenso
 # float32 is multiplied as torch's own convolutions are, with tf32 or without: by convolutions of 1x1.
 
 
-def _multiply(columns: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, problem: settings.Problem) -> None:
+def _multiply(
+    columns: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, problem: settings.Problem, chunk: _Chunk
+) -> None:
     """out [cells, O] = columns times the weight, by groups."""
     matrix = weight.reshape(problem.groups, problem.outs, -1)
     if problem.dtype == torch.float32:
-        out.copy_(_as_rows(F.conv2d(_as_map(columns[0]), matrix[0][:, :, None, None], bias)))
+        chunk.map(out).copy_(F.conv2d(chunk.map(columns[0]), matrix[0][:, :, None, None], bias))
     elif problem.groups > 1:
         product = torch.bmm(columns, matrix.mT).transpose(0, 1).reshape(out.shape)
         out.copy_(product if bias is None else product + bias.to(product.dtype))
@@ -133,34 +139,25 @@ def _multiply(columns: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor,
         torch.addmm(bias.to(out.dtype), columns[0], matrix[0].T, out=out)
 
 
-def _multiply_back(grad: Tensor, weight: Tensor, columns: Tensor, problem: settings.Problem) -> None:
+def _multiply_back(grad: Tensor, weight: Tensor, columns: Tensor, problem: settings.Problem, chunk: _Chunk) -> None:
     """columns [groups, cells, taps * C / groups] = the output's gradient [cells, O] times the weight."""
     matrix = weight.reshape(problem.groups, problem.outs, -1)
     if problem.dtype == torch.float32:
-        columns[0].copy_(_as_rows(F.conv2d(_as_map(grad), matrix[0].T[:, :, None, None])))
+        chunk.map(columns[0]).copy_(F.conv2d(chunk.map(grad), matrix[0].T[:, :, None, None]))
     elif problem.groups > 1:
         torch.bmm(grad.unflatten(1, (problem.groups, -1)).transpose(0, 1), matrix, out=columns)
     else:
         torch.mm(grad, matrix[0], out=columns[0])
 
 
-def _weight_gradient(grad: Tensor, columns: Tensor, weight: Tensor, problem: settings.Problem) -> Tensor:
+def _weight_gradient(grad: Tensor, columns: Tensor, weight: Tensor, problem: settings.Problem, chunk: _Chunk) -> Tensor:
     """The weight's gradient [O, taps * C / groups]."""
     if problem.dtype == torch.float32:
         matrix = weight.reshape(problem.outs, -1)[:, :, None, None]
-        return conv2d_weight(_as_map(columns[0]), matrix.shape, _as_map(grad)).flatten(1)
+        return conv2d_weight(chunk.map(columns[0]), matrix.shape, chunk.map(grad)).flatten(1)
     if problem.groups > 1:
         return torch.bmm(grad.unflatten(1, (problem.groups, -1)).permute(1, 2, 0), columns).flatten(0, 1)
     return torch.mm(grad.T, columns[0])
-
-
-def _as_map(rows: Tensor) -> Tensor:
-    """Rows [cells, channels] as a map [1, channels, cells, 1], channels last."""
-    return rows.T[None, :, :, None]
-
-
-def _as_rows(map: Tensor) -> Tensor:
-    return map[0, :, :, 0].T
 
 
 def _columns(
@@ -188,25 +185,27 @@ def _columns(
 
 
 def _gather(call: Call, chunk: _Chunk, grad_columns: Tensor, grad_input: Tensor) -> None:
-    """Sum, for each cell of the input, the gradients of the samples that read it."""
+    """Fill the chunk's part of the input's gradient: for each cell, the weighted sum of the samples that read it."""
     problem, device, offset_groups = call.problem, grad_columns.device, _offset_groups(call)
     height, width = call.arguments["height"], call.arguments["width"]
-    bounds = torch.zeros(offset_groups * chunk.images * height * width + 1, dtype=torch.int32, device=device)
-    entries = 4 * chunk.cells * problem.taps * offset_groups
-    samples = torch.empty(entries, dtype=torch.int32, device=device)
-    weights = torch.empty(entries, dtype=torch.float32, device=device)
+    lists = offset_groups * chunk.images * (height + 1) * (width + 1)
+    bounds = torch.zeros(lists + 1, dtype=torch.int32, device=device)
+    length = chunk.cells * problem.taps * offset_groups
+    filled = {
+        "samples": torch.empty(length, dtype=torch.int32, device=device),
+        "fractions": torch.empty(length, 2, dtype=torch.float32, device=device),
+        "modulations": torch.empty(length, dtype=torch.float32, device=device) if call.mask is not None else None,
+    }
     programs = count(chunk.cells, _LISTED), problem.taps, offset_groups
-    lists = chunk.arguments | {"samples": samples, "weights": weights, "BLOCK_P": _LISTED}
-    _launch("readers", programs, call, lists | {"bounds": bounds, "FILL": False}, num_warps=4)
+    arguments = chunk.arguments | filled | {"BLOCK_P": _LISTED}
+    _launch("list_samples", programs, call, arguments | {"bounds": bounds, "FILL": False}, num_warps=4)
     bounds = bounds.cumsum(0, dtype=torch.int32)
-    _launch("readers", programs, call, lists | {"bounds": bounds, "FILL": True}, num_warps=4)
+    _launch("list_samples", programs, call, arguments | {"bounds": bounds, "FILL": True}, num_warps=4)
 
     tiles = call.tiles("gather")
-    arguments = {
+    arguments = filled | {
         "grad_columns": grad_columns,
         "bounds": bounds,
-        "samples": samples,
-        "weights": weights,
         "grad_input": grad_input[chunk.first_image :],
         "images": chunk.images,
         "chunk_cells": chunk.cells,

@@ -12,7 +12,7 @@ import torch
 from pliant.ops import _gpu, _native
 
 KERNELS = ("forward", "backward_samples", "backward_weight", "columns", "columns_backward", "gather")
-CHUNK_BYTES = 32 << 20  # of columns: what stays in a large GPU's cache
+CHUNK_BYTES = 96 << 20  # of columns at a time
 _LEAST = 16  # of a side of a matrix product
 
 
@@ -101,8 +101,10 @@ def _chosen(kernel: str, problem: Problem) -> Tiles:
     if kernel == "backward_weight":
         return Tiles(32, 32, 64, 4, 2) if single else Tiles(64, 64, 128, 8, 2)
     if kernel == "gather":
-        return Tiles(16, 64, 0, 4, 1, patch=4)
-    return Tiles(32, 32, 0, 4, 1, patch=8, unroll=2)
+        return Tiles(8, 256, 0, 4, 1)
+    if problem.unit >= 256:
+        return Tiles(32, 64, 0, 8, 1, patch=8, unroll=1 if kernel == "columns_backward" else 2)
+    return Tiles(64, 32, 0, 8, 1, patch=8, unroll=1 if kernel == "columns_backward" else 2)
 
 
 def candidates(kernel: str, dtype: torch.dtype) -> list[Tiles]:
