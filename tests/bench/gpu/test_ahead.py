@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pliant import ops
-from pliant.bench.gpu import tuning
+from pliant.bench.gpu import machine_code, tuning
 from pliant.bench.gpu.estimate import GPUS, Cost, Figures, Work, blocks, cost
 from pliant.bench.gpu.problems import FIRST, Problem
 from pliant.bench.gpu.pruning import Choice, kept, prune
@@ -22,6 +22,7 @@ from pliant.bench.gpu.steps import Place
 from pliant.ops.deform_conv2d.tiles import KERNELS, Tiles, forced
 
 H100 = GPUS[90]
+ALONE = Figures(registers=255, spilled=0, shared=0, threads=256)  # of which a multiprocessor holds one
 WORK = Work(
     cells=256, channels=64, outs=128, groups=1, offset_groups=1, unit=64, taps=9, inputs=256, size=2, multiplied="half"
 )
@@ -82,17 +83,42 @@ def test_the_backwards_count_their_additions_in_memory() -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_has_an_estimate(kernel: str) -> None:
     for target in GPUS.values():
-        seconds = cost(kernel, WORK, Tiles(16, 32, 64, 4, 2)).seconds(target, WORK, 1, 2)
+        seconds = cost(kernel, WORK, Tiles(16, 32, 64, 4, 2)).seconds(target, WORK, ALONE, 2)
         assert 1e-7 < seconds < 1e-2
 
 
 def test_an_estimate_is_its_slowest_part_times_the_waste_of_the_last_round() -> None:
     some = Cost(programs=133, steps=1, cache=0, memory=0, products=989e12, instructions=0)
-    assert some.seconds(H100, WORK, 1, 2) == pytest.approx(2 * 132 / 133)
-    assert some._replace(memory=3 * 3.35e12).seconds(H100, WORK, 1, 2) == pytest.approx(3)
+    assert some.seconds(H100, WORK, ALONE, 2) == pytest.approx(2 * 132 / 133)
+    assert some._replace(memory=3 * 3.35e12).seconds(H100, WORK, ALONE, 2) == pytest.approx(3)
     waiting = some._replace(products=0, steps=1000)
-    assert waiting.seconds(H100, WORK, 1, 2) == pytest.approx(2 * 1000 * H100.latency)
-    assert waiting.seconds(H100, WORK, 2, 3) == pytest.approx(1000 * H100.latency / 2)  # one round, two under way
+    assert waiting.seconds(H100, WORK, ALONE, 2) == pytest.approx(2 * 1000 * H100.latency)
+    half = ALONE._replace(registers=128)  # one round, two under way
+    assert waiting.seconds(H100, WORK, half, 3) == pytest.approx(1000 * H100.latency / 2)
+    busy = waiting._replace(flat=True).seconds(H100, WORK, ALONE._replace(turn=10000), 2)
+    assert busy == pytest.approx(133 * 1000 * 10000 * 256 / 33.5e12 * 2 * 132 / 133)
+
+
+LISTING = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;        /* 0x0000 */
+        /*0010*/                   LDG.E.128 R4, [R2.64] ;
+        /*0020*/              @!P0 BRA 0x50 ;
+        /*0030*/                   FFMA R1, R2, R3, R4 ;
+        /*0040*/                   FFMA R1, R2, R3, R4 ;
+        /*0050*/                   HGMMA.64x128x16.F32.BF16 R24, R4, gdesc[UR4] ;
+        /*0060*/               @P1 BRA 0x90 ;
+        /*0070*/               @P2 BRA 0x10 ;
+        /*0080*/                   STG.E.128 [R2.64], R4 ;
+        /*0090*/                   EXIT ;
+"""
+
+
+def test_a_turn_of_a_loop_is_counted_without_what_is_skipped() -> None:
+    code = machine_code.read(LISTING)
+    assert len(code) == 10
+    assert machine_code.turn(code) == 5
+    assert machine_code.turn(code[:7]) == 0
+    assert machine_code.telling(code) == {"LDG.E.128": 1, "FFMA": 2, "HGMMA.64x128x16.F32.BF16": 1, "STG.E.128": 1}
 
 
 def test_pruning_drops_what_spills_does_not_fit_or_does_not_compile(tmp_path: Path) -> None:
@@ -166,7 +192,8 @@ from pathlib import Path
 import torch, triton
 from pliant import ops
 from pliant.bench.gpu import bundle, launched
-from pliant.bench.gpu.compiling import compiled, figures, instructions, traced
+from pliant.bench.gpu.compiling import code, compiled, figures, traced
+from pliant.bench.gpu.machine_code import telling
 from pliant.ops.deform_conv2d.tiles import forced
 
 folder = Path(sys.argv[1])
@@ -184,7 +211,7 @@ again = compiled(found[0], 90)
 choice = next(launched.choices("bfloat16, channels last, 1, 256"))
 tried = choice.launches(choice.tiles[:3])
 settings = [[each.options["num_warps"], each.options["num_stages"]] for each in tried]
-said = {"figures": figures(again), "instructions": instructions(again), "installed": installed, "hits": hits}
+said = {"figures": figures(again), "instructions": telling(code(again)), "installed": installed, "hits": hits}
 said["settings"] = settings
 said["wanted"] = [[each.warps, each.stages] for each in choice.tiles[:3]]
 said["table"] = len(launched.table())
@@ -203,7 +230,7 @@ def test_a_kernel_compiled_here_is_found_in_another_cache(tmp_path: Path) -> Non
     done = subprocess.run(command, env=setting, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
-    registers, spilled, shared, threads = said["figures"]
+    registers, spilled, shared, threads, turn = said["figures"]
     assert said["hits"] == [True]
     assert said["installed"] == 1
     assert said["same"]
@@ -211,6 +238,7 @@ def test_a_kernel_compiled_here_is_found_in_another_cache(tmp_path: Path) -> Non
     assert spilled == 0
     assert 0 < shared <= GPUS[90].block_shared
     assert threads in (128, 256, 512)
+    assert 100 < turn < 1000
     assert said["settings"] == said["wanted"]
     assert said["table"] > 8
     assert said["instructions"]["STG.E.128"]  # the output is stored 16 bytes at a time: strides are known to be even

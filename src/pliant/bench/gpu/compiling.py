@@ -11,7 +11,6 @@ import importlib
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import MockTensor
 
+from pliant.bench.gpu import machine_code
 from pliant.bench.gpu.estimate import Figures
 from pliant.ops import _gpu, _native
 from pliant.ops.deform_conv2d import op as convolution
@@ -46,8 +46,6 @@ _WRITTEN = {
     _OPS.roi_pool.default: roi_pool.forward,
     _OPS.roi_pool_backward.default: roi_pool.backward,
 }
-# What the machine code of a kernel is asked for: how it multiplies, copies, adds, and whether it spills.
-_INSTRUCTIONS = re.compile(r"\b((?:HGMMA|HMMA|LDGSTS|LDG|STG|REDG|RED|ATOMG|LDL|STL|FFMA)(?:\.[A-Zx0-9]+)*)[\s;]")
 
 
 class Launch(NamedTuple):
@@ -169,12 +167,13 @@ def figures(kernel: Any) -> Figures:
     found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     if found is None:
         raise RuntimeError(f"cuobjdump tells no registers: {said.strip()[-300:]}")
-    return Figures(int(found[1]), int(found[2]), kernel.metadata.shared, 32 * kernel.metadata.num_warps)
+    threads = 32 * kernel.metadata.num_warps
+    return Figures(int(found[1]), int(found[2]), kernel.metadata.shared, threads, machine_code.turn(code(kernel)))
 
 
-def instructions(kernel: Any) -> Counter[str]:
-    """How often each instruction of interest is in a kernel's machine code."""
-    return Counter(_INSTRUCTIONS.findall(_asked(kernel, "-sass")))
+def code(kernel: Any) -> list[machine_code.Instruction]:
+    """A compiled kernel's machine code."""
+    return machine_code.read(_asked(kernel, "-sass"))
 
 
 def why_not() -> str | None:

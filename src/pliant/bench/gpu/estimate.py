@@ -1,8 +1,8 @@
 """What a kernel of deformable convolution could take at best with given tiles: arithmetic, no measurement.
 
-Bytes and operations are counted from the tiles, and divided by what the vendor states for the GPU. A pass takes as
-long as the slowest of its parts, times what the last, partly filled round of blocks wastes. The figures rank
-candidates before there is a measurement; they do not replace one.
+Bytes and operations are counted from the tiles, instructions from the tiles or the machine code, and divided by what
+the vendor states for the GPU. A pass takes as long as the slowest of its parts, times what the last, partly filled
+round of blocks wastes. The figures rank candidates before there is a measurement; they do not replace one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,21 @@ from typing import Any, NamedTuple
 
 
 class Figures(NamedTuple):
-    """Of one compiled kernel: a thread's registers and spilled bytes, a block's bytes of shared memory and threads."""
+    """Of one compiled kernel.
+
+    Attributes:
+        registers: of a thread.
+        spilled: bytes of a thread that did not fit them.
+        shared: bytes of a block.
+        threads: of a block.
+        turn: instructions of a turn of the longest loop; 0 where they are not known.
+    """
 
     registers: int
     spilled: int
     shared: int
     threads: int
+    turn: int = 0
 
 
 class Gpu(NamedTuple):
@@ -85,15 +94,18 @@ class Cost(NamedTuple):
     products: float
     instructions: float
     additions: float = 0.0
+    flat: bool = False  # a step is a turn of the longest loop
 
-    def seconds(self, gpu: Gpu, work: Work, blocks: int, stages: int) -> float:
-        """At least this long, with so many blocks on a multiprocessor at a time; `stages` of steps are under way."""
-        rounds = -(-self.programs // (gpu.multiprocessors * blocks))
-        wasted = rounds * gpu.multiprocessors * blocks / self.programs
+    def seconds(self, gpu: Gpu, work: Work, figures: Figures, stages: int) -> float:
+        """At least this long; `stages` of steps are under way at a time."""
+        together = gpu.multiprocessors * blocks(figures, gpu)
+        rounds = -(-self.programs // together)
+        wasted = rounds * together / self.programs
+        issued = self.programs * self.steps * figures.turn * figures.threads if self.flat else 0
         parts = (
             self.cache / gpu.cache,
             self.products / gpu.products[work.multiplied] * wasted,
-            self.instructions / gpu.instructions * wasted,
+            max(self.instructions, issued) / gpu.instructions * wasted,
             self.additions / gpu.additions,
             rounds * self.steps * gpu.latency / max(1, stages - 1),
         )
@@ -163,6 +175,7 @@ def _forward(work: Work, tiles: Any) -> Cost:
         memory=input + output + weights + positions,
         products=_products(work, tiles),
         instructions=_BLEND * columns,
+        flat=True,
     )
 
 
@@ -198,6 +211,7 @@ def _backward_weight(work: Work, tiles: Any) -> Cost:
         products=_products(work, tiles),
         instructions=_BLEND * columns,
         additions=weights / work.size * shares,
+        flat=True,
     )
 
 

@@ -43,7 +43,7 @@ def _best(
     gpu, kernel = GPUS[capability], choice.about["kernel"]
 
     def seconds(tiles: Any, found: Figures) -> float:
-        return cost(kernel, choice.work, tiles).seconds(gpu, choice.work, blocks(found, gpu), tiles.stages)
+        return cost(kernel, choice.work, tiles).seconds(gpu, choice.work, found, tiles.stages)
 
     hoped = sorted(choice.tiles, key=lambda tiles: seconds(tiles, least(kernel, tiles)))[: _TRIED * most]
     compiled = zip(hoped, figures(choice.launches(hoped)), strict=True)
