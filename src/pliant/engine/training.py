@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import torch
@@ -12,10 +12,19 @@ from torch import Tensor, nn
 
 from pliant import distributed
 from pliant.engine.batches import derive_seed
-from pliant.engine.metrics import ClassificationMetrics, DetectionMetrics, SegmentationMetrics
 from pliant.nn import DeformConv2d
 from pliant.schedule import Schedule
 from pliant.surgery import param_groups
+
+
+class Metrics(Protocol):
+    """What a module is evaluated by, over the images of all processes."""
+
+    def reset(self) -> None:
+        """Forget all images."""
+
+    def compute(self) -> dict[str, Any]:
+        """The results as plain numbers, and ``per_class`` with those of each class."""
 
 
 class TrainingModule(lightning.LightningModule):
@@ -42,7 +51,7 @@ class TrainingModule(lightning.LightningModule):
         self,
         model: nn.Module,
         schedule: Schedule,
-        metrics: DetectionMetrics | SegmentationMetrics | ClassificationMetrics,
+        metrics: Metrics,
         *,
         seed: int = 0,
         lr_mult: Mapping[str, float] | None = None,

@@ -47,13 +47,20 @@ class ClassificationTask(Task[ClassificationRecipe]):
     # -- data
 
     def transforms(self, recipe: ClassificationRecipe, *, training: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
-        return transforms.classification_train(recipe.crop, recipe.flip) if training else _crop(recipe)
+        return transforms.classification_train(recipe.crop, recipe.flip) if training else self._resize(recipe)
 
     def collate(self, *, training: bool) -> Callable[[list[Any]], Any]:
         return partial(readable, default_collate)
 
     def evaluation_batch(self, recipe: ClassificationRecipe) -> int:
         return recipe.batch_size
+
+    def as_seen(self, recipe: ClassificationRecipe, image: Tensor) -> Tensor:
+        """The part of an image, uint8 [3, H, W], that is evaluated, float [3, crop, crop]."""
+        return self._resize(recipe)(image)
+
+    def _resize(self, recipe: ClassificationRecipe) -> Callable[..., Any]:
+        return transforms.classification_eval(recipe.short_side, recipe.max_side, recipe.crop)
 
     # -- network
 
@@ -73,7 +80,7 @@ class ClassificationTask(Task[ClassificationRecipe]):
         self, model: nn.Module, image: Tensor, recipe: ClassificationRecipe, device: torch.device | str
     ) -> Tensor:
         """Probabilities [C]."""
-        return model(_crop(recipe)(image)[None].to(device))[0].softmax(dim=0).cpu()
+        return model(self.as_seen(recipe, image)[None].to(device))[0].softmax(dim=0).cpu()
 
     def draw(self, image: Tensor, found: Tensor, classes: Sequence[str], *, threshold: float) -> list[Image.Image]:
         score, label = found.max(dim=0)
@@ -100,7 +107,7 @@ class ClassificationTask(Task[ClassificationRecipe]):
         threshold: float,
         device: torch.device | str,
     ) -> View:
-        image = _crop(recipe)(picture)
+        image = self.as_seen(recipe, picture)
         middle = (image.shape[1] / 2, image.shape[2] / 2)
         return View((image * 255).byte(), image.to(device), [("middle", middle)])
 
@@ -116,10 +123,6 @@ class ClassificationTask(Task[ClassificationRecipe]):
         """The best class must be the same."""
         ours, theirs = (self.infer(each, image, recipe, "cpu") for each in (model, other))
         return Agreement(bool(ours.argmax() == theirs.argmax()), (ours - theirs).abs().max().item())
-
-
-def _crop(recipe: ClassificationRecipe) -> Callable[..., Any]:
-    return transforms.classification_eval(recipe.short_side, recipe.max_side, recipe.crop)
 
 
 TASK = ClassificationTask()
