@@ -1,7 +1,7 @@
-"""What Pliant says to people. Text is text here: names of files and classes are shown as they are, whatever is in them.
+"""Output to users. Names of files and classes are printed literally, whatever they contain.
 
-This is the only module that uses rich. Nothing that is printed through it is read as markup or emoji codes, and control
-characters are shown as escapes. Styles are given beside the text.
+This is the only module that uses rich. Text is never interpreted as markup or emoji codes, and control characters are
+printed as escapes. Styles are passed separately from the text.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from rich.text import Text
 
 Item = TypeVar("Item")
 
-_WIDE = 240  # characters of a line in a file
-_SHORTEST_WAIT, _LONGEST_WAIT = 10.0, 60.0  # seconds between two lines of progress
+_WIDE = 240  # characters per line if the output is not a terminal
+_SHORTEST_WAIT, _LONGEST_WAIT = 10.0, 60.0  # seconds between lines of progress
 
 
 def printable(text: str) -> str:
-    """`text` with escapes for what would not be seen, steer a terminal, or be no text at all."""
+    """`text` with escapes for characters that are invisible, control the terminal, or cannot be encoded."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def styled(text: str, style: str) -> Text:
-    """`text` in a style such as ``"bold red"``, as a part of a line or a cell of a table."""
+    """`text` in a style such as `"bold red"`, as part of a line or as a cell of a table."""
     return Text(printable(text), style=style)
 
 
 class Console(rich.console.Console):
-    """Prints text as text, and tables.
+    """A console that prints text literally, and tables.
 
-    A string is one line: a newline in it is shown as ``\\n``, as other control characters are. Several lines are
-    several strings with ``sep="\\n"``. What the encoding of the output does not have is shown as an escape too.
+    A string is one line: newlines in it are printed as escapes, like other control characters. To print several lines,
+    pass several strings with a newline as `sep`. Characters that the encoding of the output lacks are escaped too.
 
     Args:
-        stderr: Print there. What a command was asked for goes to the standard output, everything else to stderr.
-        quiet: Print nothing.
+        stderr: print to stderr. The results of a command go to stdout, everything else to stderr.
+        quiet: print nothing.
     """
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
@@ -57,16 +57,16 @@ class Console(rich.console.Console):
         super().__init__(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False, highlight=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print strings, texts of `styled` and tables; see `rich.console.Console.print`. Lines are not broken."""
+        """Print strings, results of `styled` and tables, see `rich.console.Console.print`. Lines are not wrapped."""
         text = all(isinstance(each, str | Text) for each in objects)
         super().print(*objects, **{"soft_wrap": text, "crop": not text} | options)
 
     def error(self, message: str) -> None:
-        """Print what went wrong."""
+        """Print an error message."""
         self.print(styled("error:", "bold red"), message)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string that is printed, also in tables, comes through here."""
+        """Escape a string. rich calls this for every string that it prints, also in tables."""
         encoding = getattr(self.file, "encoding", None) or "utf-8"
         shown = printable(text).encode(encoding, "backslashreplace").decode(encoding)
         kept = {name: options[name] for name in ("style", "justify", "overflow") if options.get(name) is not None}
@@ -74,13 +74,13 @@ class Console(rich.console.Console):
 
 
 class Progress:
-    """Shows how far long work has come: bars on a terminal, and elsewhere a line now and then, on stderr.
+    """Shows the progress of long tasks on stderr: bars on a terminal, otherwise a line now and then.
 
-    A task that took long leaves a line when it ends.
+    A long task leaves a line when it ends.
 
     Args:
-        quiet: Show nothing.
-        above: Gives what stands above the bars on a terminal.
+        quiet: show nothing.
+        above: function that returns what to show above the bars on a terminal.
     """
 
     def __init__(self, *, quiet: bool = False, above: Callable[[], RenderableType] | None = None) -> None:
@@ -98,7 +98,7 @@ class Progress:
 
     @property
     def interactive(self) -> bool:
-        """Whether there are bars."""
+        """Whether bars are shown."""
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def __enter__(self) -> Self:
@@ -120,26 +120,26 @@ class Progress:
             self._thread.join()
 
     def task(self, doing: str, total: int | None = None, done: int = 0) -> Task:
-        """Begin something.
+        """Begin a task.
 
         Args:
-            doing: What it is, such as ``"training"``.
-            total: The number of its steps, if that is known.
-            done: How many of them are done already.
+            doing: description, such as `"training"`.
+            total: number of steps, if known.
+            done: number of steps that are already done.
         """
         task = Task(self, self._bars, doing, total, done)
         self._tasks.append(task)
         return task
 
     def track(self, items: Sequence[Item], doing: str) -> Iterator[Item]:
-        """Give the items one by one, each a step."""
+        """Yield the items one by one, each a step."""
         with self.task(doing, len(items)) as task:
             for item in items:
                 yield item
                 task.advance()
 
     def forget(self, task: Task) -> None:
-        """Take a task that has ended out of what is shown."""
+        """Remove a task that has ended from the display."""
         if task in self._tasks:
             self._tasks.remove(task)
 
@@ -156,7 +156,7 @@ class Progress:
 
 
 class Task:
-    """Something that `Progress` shows, which may be used as a context manager to end it."""
+    """A task that `Progress` shows. As a context manager it ends with the block."""
 
     def __init__(self, progress: Progress, bars: Bars, doing: str, total: int | None, done: int) -> None:
         self.doing, self.total, self.done, self.note = doing, total, done, ""
@@ -171,16 +171,16 @@ class Task:
         self.end()
 
     def advance(self) -> None:
-        """Tell that one more step is done."""
+        """Report one more step."""
         self.update(self.done + 1)
 
     def update(self, done: int, note: str | None = None, *, doing: str | None = None) -> None:
-        """Tell how many steps are done.
+        """Report the number of steps done.
 
         Args:
-            done: Their number.
-            note: What there is to know now, such as the loss.
-            doing: What it is that is done now, if that has changed.
+            done: number of steps.
+            note: current information, such as the loss.
+            doing: new description, if it has changed.
         """
         self.done = done
         self.note = self.note if note is None else note
@@ -188,14 +188,14 @@ class Task:
         self._bars.update(self._bar, completed=done, description=self.doing, note=self.note)
 
     def end(self) -> None:
-        """Tell that it is over."""
+        """Report the end of the task."""
         if time.monotonic() - self._start >= _SHORTEST_WAIT and self in self._progress._tasks:
             self._progress.console.print(self.line(ended=True))
         self._progress.forget(self)
         self._bars.update(self._bar, visible=False)
 
     def line(self, *, ended: bool = False) -> str:
-        """How far it is, in a line."""
+        """The progress as a line of text."""
         taken = time.monotonic() - self._start
         count = "" if self.total is None else f" {self.done}/{self.total}"
         new = self.done - self._first

@@ -1,8 +1,8 @@
-"""Where commands write, so that no file is written over that Pliant did not write.
+"""Where commands write, without overwriting files that Pliant did not write.
 
-Each folder that a command writes files into has a list of them, `.pliant-files`, with a digest of what was written. A
-file that is there already may be replaced if it is on the list and its content is still that; every other file stops
-the command before it writes anything. The folder of a run begins empty, so that all that training writes is its own.
+Each folder that a command writes into contains a list, `.pliant-files`, with a digest of every file. A file may be
+replaced if it is on the list and unchanged. Any other file stops the command before it writes anything. The folder of a
+run is initially empty, so everything in it belongs to the training.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pathlib import Path
 
 LIST = ".pliant-files"
 _HEAD = "# Files that Pliant wrote here, each with its SHA-256. It replaces these, and no other file."
-_LONGEST = 255  # bytes of a name, on the usual file systems
+_LONGEST = 255  # bytes of a name on common file systems
 
 
 class Outputs:
     """The files that a command is about to write into a folder.
 
-    They appear whole, one after the other, and each is listed before it appears.
+    Each file appears only when it is complete, after it was added to the list.
 
     Args:
-        folder: Where; it is made with the first file.
-        names: Of all the files that there may be.
-        inputs: Files that the command reads, which it must not write over, even if Pliant wrote them.
-        own: Whether the folder must be empty, or one that Pliant wrote into before.
-        recognised: Whether a file that was never listed is Pliant's by its content, from a version that kept no list.
+        folder: folder to write into; it is created with the first file.
+        names: names of all files that may be written.
+        inputs: files that the command reads and must not overwrite, even if Pliant wrote them.
+        own: whether the folder must be empty, or one that Pliant wrote into before.
+        recognised: whether the contents of an unlisted file show that an older version of Pliant wrote it.
 
     Raises:
-        ValueError: If a file that is not Pliant's is there by one of these names, the folder cannot be one, or it holds
-            other files where `own`.
-        OSError: If the folder cannot be written to.
+        ValueError: if a file with one of these names is not Pliant's, the folder cannot be one, or `own` is set and the
+            folder contains other files.
+        OSError: if the folder cannot be written to.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Outputs:
         self.names = list(names)
         require_folder(self.folder)
         if own and not is_free(self.folder) and not _is_list(self.folder / LIST):
-            raise ValueError(f"{self.folder} holds other files, and none that Pliant wrote; choose another folder")
+            raise ValueError(f"{self.folder} contains files that Pliant did not write; choose another folder")
         self._listed = _read(self.folder / LIST)
         self._refuse_others(self.names, [path for path in inputs if path.exists()])
 
@@ -62,7 +62,7 @@ class Outputs:
     def file(
         cls, path: str | Path, *, inputs: Iterable[Path] = (), recognised: Callable[[Path], bool] = lambda path: False
     ) -> Outputs:
-        """A single file, in a folder that must be there."""
+        """A single file, in a folder that must exist."""
         path = Path(path)
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name the file to write")
@@ -72,11 +72,11 @@ class Outputs:
 
     @contextlib.contextmanager
     def writing(self, *names: str) -> Iterator[list[Path]]:
-        """Give paths to write files to; they take their places if the block succeeds. Those not written are left out.
+        """Yield temporary paths to write to. The files that were written are moved into place if the block succeeds.
 
         Raises:
-            ValueError: If another file has come to such a place meanwhile.
-            OSError: If they cannot be written.
+            ValueError: if another file has appeared in such a place meanwhile.
+            OSError: if they cannot be written.
         """
         assert set(names) <= set(self.names), f"{names} were not announced"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,12 +94,12 @@ class Outputs:
             shutil.rmtree(staging, ignore_errors=True)
 
     def claim(self) -> None:
-        """Make the folder with an empty list, which says that it is Pliant's own."""
+        """Create the folder with an empty list, which marks it as Pliant's own."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / LIST
         if not path.exists():
             path.write_text(f"{_HEAD}\n", encoding="ascii")
-        elif not path.read_bytes().endswith(b"\n"):  # a kill cut the last line off
+        elif not path.read_bytes().endswith(b"\n"):  # the last line was truncated by a kill
             with path.open("ab") as file:
                 file.write(b"\n")
 
@@ -127,51 +127,51 @@ class Outputs:
             if not os.path.lexists(path):
                 continue
             if any(os.path.samefile(path, each) for each in inputs if path.exists()):
-                raise ValueError(f"{path} is an input, and would be written over; choose another place to write to")
+                raise ValueError(f"{path} is an input and would be overwritten; choose another place to write to")
             if not _is_listed(path, self._listed) and not self._is_of_old(path):
                 others.append(path)
         if others:
             more = f", and {len(others) - 1} more" if len(others) > 1 else ""
             raise ValueError(
-                f"{others[0]} is there already and is left as it is{more}: Pliant did not write it, or it was changed "
+                f"{others[0]} already exists and is left as it is{more}: Pliant did not write it, or it was changed "
                 "since. Choose another place to write to, or move it away"
             )
 
 
 def wrote(path: Path) -> bool:
-    """Whether a file is on the list in its folder, with the content that it has."""
+    """Whether a file is on the list of its folder and unchanged."""
     return _is_listed(path, _read(path.parent / LIST))
 
 
 def without_own(files: Sequence[Path], given: Sequence[Path]) -> tuple[list[Path], str | None]:
-    """Leave out the pictures that Pliant itself drew, but for those that are given by their own paths.
+    """Leave out the pictures that Pliant drew itself, except those given by their own paths.
 
     Returns:
-        The rest, and a sentence that says what was left out; None if nothing was.
+        The other files, and a sentence about what was left out, or None.
 
     Raises:
-        FileNotFoundError: If nothing else is there.
+        FileNotFoundError: if there are no other files.
     """
     own = {path for path in files if path not in given and wrote(path)}
     if not own:
         return list(files), None
-    said = f"{len(own)} pictures that Pliant drew are passed over, such as {min(own)}"
+    said = f"ignored {len(own)} pictures that Pliant drew, such as {min(own)}"
     if len(own) == len(files):
-        raise FileNotFoundError(f"there are no other images: {said}")
+        raise FileNotFoundError(f"there are no other images; {said}")
     return [path for path in files if path not in own], said
 
 
 def is_free(folder: Path) -> bool:
-    """Whether nothing is there, or an empty folder; the list alone, which one does not see, is as good as none."""
+    """Whether a folder does not exist or is empty. A list on its own does not count, since it is hidden."""
     if not folder.is_dir():
         return not os.path.lexists(folder)
     return not any(entry.name != LIST for entry in folder.iterdir())
 
 
 def unique_names(files: Sequence[Path], endings: Collection[str]) -> dict[Path, str]:
-    """A name for each file: its own without the ending, with a number where that is taken.
+    """A name for each file: its own without the suffix, with a number if that is taken.
 
-    No two names with any of the endings are the same, even where the case of letters does not count.
+    No two names with any of the suffixes are equal, even on case-insensitive file systems.
     """
     names: dict[Path, str] = {}
     taken: set[str] = set()
@@ -190,7 +190,7 @@ def _folded(name: str) -> str:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise an error if a folder cannot be made or written into."""
+    """Raise an error if a folder cannot be created or written to."""
     place = folder
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -203,7 +203,7 @@ def require_folder(folder: Path) -> None:
         raise OSError(error.errno, error.strerror, str(folder)) from None
     path = folder / LIST
     if os.path.lexists(path) and not _is_list(path):
-        raise ValueError(f"{path} is not the list that Pliant keeps of its files; choose another place to write to")
+        raise ValueError(f"{path} is not Pliant's list of files; choose another place to write to")
 
 
 def _is_list(path: Path) -> bool:
@@ -214,7 +214,7 @@ def _is_list(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, set[str]]:
-    """The digests of each name on a list; an unfinished line is none."""
+    """The digests of each name on a list, ignoring an incomplete line."""
     found: dict[str, set[str]] = {}
     if not _is_list(path):
         return found

@@ -173,7 +173,7 @@ def test_what_is_there_already_is_left(tmp_path: Path) -> None:
     source = write(tmp_path / "a.params", {})
     out = tmp_path / "out.safetensors"
     out.write_text("precious")
-    with pytest.raises(ValueError, match=r"out.safetensors is there already and is left as it is"):
+    with pytest.raises(ValueError, match=r"out.safetensors already exists and is left as it is"):
         import_weights(source, out)
     assert out.read_text() == "precious"
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*none"):

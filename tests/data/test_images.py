@@ -140,7 +140,7 @@ def test_images_are_found_in_any_case_and_depth_and_other_files_are_named(tmp_pa
         "deep/deeper/c.BMP",
     ]
     said = found.passed_over()
-    assert said.startswith("2 files are passed over")
+    assert said.startswith("2 files are ignored")
     assert "1 .txt" in said
     assert str(tmp_path / "set" / "notes.txt") in said
     assert find_images([tmp_path / "set" / "notes.txt"]).images == [tmp_path / "set" / "notes.txt"]
@@ -153,5 +153,5 @@ def test_folders_without_an_image(tmp_path):
     with pytest.raises(FileNotFoundError, match="it is empty"):
         find_images([tmp_path])
     (tmp_path / "photo.heic").touch()
-    with pytest.raises(FileNotFoundError, match=r"1 file is passed over.*1 \.heic.*photo\.heic"):
+    with pytest.raises(FileNotFoundError, match=r"1 file is ignored.*1 \.heic.*photo\.heic"):
         find_images([tmp_path])

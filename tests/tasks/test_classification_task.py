@@ -148,7 +148,7 @@ def test_train_eval_and_predict(train: Train, data: Path, tmp_path: Path) -> Non
     for _ in range(2):  # the second time, the pictures of the first lie below the folder
         result = pliant_cli("predict", run, pictures, "--out", out)
         assert result.exit_code == 0, result.output
-        assert "1 file is passed over" in result.output
+        assert "1 file is ignored" in result.output
     found = json.loads((out / "predictions.json").read_text())
     assert [Path(item["file_name"]).name for item in found] == ["6.WEBP", "8.tiff"]
     for item in found:

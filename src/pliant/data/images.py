@@ -62,7 +62,7 @@ class FoundImages:
         endings = Counter(path.suffix.lower() or "without an ending" for path in self.others)
         named = ", ".join(f"{number} {ending}" for ending, number in endings.most_common(6))
         files = "1 file is" if len(self.others) == 1 else f"{len(self.others)} files are"
-        return f"{files} passed over, having no ending of an image ({named}), such as {self.others[0]}"
+        return f"{files} ignored for lack of an image suffix ({named}), such as {self.others[0]}"
 
 
 def find_images(paths: Iterable[Path], *, leave_out: Path | None = None) -> FoundImages:

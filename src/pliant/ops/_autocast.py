@@ -1,4 +1,4 @@
-"""Autocast for operators whose arguments must not all be lowered: positions keep their precision."""
+"""Autocast for operators some of whose arguments keep their precision, such as positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mp
 
 
 def register_autocast(op: Any, lowered: Sequence[str]) -> None:
-    """Under autocast, cast the arguments named in `lowered` to the autocast dtype and leave the others."""
+    """Under autocast, cast the arguments named in `lowered` to the autocast dtype, and leave the others."""
     names = [argument.name for argument in op._schema.arguments]
     for device, key in _KEYS.items():
         _LIBRARY.impl(op, _kernel(op, names, frozenset(lowered), device, key), key)

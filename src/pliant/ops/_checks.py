@@ -1,7 +1,7 @@
-"""What every operator and layer checks of its arguments, and the errors that they raise.
+"""Argument checks shared by operators and layers, and the errors that they raise.
 
-Each error is a RuntimeError as well, because that is what torch's and torchvision's own operators raise: code that
-catches theirs catches ours. Shapes and values are checked before dtypes.
+Each error is also a RuntimeError, because torch's and torchvision's operators raise those, so code that catches their
+errors catches these. Shapes and values are checked before dtypes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class ArgumentError(ValueError, RuntimeError):
-    """An argument has a value that the operator does not take."""
+    """An argument has a value that the operator does not accept."""
 
 
 class ShapeError(ArgumentError):
@@ -28,7 +28,7 @@ class ArgumentTypeError(TypeError, RuntimeError):
 
 
 def tensor(name: str, value: object, *dimensions: int) -> None:
-    """`value` is a tensor of one of these numbers of dimensions."""
+    """Check that `value` is a tensor with one of these numbers of dimensions."""
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     if value.dim() not in dimensions:
@@ -37,7 +37,7 @@ def tensor(name: str, value: object, *dimensions: int) -> None:
 
 
 def same_device(**tensors: Tensor | None) -> None:
-    """All tensors are on the device of the first one."""
+    """Check that all tensors are on the device of the first one."""
     (first_name, first), *others = [(name, value) for name, value in tensors.items() if value is not None]
     for name, value in others:
         if value.device != first.device:
@@ -45,10 +45,10 @@ def same_device(**tensors: Tensor | None) -> None:
 
 
 def same_dtype(*, positions: bool = False, **tensors: Tensor | None) -> None:
-    """All tensors are floating point and of the first one's dtype, after autocast has lowered them.
+    """Check that all tensors are floating point and have the dtype of the first one, after autocast.
 
-    With `positions`, the tensors after the first one are positions: they may be float32 where the first one is of half
-    precision, and of any precision under autocast, which leaves them as they are.
+    With `positions`, the tensors after the first one are positions. They may be float32 if the first one is half
+    precision, and of any precision under autocast, which does not convert them.
     """
     (first_name, first), *others = [(name, value) for name, value in tensors.items() if value is not None]
     if first.dtype not in FLOATING:
@@ -68,7 +68,7 @@ def same_dtype(*, positions: bool = False, **tensors: Tensor | None) -> None:
 
 
 def _lowered(value: Tensor) -> torch.dtype:
-    """The dtype in which autocast, where it is enabled, hands a tensor to the kernels."""
+    """The dtype of a tensor when it reaches the kernels, after autocast if enabled."""
     device = value.device.type
     if value.dtype in FLOATING and value.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -76,10 +76,10 @@ def _lowered(value: Tensor) -> torch.dtype:
 
 
 def layer_input(name: str, value: Any, channels: int, weight: Any, *dimensions: int) -> None:
-    """A layer's input: a tensor with these channels, and the dtype and device of a weight that multiplies it.
+    """Check a layer's input: its channels, and that it has the dtype and device of a weight that multiplies it.
 
-    What stands in for a tensor, as in tracing by torch.fx, is not looked at; nor is a weight that is no tensor, as in a
-    quantized layer.
+    Stand-ins for tensors, as in a torch.fx trace, are not checked, and neither are weights that are not tensors, as in
+    quantized layers.
     """
     if has_torch_function((value,)):
         return
@@ -98,7 +98,7 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def pair(name: str, value: int | tuple[int, int], least: int) -> None:
     values = (value, value) if isinstance(value, int) else value
-    # Tuples of types: the compiler of torch 2.6 does not know unions here.
+    # Tuples of types, since the compiler of torch 2.6 does not support unions here.
     if (
         not isinstance(values, (tuple, list))
         or len(values) != 2
@@ -110,7 +110,7 @@ def pair(name: str, value: int | tuple[int, int], least: int) -> None:
 
 
 def count(name: str, value: int) -> None:
-    """`value` is an int of at least 1."""
+    """Check that `value` is an int of at least 1."""
     if not hasattr(value, "__index__"):
         raise ArgumentTypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
@@ -118,7 +118,7 @@ def count(name: str, value: int) -> None:
 
 
 def scale(name: str, value: float) -> None:
-    """`value` is a positive, finite number."""
+    """Check that `value` is a positive, finite number."""
     if not 0 < value < float("inf"):
         raise ArgumentError(f"{name} must be positive and finite, got {value}")
 

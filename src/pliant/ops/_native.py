@@ -1,4 +1,4 @@
-"""The compiled CPU kernels, where this installation has them."""
+"""The compiled CPU kernels, if this installation has them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ except ImportError as error:  # installed without a compiler, or built for anoth
 REFERENCE = "reference"
 TRITON = "triton"
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
-_SMALL = 1 << 21  # multiplications that one thread does before a second one has started
-_instead = ""  # of the compiled kernels: another of `available`
+_SMALL = 1 << 21  # multiplications that one thread completes before a second one has started
+_instead = ""  # used in place of the compiled kernels: another of `available`
 
 
 def why_not() -> str | None:
-    """Why the compiled kernels do not run on CPU tensors; None where they do."""
+    """The reason why the compiled kernels do not run on CPU tensors, or None if they do."""
     if kernels is None:
         return _missing
     if _instead:
@@ -42,21 +42,21 @@ def reference_asked() -> bool:
 
 
 def serves(tensor: Tensor) -> bool:
-    """Whether the compiled kernels take this tensor's call."""
+    """Whether the compiled kernels run on this tensor."""
     return tensor.device.type == "cpu" and why_not() is None
 
 
 def available() -> list[str]:
-    """The instruction sets of the compiled kernels that this processor runs, the best first, and the reference.
+    """The instruction sets of the compiled kernels that this processor supports, the best first, and the reference.
 
-    Between them the GPU's kernels, where Triton interprets them on the CPU.
+    The GPU kernels are listed between them if Triton interprets them on the CPU.
     """
     compiled = [] if kernels is None else kernels.instruction_sets()
     return [*compiled, *([TRITON] if interpreting() else []), REFERENCE]
 
 
 def current() -> str:
-    """Which of `available` runs."""
+    """The one of `available` that runs."""
     if why_not():
         return _instead or REFERENCE
     return str(kernels.instruction_set())
@@ -69,9 +69,9 @@ def interpreting() -> bool:
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Run CPU tensors by another of `available`, for tests and comparisons; all threads of the process at once.
+    """Run CPU tensors on another of `available`, in all threads of the process, for tests and comparisons.
 
-    The reference then serves GPU tensors as well.
+    With the reference, GPU tensors use it too.
 
     Raises:
         ValueError: if this processor or installation does not have it.
@@ -104,15 +104,15 @@ def described(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...], tuple[i
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of one that begins beside a multiple of its elements' size, as torch.frombuffer allows."""
+    """The tensor, or a copy if its address is not a multiple of its element size, as torch.frombuffer allows."""
     return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
 
 def dense(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Each tensor made contiguous. Keep what is returned until the kernel is: it knows addresses only."""
+    """The tensors made contiguous. Keep the result until the kernel has finished, which only knows addresses."""
     return [None if tensor is None else aligned(tensor.contiguous()) for tensor in tensors]
 
 
 def threads(multiplications: int) -> int:
-    """How many threads a call of so much work is worth, at most torch's number."""
+    """The number of threads for this amount of work, at most torch's."""
     return 1 if multiplications < _SMALL else torch.get_num_threads()

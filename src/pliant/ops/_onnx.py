@@ -1,6 +1,6 @@
 """The operators as standard ones while a model is captured for another format, by torch.onnx.export or `to_program`.
 
-Operators that are taken apart at once spare a pass over the captured program, which costs a detector's export seconds.
+Decomposing operators during capture avoids a pass over the captured program, which would take seconds for a detector.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _for_translation = False
 
 @contextlib.contextmanager
 def for_translation() -> Iterator[None]:
-    """Take apart what `to_onnx` does not translate, in what torch.export captures here; `deform_conv2d` stays whole."""
+    """Decompose, in what torch.export captures here, the operators that `to_onnx` does not translate."""
     global _for_translation
     before, _for_translation = _for_translation, True
     try:
@@ -84,7 +84,7 @@ def attributes(
 
 @functools.cache
 def _register_symbolic() -> None:
-    """For the exporter of torch.jit.trace (dynamo=False)."""
+    """Register the operator with the exporter of torch.jit.trace (dynamo=False)."""
     helper = torch.onnx.symbolic_helper
 
     @helper.parse_args("v", "v", "v", "v", "v", "is", "is", "is", "s")  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""Derivatives that `register_autograd` does not give: under `torch.func`, in forward mode, and of gradients."""
+"""Derivatives beyond `register_autograd`: under `torch.func`, in forward mode, and of gradients."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _WITH_DATA = ("cpu", "cuda")
 def function_of(
     op: Any, save: Callable[[Any, tuple[Any, ...], Any], None], differentiate: Callable[..., tuple[Tensor | None, ...]]
 ) -> Any:
-    """A `torch.autograd.Function` of a function of tensors, which `torch.func.grad`, `vjp`, `jacrev` and `vmap` take.
+    """A function of tensors as a `torch.autograd.Function` that supports `torch.func.grad`, `vjp`, `jacrev` and `vmap`.
 
     Args:
         op: the function.
-        save, differentiate: as `torch.library.register_autograd` takes them.
+        save, differentiate: see `torch.library.register_autograd`.
     """
 
     class Call(torch.autograd.Function):
@@ -68,15 +68,15 @@ def transformable(
     save: Callable[[Any, tuple[Any, ...], Any], None],
     differentiate: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., Any]:
-    """An operator that `torch.func` takes as well, see `function_of`.
+    """An operator that supports `torch.func`, see `function_of`.
 
-    In eager mode, where nothing watches the dispatcher, the operator is its kernel with an autograd function around it:
-    `register_autograd` and the dispatcher do the same in several times the time.
+    In eager mode, when nothing intercepts the dispatcher, the operator is its kernel wrapped in an autograd function.
+    The dispatcher and `register_autograd` do the same in several times the time.
 
     Args:
-        op: the operator of torch.library.
-        kernel: what the operator runs on tensors that have data.
-        save, differentiate: as `torch.library.register_autograd` takes them.
+        op: the operator registered with torch.library.
+        kernel: the function that runs on tensors with data.
+        save, differentiate: see `torch.library.register_autograd`.
     """
     function = function_of(op, save, differentiate)
 
@@ -94,8 +94,8 @@ def transformable(
     def transformed(*inputs: Any) -> Any:
         return function.apply(*inputs)
 
-    # Under a transform torch.compile cannot trace into the Function: the call goes into its graph as it is. To say so
-    # imports the compiler, which takes longer than importing torch.
+    # Under a transform torch.compile cannot trace into the Function, so the call is put into the graph as it is.
+    # Registering this imports the compiler, which takes longer than importing torch.
     after_import("torch._dynamo", lambda: torch.compiler.allow_in_graph(transformed))
 
     def call(*inputs: Any) -> Any:
@@ -125,12 +125,12 @@ def _watched(inputs: tuple[Any, ...]) -> bool:
 def pull_back(
     function: Callable[..., tuple[Tensor | None, ...]], tensors: Sequence[Tensor | None], grads: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of a function to its tensors, by its own operations, which can be differentiated in turn.
+    """The gradients of a function with respect to its tensors, computed by differentiable operations.
 
     Args:
-        function: of as many tensors, each of which may be None, and so may its results.
-        tensors: what it is called with.
-        grads: those of its results; one of a result that is None does not count.
+        function: function of the tensors, each of which may be None, and so may its results.
+        tensors: its arguments.
+        grads: gradients of its results; that of a result that is None is ignored.
     """
     given = [index for index, value in enumerate(tensors) if value is not None]
     results: list[int] = []
@@ -155,5 +155,5 @@ def _without_autocast(device: str) -> Any:
 
 
 def _transforming() -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work."""
+    """Whether `torch.func` or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -1,9 +1,9 @@
-"""Bilinear sampling as the operators need it: two cells an axis, and weighted sums of table rows.
+"""Bilinear sampling for the operators: two cells per axis, and weighted sums of the rows of a table.
 
-The kernel of equation 4 is separable, G(q, p) = g(q_y, p_y) g(q_x, p_x) with g(a, b) = max(0, 1 - |a - b|),
-so a sample is described one axis at a time: the two neighbouring cells, their weights, and the derivative of
-each weight with respect to the position. Sampling is then a weighted sum of rows of the feature map laid out
-channels last, one row a cell.
+The kernel of equation 4 is separable, G(q, p) = g(q_y, p_y) g(q_x, p_x) with g(a, b) = max(0, 1 - |a - b|). A sample is
+therefore described one axis at a time: the two neighbouring cells, their weights, and the derivatives of the weights
+with respect to the position. Sampling is a weighted sum of the rows of a table, the feature map in channels-last order
+with one row per cell.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pliant.ops._transforms import function_of
 
 
 class Axis(NamedTuple):
-    """The two cells that one position touches on one axis; every field is `[..., 2]`."""
+    """The two cells that a position reads on one axis. Every field is `[..., 2]`."""
 
     cell: Tensor  # int64, in 0 .. size - 1 where `inside`
     inside: Tensor  # bool: the cell exists and is read
@@ -27,7 +27,7 @@ class Axis(NamedTuple):
 
 
 def zero_padded(position: Tensor, size: int) -> Axis:
-    """Equation 3: cells outside the map are zero, and the slope reaches one cell beyond its border."""
+    """Equation 3: cells outside the map are zero, and the slope reaches one cell beyond the border."""
     low, fraction = _split(position, size)
     index = torch.stack((low, low + 1), dim=-1)
     inside = (index >= 0) & (index < size)
@@ -35,7 +35,7 @@ def zero_padded(position: Tensor, size: int) -> Axis:
 
 
 def cut_and_replicated(position: Tensor, size: int) -> Axis:
-    """The authors' first convolution: nothing outside [0, size), the last cell repeated up to that edge."""
+    """The authors' first convolution: zero outside [0, size), with the last cell repeated up to that edge."""
     low, fraction = _split(position, size)
     last = low >= size - 1
     fraction = torch.where(last, torch.zeros_like(fraction), fraction)
@@ -46,8 +46,8 @@ def cut_and_replicated(position: Tensor, size: int) -> Axis:
 
 
 def clamped(position: Tensor, size: int) -> Axis:
-    """The authors' sampled pooling: half a cell beyond the map is read at its border, the rest is left out."""
-    read = (position >= -0.5) & (2 * position <= 2 * size - 1)  # in whole numbers, which every exporter takes
+    """The authors' sampled pooling: up to half a cell outside, the border is read; beyond that nothing."""
+    read = (position >= -0.5) & (2 * position <= 2 * size - 1)  # without fractions, for exporters
     inner = position.clamp(0, size - 1)
     low, fraction = _split(inner, size)
     steep = ((fraction > 0) & (position == inner)).to(position.dtype)
@@ -57,7 +57,7 @@ def clamped(position: Tensor, size: int) -> Axis:
 
 
 def _split(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The cell at or before a position, kept within -2 .. size whatever the position, and the rest."""
+    """The cell at or before a position, limited to -2 .. size, and the fraction of a cell after it."""
     floor = position.floor()
     low = floor.masked_fill(floor.isnan(), -2).clamp(-2, size).long()
     return low, position - floor
@@ -72,22 +72,22 @@ def _axis(index: Tensor, inside: Tensor, fraction: Tensor, steep: Tensor, positi
 
 
 def rows_of(input: Tensor, row_channels: int) -> Tensor:
-    """Lay a map `[B, C, H, W]` out as a table of rows `[B * H * W * C / row_channels + 1, row_channels]`.
+    """A map `[B, C, H, W]` as a table of rows `[B * H * W * C / row_channels + 1, row_channels]`.
 
-    The last row is zero; it stands for every cell outside the map.
+    The last row is zero and represents every cell outside the map.
     """
     rows = input.permute(0, 2, 3, 1).reshape(-1, row_channels)
     return torch.cat((rows, rows.new_zeros(1, row_channels)))
 
 
 def map_of(rows: Tensor, shape: torch.Size) -> Tensor:
-    """Undo `rows_of`: the table without its zero row, as a map of `shape` `[B, C, H, W]`."""
+    """The inverse of `rows_of`: the table without its zero row, as a map of `shape` `[B, C, H, W]`."""
     batch, channels, height, width = shape
     return rows[:-1].reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
-# The three functions below are the gradients of one form, sum_ns weight[n, s] grad[n] . table[index[n, s]], each to
-# another of its three factors. So the derivatives of each are the other two, and there are derivatives of every order.
+# The three functions below are the gradients of one form, sum_ns weight[n, s] grad[n] . table[index[n, s]], one for
+# each of its three factors. The derivatives of each are the other two, so derivatives of every order exist.
 
 
 def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -96,21 +96,21 @@ def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 def weighted_rows_grad_table(grad: Tensor, rows: int, index: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `weighted_rows` to its table: `[N, C]` to `[rows, C]`.
+    """The gradient of `weighted_rows` with respect to its table: `[N, C]` to `[rows, C]`.
 
-    The transposed sum: entries are sorted by the row they read, and each row sums the gradients that it fed.
-    The order of summation is fixed, so the result is the same at every call.
+    This is the transposed sum: entries are sorted by the row that they read, and each row sums the gradients of its
+    entries. The order of summation is fixed, so the result is reproducible.
     """
     return _TransposedSum.apply(grad, rows, index, weight)  # type: ignore[no-any-return]
 
 
 def weighted_rows_grad_weight(grad: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """The gradient of `weighted_rows` to its weights: grad[n] . table[index[n, s]], `[N, S]`."""
+    """The gradient of `weighted_rows` with respect to its weights: grad[n] . table[index[n, s]], `[N, S]`."""
     return _Products.apply(grad, table, index)  # type: ignore[no-any-return]
 
 
 def gathered_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """`weighted_rows` of operations that every device and format has; it writes all rows out first."""
+    """`weighted_rows` by operations that every device and format supports. It materialises all rows."""
     return torch.einsum("ns,nsc->nc", weight, table[index])
 
 

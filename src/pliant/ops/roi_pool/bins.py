@@ -1,7 +1,7 @@
-"""Where the bins of a RoI sample: one rule for each published pooling.
+"""The positions at which the bins of a RoI sample: one rule for each published pooling.
 
-Every rule describes both axes alike. A `Bins` holds the positions that each bin reads on one axis, padded to
-the longest bin, and which of them count. Legend: R RoIs, T offset classes, P bins on the axis, S positions.
+A rule applies to both axes. A `Bins` contains the positions that each bin reads on one axis, padded to the longest bin,
+and which of them count. Symbols: R RoIs, T offset classes, P bins on the axis, S positions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Bins(NamedTuple):
-    """The positions on one axis, before any offset is added."""
+    """The positions on one axis before offsets are added."""
 
     position: Tensor  # [R, P, S] cells of the map
     counted: Tensor  # [R, P, S] bool
@@ -21,18 +21,18 @@ class Bins(NamedTuple):
 
 
 def whole_cells(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> Bins:
-    """Equation 5: the RoI snapped to cells, bin i holding floor(i w / k) <= p < ceil((i + 1) w / k).
+    """Equation 5: the RoI is rounded to cells, and bin i contains floor(i w / k) <= p < ceil((i + 1) w / k).
 
-    Sides are at least one cell, and cells outside the map are left out. A RoI that touches the map keeps a cell of it
-    whatever the rounding: it begins at the last cell or before, and ends after the first or beyond. One that does not
-    touch the map has no cells, even where its corners would round into the map.
+    Sides are at least one cell, and cells outside the map are left out. A RoI that touches the map always contains a
+    cell of it: it begins at the last cell or before, and ends after the first cell or later. A RoI that does not touch
+    the map has no cells, even if its corners would round into the map.
     """
     return _integers(*whole_cells_edges(start, end, scale, parts, size))
 
 
 def whole_cells_edges(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """First cells `[R, P]` of the bins, cells after their last `[R, P]`, and the RoIs' sides `[R]`."""
-    # In float32 the product may round to more than a size that it is below. MPS has no float64.
+    """First cells `[R, P]` of the bins, cells after their last `[R, P]`, and the sides of the RoIs `[R]`."""
+    # In float32 the product may be rounded above a size that it is below. MPS has no float64.
     exact = start if start.device.type == "mps" else start.double()
     touches = (exact * scale <= size) & (torch.maximum(start, end) >= 0)
     first = _near(round_half_away(start * scale)).clamp(max=size - 1)
@@ -46,14 +46,14 @@ def whole_cells_edges(start: Tensor, end: Tensor, scale: float, parts: int, size
 
 
 def authors_whole_cells(start: Tensor, end: Tensor, scale: float, parts: int, size: int) -> Bins:
-    """The authors' plain position-sensitive pooling: corners rounded in the image, the last pixel included."""
+    """The authors' plain position-sensitive pooling: corners rounded in image pixels, the last pixel included."""
     return _integers(*authors_whole_cells_edges(start, end, scale, parts, size))
 
 
 def authors_whole_cells_edges(
     start: Tensor, end: Tensor, scale: float, parts: int, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `whole_cells_edges`."""
+    """See `whole_cells_edges`."""
     first = _near(round_half_away(start) * scale)
     length = (_near((round_half_away(end) + 1) * scale) - first).clamp(min=0.1)
     part = torch.arange(parts, device=start.device)
@@ -64,7 +64,7 @@ def authors_whole_cells_edges(
 
 
 def authors_samples(start: Tensor, end: Tensor, scale: float, parts: int, samples: int) -> Bins:
-    """The authors' deformable pooling: `samples` positions a bin from its near edge on, half a cell back."""
+    """The authors' deformable pooling: `samples` positions per bin from its near edge, shifted by half a cell."""
     first = _near(round_half_away(start) * scale) - 0.5
     length = (_near((round_half_away(end) + 1) * scale) - 0.5 - first).clamp(min=0.1)
     step = length / parts
@@ -75,7 +75,7 @@ def authors_samples(start: Tensor, end: Tensor, scale: float, parts: int, sample
 
 
 def round_half_away(value: Tensor) -> Tensor:
-    """C's round: halves go away from zero. Adding a half would round the number before it up as well."""
+    """C's round: halves are rounded away from zero. Adding a half would also round up the number just below it."""
     size = value.abs()
     floor = size.floor()
     return value.sign() * (floor + (size - floor >= 0.5).to(value.dtype))
@@ -93,7 +93,7 @@ def _integers(low: Tensor, high: Tensor, length: Tensor) -> Bins:
 
 
 def _floor_divide(value: Tensor, divisor: int) -> Tensor:
-    """Mended by one either way: runtimes of exported files divide integers as floating-point numbers."""
+    """Integer division, corrected by one, since runtimes of exported files divide integers in floating point."""
     quotient = value.div(divisor, rounding_mode="floor")
     return quotient + ((quotient + 1) * divisor <= value).long() - (quotient * divisor > value).long()
 

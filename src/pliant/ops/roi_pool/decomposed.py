@@ -1,13 +1,13 @@
-"""The RoI poolings as a fixed sequence of ordinary operations, for formats that know no others (ONNX).
+"""RoI pooling as a fixed sequence of standard operations, for formats without an operator for it (ONNX).
 
-How many cells a bin holds depends on values, which a fixed sequence cannot follow. But a bin of whole cells is a
-rectangle and stays one when it moves, and with bilinear reading its sum is the map's integral between its edges. So
-its sum is that of four corners of the map's running sum, each read bilinearly, whatever its size. The running sum is
-float64: in float32 a small bin would drown in a large map.
+The number of cells in a bin depends on values, which a fixed sequence cannot represent. But a bin of complete cells is
+a rectangle and remains one when it moves, and under bilinear interpolation its sum is the integral of the map between
+its edges. This is a combination of the four corners of the map's running sum, each interpolated bilinearly, whatever
+the size of the bin. The running sum is float64, since in float32 a small bin of a large map would lose its precision.
 
-Samples (`authors_samples`) are a fixed number, and are read line by line.
+Samples (`authors_samples`) have a fixed number and are read line by line.
 
-Legend: R RoIs, T offset classes, Ph x Pw bins, N = R * T * Ph * Pw lines, C output channels.
+Symbols: R RoIs, T offset classes, Ph x Pw bins, N = R * T * Ph * Pw rows, C output channels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EDGES = {"whole_cells": bins.whole_cells_edges, "authors_whole_cells": bins.aut
 
 
 class _Reads(NamedTuple):
-    """Reads of the running sum on one axis: those at the far edge of a bin, and those taken off at the near one."""
+    """Reads of the running sum on one axis: those at the far edge of a bin, minus those at the near edge."""
 
     cell: list[Tensor]  # each [R, T, Ph, Pw]
     weight: list[Tensor]
@@ -33,7 +33,7 @@ class _Reads(NamedTuple):
 
 
 def roi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Pooling) -> Tensor:
-    """As `reference.roi_pool`; the values of RoIs are not checked, and there is no gradient."""
+    """Like `reference.roi_pool`, without a check of the RoIs' values and without a gradient."""
     averages = _samples if pooling.rule == "authors_samples" else _rectangles
     lines = averages(input, rois, offset, pooling)
     channels = input.shape[1] // (pooling.group_size[0] * pooling.group_size[1])
@@ -74,7 +74,7 @@ def _rectangles(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poo
         of_bin = reference.offsets_of_bins(offset.to(wide), pooling)  # [R, T, 2, Ph, Pw], x first
         move_x = of_bin[:, :, 0] * (side_x * pooling.gamma).view(-1, 1, 1, 1)
         move_y = of_bin[:, :, 1] * (side_y * pooling.gamma).view(-1, 1, 1, 1)
-        # Only what moves is clamped again: onnxscript 0.7 names the bounds of two clamps of one value alike.
+        # Clamp only moved edges again: onnxscript 0.7 gives the bounds of two clamps of the same value the same name.
         low_y, high_y = (low_y + move_y).clamp(0, height), (high_y + move_y).clamp(0, height)
         low_x, high_x = (low_x + move_x).clamp(0, width), (high_x + move_x).clamp(0, width)
     reads = _reads_of_whole_cells if offset is None else _reads
@@ -90,14 +90,14 @@ def _rectangles(input: Tensor, rois: Tensor, offset: Tensor | None, pooling: Poo
         for cell_x, weight_x in zip(x.cell, x.weight, strict=True):
             cell = (cell_y * (width + 1) + cell_x) * (groups_y * groups_x) * classes
             total = total + table[(first + cell).flatten()] * (weight_y * weight_x).flatten().double()[:, None]
-    # Where a bin moved outside, the corners' sums are equal, but their difference might be rounded.
+    # If a bin moved outside, its corners' sums are equal, but their difference may not be exactly zero.
     share = torch.where((count > 0) & ~(y.outside | x.outside), 1 / count.clamp(min=1), 0.0)
     share = share.expand(-1, classes, -1, -1).flatten().double()[:, None]
     return torch.where(share > 0, total * share, 0.0)
 
 
 def _reads(low: Tensor, high: Tensor, size: int) -> _Reads:
-    """The integral between edges in 0..size as reads of the running sum, `[R, T, Ph, Pw]` each; NaN stays NaN."""
+    """The integral between edges in 0..size as reads of the running sum, `[R, T, Ph, Pw]` each. NaN stays NaN."""
     cells, weights = [], []
     for edge, sign in ((high, 1.0), (low, -1.0)):
         floor = edge.nan_to_num(0.0).floor().clamp(max=size - 1)
@@ -108,7 +108,7 @@ def _reads(low: Tensor, high: Tensor, size: int) -> _Reads:
 
 
 def _reads_of_whole_cells(low: Tensor, high: Tensor, size: int) -> _Reads:
-    """As `_reads`, of edges that lie between cells: half of its reads have no weight."""
+    """Like `_reads`, for edges between cells, where half of the reads have no weight."""
     cells = [edge.nan_to_num(0.0) for edge in (high, low)]
     weights = [sign * (1 + edge - cell) for edge, cell, sign in zip((high, low), cells, (1.0, -1.0), strict=True)]
     return _Reads([cell.long() for cell in cells], weights, high == low)
