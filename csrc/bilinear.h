@@ -1,5 +1,5 @@
-// Bilinear sampling, one axis at a time: the two cells that a position touches, their weights, and the slopes of
-// the weights. The same rules as src/pliant/ops/bilinear.py, which explains them.
+// Bilinear sampling, one axis at a time: the two cells that a position reads, their weights, and the slopes of the
+// weights. The rules are those of src/pliant/ops/bilinear.py, which explains them.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
-// Of one position, or of a vector of them: V is a number or a vector.
+// For one position or a vector of them: V is a number or a vector.
 template <class V>
 using Whole = std::conditional_t<std::is_arithmetic_v<V>, int32_t, decltype(V{} < V{})>;
 
@@ -30,7 +30,7 @@ inline Axis<V> axis_of(Whole<V> low, Whole<V> high, Mask low_in, Mask high_in, V
             {low_in ? -steep : zero, high_in ? steep : zero}};
 }
 
-// The cell at or before a position, kept within -2 .. size; NaN goes to size.
+// The cell at or before a position, limited to -2 .. size. NaN gives size.
 template <class V>
 inline Whole<V> cell_before(V position, int32_t size) {
     const V most = V{} + static_cast<float>(size), least = V{} - 2, below = position < most ? position : most;
@@ -47,7 +47,7 @@ inline Axis<V> zero_padded(V position, int32_t size) {
                       position - each<V>(low), V{} + 1, position);
 }
 
-// The authors' first convolution: nothing outside [0, size), the last cell repeated up to that edge.
+// The authors' first convolution: zero outside [0, size), with the last cell repeated up to that edge.
 template <class V>
 inline Axis<V> cut_and_replicated(V position, int32_t size) {
     const Whole<V> low = cell_before(position, size);
@@ -58,7 +58,7 @@ inline Axis<V> cut_and_replicated(V position, int32_t size) {
                       last ? zero : zero + 1, position);
 }
 
-// The authors' sampled pooling: half a cell beyond the map is read at its border, the rest is left out.
+// The authors' sampled pooling: up to half a cell outside, the border is read; beyond that nothing.
 template <class T>
 inline Axis<T> clamped(T position, int32_t size) {
     const bool inside = position >= T(-0.5) && position <= static_cast<T>(size) - T(0.5);

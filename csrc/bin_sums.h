@@ -1,5 +1,5 @@
-// What one bin of a RoI reads, and the sums over it. All positions of a bin move together, so on each axis they come to
-// one weight a cell: a bin is a small rectangle of cells, each with y weight times x weight.
+// The cells that one bin of a RoI reads, and the sums over them. All positions of a bin move together, so each axis has
+// one weight per cell: a bin is a small rectangle of cells weighted by y weight times x weight.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
-// All that a bin reads on one axis: cells first .. first + weight.size() - 1.
+// The cells that a bin reads on one axis: first .. first + weight.size() - 1.
 template <class T>
 struct Reading {
     int64_t first, length;
@@ -40,7 +40,7 @@ struct Reading {
         std::fill(slope, slope + length, T(0));
         for (int64_t i = 0; i < count; ++i) {
             const Axis<T> at = axis(i);
-            // The sampled rule leaves out what lies outside; the others count it as zero.
+            // The sampled rule leaves out positions outside; the others count them as zero.
             counted += !sampled || at.cell[0] >= 0;
             for (int j = 0; j < 2; ++j)
                 if (at.cell[j] >= 0) {
@@ -51,7 +51,7 @@ struct Reading {
     }
 };
 
-// Calls visitor(channel, wide): a vector of channels at a time as long as they fit, then single ones.
+// Calls visitor(channel, wide) for vectors of channels as long as they fit, then for single channels.
 template <class T, class Visitor>
 void for_channels(int64_t channels, const Visitor& visitor) {
     int64_t c = 0;
@@ -121,7 +121,7 @@ struct Slopes {
     T y, x;
 };
 
-// How the dot product of line and bin changes when the bin moves down, and to the right.
+// The derivatives of the dot product of line and bin when the bin moves down and to the right.
 template <class T>
 Slopes<T> slopes_of_bin(const T* cells, int64_t width, int64_t row, const Reading<T>& y, const Reading<T>& x,
                         int64_t channels, const T* line) {

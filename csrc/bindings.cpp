@@ -1,5 +1,5 @@
-// The only file that knows Python. A tensor comes as (address, dtype, shape, strides): no torch headers, and no more
-// than a few microseconds a call. boundary.cpp checks it all, before a kernel sees it.
+// The only file that knows Python. A tensor is passed as (address, dtype, shape, strides), without torch headers and
+// within a few microseconds per call. boundary.cpp checks everything before a kernel uses it.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
@@ -50,7 +50,7 @@ const std::vector<const Kernels*>& available() {
 
 const Kernels* chosen = available().front();
 
-// A tensor is (address, dtype, shape, strides); None is an absent one.
+// A tensor is (address, dtype, shape, strides), and None if absent.
 Tensor tensor_of(nb::handle given) {
     Tensor tensor;
     if (given.is_none()) return tensor;

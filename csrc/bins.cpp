@@ -13,7 +13,7 @@ int64_t floor_divide(int64_t value, int64_t divisor) {
 // Beyond any map, and every integer up to here is exact in float32.
 constexpr int64_t kFar = 1 << 24;
 
-// A NaN goes to low.
+// NaN gives low.
 template <class T>
 T within(T value, T low, T high) {
     return std::fmin(std::fmax(value, low), high);
@@ -25,7 +25,7 @@ T near(T position) {
 
 template <class T>
 RoiAxis<T> whole_cells(double scale, T from, T to, int64_t parts, int64_t size, Bin<T>* bins) {
-    // In float the product may round to more than a size that it is below.
+    // In float the product may be rounded above a size that it is below.
     const bool touches = from * scale <= static_cast<double>(size) && std::fmax(from, to) >= 0;
     const T cells_a_pixel = static_cast<T>(scale);
     const T first = std::min(near(std::round(from * cells_a_pixel)), static_cast<T>(size - 1));

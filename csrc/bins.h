@@ -1,7 +1,7 @@
-// Where the bins of a RoI sample on one axis: the rules of src/pliant/ops/roi_pool/bins.py.
+// The positions at which the bins of a RoI sample on one axis, by the rules of src/pliant/ops/roi_pool/bins.py.
 //
-// Compiled once and without fused multiply-adds: a bin's edge is a floor, and one rounding more or less moves it by a
-// whole cell.
+// Compiled once and without fused multiply-adds: the edge of a bin is a floor, which one rounding more or less moves by
+// a cell.
 #pragma once
 
 #include "kernels.h"

@@ -8,7 +8,7 @@ namespace {
 
 using Shape = std::vector<int64_t>;
 
-constexpr int64_t kMostCells = int64_t{1} << 24;     // on a side: float32 tells no more positions apart
+constexpr int64_t kMostCells = int64_t{1} << 24;     // on a side: float32 cannot distinguish more positions
 constexpr int64_t kMostElements = int64_t{1} << 48;  // of a tensor, and from its first to its last on one axis
 constexpr int64_t kMost = int64_t{1} << 31;          // of other sizes: products of two stay within 64 bits
 constexpr int kMostThreads = 1 << 16;
@@ -43,7 +43,7 @@ Array result_of(const Tensor& tensor, const Shape& shape, DType dtype, const cha
     return array_of(tensor, shape, name);
 }
 
-// The gradient of an optional tensor, there where the tensor is.
+// The gradient of an optional tensor, present if the tensor is.
 Array optional_result_of(const Tensor& tensor, const Tensor& of, DType dtype, const char* name) {
     require(!tensor.data == !of.data, name);
     return of.data ? result_of(tensor, of.shape, dtype, name) : Array{nullptr, dtype};

@@ -1,5 +1,5 @@
-// What protects memory: every tensor that a caller describes is checked here, before a kernel sees it. No Python, so
-// that checks/fuzz_boundary.cpp calls the same functions as bindings.cpp.
+// Memory safety: every tensor that a caller describes is checked here before a kernel uses it. There is no Python in
+// this file, so checks/fuzz_boundary.cpp can call the same functions as bindings.cpp.
 #pragma once
 
 #include <array>
@@ -10,7 +10,7 @@
 
 namespace pliant {
 
-// A tensor as a caller describes it, strides counted in elements; without an address an optional one is absent.
+// A tensor as a caller describes it, with strides in elements. An optional tensor without an address is absent.
 struct Tensor {
     void* data = nullptr;
     DType dtype = DType::float32;
@@ -38,8 +38,8 @@ struct AttentionArguments {
     std::vector<Level> levels;
 };
 
-// Each throws std::invalid_argument, and has then read and written nothing, unless all tensors fit each other and the
-// kernels' integers. That the described memory exists is the caller's promise.
+// Each function throws std::invalid_argument before it reads or writes anything, unless all tensors fit each other and
+// the kernels' integers. The caller guarantees that the described memory exists.
 void deform_conv2d(const Kernels& kernels, const ConvolutionArguments& in, const Tensor& bias, const Tensor& out,
                    int threads);
 void deform_conv2d_backward(const Kernels& kernels, const ConvolutionArguments& in, const Tensor& grad,

@@ -1,6 +1,6 @@
-// The gradients of deformable convolution. A task is a block of input channels, which no other task touches: it needs
-// no atomics, and every sum has an order that does not depend on the number of threads. Only the offset's gradient
-// runs over all channels: blocks leave partial sums, which are added up in order.
+// The gradients of deformable convolution. A task is a block of input channels that no other task writes, so no atomics
+// are needed, and the order of every sum is independent of the number of threads. Only the gradient of the offset sums
+// over all channels: blocks store partial sums, which are added in order.
 #include <memory>
 
 #include "kernels.h"
@@ -32,7 +32,7 @@ class Backward {
         for (int i = 0; i < workers_; ++i) desks_.push_back(std::make_unique<Desk>(*this));
     }
 
-    // Positions of all images in one row, a span of them at a time.
+    // The positions of all images in sequence, a span of them at a time.
     void run() {
         for (start_ = 0; start_ < all_; start_ += span_) {
             end_ = std::min(all_, start_ + span_);
@@ -61,7 +61,7 @@ class Backward {
         T dots[4][kTile];
     };
 
-    // Samples are places in the input and in its gradient, which is contiguous.
+    // Samples refer to the input and to its gradient, which is contiguous.
     bool contiguous(const Map& map) const {
         return map.stride[1] == conv_.cells() && map.stride[2] == conv_.width && map.stride[3] == 1;
     }
@@ -119,7 +119,7 @@ class Backward {
             pack_weight(run, static_cast<const decltype(type)*>(in_.weight.data), desk.weight.get());
         });
         std::fill(desk.weight_grad.get(), desk.weight_grad.get() + conv_.taps() * out_rows_ * row_, T(0));
-        // Lanes beyond the block may hold what a wider block left.
+        // Lanes beyond the block may contain values of a wider block.
         if (run.channels < row_) std::fill(desk.input.get(), desk.input.get() + table_, T(0));
         for_images(start_, end_, [&](int64_t image, int64_t first, int64_t last, int64_t at) {
             Rows<T> rows{desk.input.get(), conv_.width * row_, row_, 1, true}, grad_rows = rows;
@@ -237,7 +237,7 @@ class Backward {
                     total[(o * inputs + c) * taps + tap] += sums[(tap * out_rows_ + o) * row_ + c];
     }
 
-    // What the blocks of one offset group left for one tap, to the gradients of offset and mask.
+    // Adds the partial sums of one offset group for one tap to the gradients of offset and mask.
     void add_offset_grad(int64_t map) {
         for (int64_t block = 0; block < block_count(); ++block) {
             if (blocks_[block].offset_group != map / conv_.taps()) continue;

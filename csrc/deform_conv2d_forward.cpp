@@ -1,6 +1,6 @@
-// Deformable convolution. A task is a tile of output positions: for each run of input channels and each tap it gathers
-// the tile's columns [positions, channels] and multiplies them with the weight [channels, outputs]. Columns never
-// leave the cache, and what a sum runs over does not depend on the number of threads.
+// Deformable convolution. A task is a tile of output positions. For each run of input channels and each tap it gathers
+// the columns [positions, channels] of the tile and multiplies them with the weight [channels, outputs]. Columns stay
+// in the cache, and the order of every sum is independent of the number of threads.
 #include <numeric>
 
 #include "kernels.h"
@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kSliceChannels = 512;
 
-// Consecutive input channels that are gathered and multiplied together: of one group of the weight, or of whole narrow
-// ones.
+// Consecutive input channels that are gathered and multiplied together: of one group of the weight, or of several
+// complete narrow groups.
 struct Slice {
     int64_t first, channels, group;
     std::vector<Run> runs;  // its parts that share offsets
@@ -32,7 +32,8 @@ std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& groupin
     return slices;
 }
 
-// Where the tiles of an image begin, and its end. The last ones are smaller, so that all threads end together.
+// The first positions of the tiles of an image, and its end. The last tiles are smaller, so that all threads finish
+// together.
 std::vector<int64_t> tiles_of(int64_t cells, int64_t images, int threads) {
     const bool many = images * cells > 16 * threads * kTile;
     const int64_t whole = many ? cells / kTile : cells / (threads * kTile) * threads, rest = cells - whole * kTile;
@@ -61,7 +62,7 @@ class Forward {
           sums_(threads * (kTile + 1) * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true), samples_(threads),
           begins_(tiles_of(conv.out_cells(), conv.batch, threads)) {}
 
-    // Blocks of channels one after the other, each added to what the ones before it left in the output.
+    // Blocks of channels in sequence, each added to the output of the previous ones.
     void run() {
         for (block_ = 0; block_ < conv_.channels; block_ = block_end_) {
             block_end_ = std::min(conv_.channels, block_ + held_);
@@ -159,7 +160,7 @@ class Forward {
                         to[tap * bundles.size() + bundles.place(group, c, o)] = convert<E>(*from++);
     }
 
-    // Every run has a table of its own, so that what one tap reads of neighbouring cells lies together.
+    // Every run has its own table, so that the values that one tap reads of neighbouring cells are contiguous.
     T* table_of(const Run& run, int64_t i) const {
         return table_.get() + (i * (block_end_ - block_) + run.first - block_) * conv_.cells();
     }
@@ -221,7 +222,7 @@ class Forward {
         });
     }
 
-    // Sums [positions, outputs] to the planes of the output: those of all groups together where none has padding.
+    // Writes the sums [positions, outputs] to the planes of the output, for all groups together if none has padding.
     template <class S>
     void store_tile(const T* sums, int64_t image, int64_t first, int64_t count, S* out) const {
         const int64_t outputs = outputs_ == out_row_ ? conv_.out_channels : outputs_;

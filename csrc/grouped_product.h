@@ -1,5 +1,5 @@
-// Products of groups that are no wider than a vector: several groups lie side by side in one, and each lane meets the
-// channels of its own group alone, so that a NaN stays in its group.
+// Products of groups that are at most as wide as a vector: several groups share a vector, and each lane only uses the
+// channels of its own group, so a NaN stays in its group.
 #pragma once
 
 #include "product.h"
@@ -28,13 +28,13 @@ struct Bundles {
     int64_t vectors() const { return (groups + together - 1) / together; }
     int64_t size() const { return vectors() * depth * lanes<T>; }  // of b, [vectors, depth, lanes]
 
-    // Where b has the factor of a group's column k of a and column w of c.
+    // The position in b of the factor for column k of a and column w of c in a group.
     int64_t place(int64_t group, int64_t k, int64_t w) const {
         return (group / together * depth + k) * lanes<T> + group % together * width + w;
     }
 
-    // For each lane of vector v of c the first column of its group, counted from the vector's first one. The lanes
-    // that no group has follow the last one.
+    // For each lane of vector v of c the first column of its group, relative to the first one of the vector. Unused
+    // lanes follow the last group.
     Lanes<T> first_columns(int64_t v) const {
         const int64_t some = std::min(together, groups - v * together);
         Lanes<T> at;
@@ -80,7 +80,7 @@ void grouped_product(int64_t rows, const Bundles<T>& bundles, const T* a, int64_
     });
 }
 
-// Its gradient: b += a^T c, as b lies.
+// Its gradient: b += a^T c, in the layout of b.
 template <class T>
 void add_grouped_factors(int64_t rows, const Bundles<T>& bundles, const T* a, int64_t a_row, const T* c, int64_t c_row,
                          T* b) {

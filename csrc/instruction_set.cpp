@@ -1,4 +1,4 @@
-// The table of the kernels of one instruction set; compiled once for each.
+// The table of kernels of one instruction set, compiled once for each.
 #include "kernels.h"
 
 #define PLIANT_STRING(text) #text

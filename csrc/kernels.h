@@ -1,7 +1,7 @@
-// What the kernels compute, as plain structs: the border between bindings.cpp and the kernels.
+// The problems that the kernels solve, as plain structs: the interface between bindings.cpp and the kernels.
 //
-// Every kernel is compiled once for each instruction set (see CMakeLists.txt) and reached through a table of
-// functions, so that one binary serves every processor. No torch headers, no Python here.
+// Every kernel is compiled once per instruction set (see CMakeLists.txt) and called through a table of functions, so
+// one binary supports every processor. This file has no torch headers and no Python.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct Map {
     int64_t stride[4];
 };
 
-// A contiguous tensor; data is null where an optional one is absent.
+// A contiguous tensor; data is null if an optional one is absent.
 struct Array {
     void* data;
     DType dtype;
@@ -46,7 +46,7 @@ struct ConvolutionTensors {
     Array weight;  // [O, C / groups, kh, kw]
 };
 
-// Gradients are added to what these hold; they are float64 for float64 inputs, else float32.
+// Gradients are added to these arrays, which are float64 for float64 inputs and float32 otherwise.
 struct ConvolutionGradients {
     Array input, offset, weight, mask;
 };

@@ -15,7 +15,7 @@
 namespace pliant {
 namespace {
 
-// OpenMP's pool does not survive a fork: a child runs on its one thread.
+// OpenMP's pool does not survive a fork, so a child process uses a single thread.
 std::atomic<bool> forked{false};
 
 void watch_forks() {

@@ -1,5 +1,5 @@
-// A parallel loop: on OpenMP, so that torch's pool of threads is the only one in the process, or on threads of
-// its own where there is no OpenMP (and under ThreadSanitizer, which cannot see into it).
+// A parallel loop. It uses OpenMP, so that torch's thread pool is the only one in the process, or its own threads
+// without OpenMP and under ThreadSanitizer, which does not understand OpenMP.
 #pragma once
 
 #include <cstdint>

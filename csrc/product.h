@@ -1,7 +1,7 @@
-// c += a b for blocks that fit in the cache; the columns of b and c come in vectors.
+// c += a b for blocks that fit in the cache. The columns of b and c are vectors.
 //
-// T is the type of the sums, E that of the factors: the same, or BFloat16 where the processor multiplies pairs of
-// them. Pairs run along the depth: b holds two rows side by side, [depth / 2, column, 2].
+// T is the type of the sums, E that of the factors: the same, or BFloat16 if the processor multiplies pairs of them.
+// Pairs are along the depth: b interleaves two rows, [depth / 2, column, 2].
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
-constexpr int64_t kRows = 12;      // c and a come in multiples of so many rows
-constexpr int64_t kDepth = 256;    // rows of b that stay in the first cache
+constexpr int64_t kRows = 12;      // c and a have a multiple of this many rows
+constexpr int64_t kDepth = 256;    // rows of b that stay in the first-level cache
 constexpr int kVectors = PLIANT_VECTOR_BYTES == 64 ? 4 : 2;  // vectors of a row of c held in registers
 constexpr int kSums = PLIANT_VECTOR_BYTES == 64 ? 24 : 12;   // vectors held in registers
 
@@ -81,7 +81,7 @@ void product_column(int64_t rows, int64_t depth, Left<E> a, Right<E> b, Sums<T> 
 }
 
 // c[rows, vectors] += a[rows, depth] b[depth, vectors]. Rows are rounded up to a multiple of kRows: a and c must
-// have so many, and what stands in the extra ones does not matter.
+// have that many, and the contents of the extra ones are irrelevant.
 template <class T, class E>
 void add_product(int64_t rows, int64_t vectors, int64_t depth, Left<E> a, Right<E> b, Sums<T> c) {
     for (int64_t k = 0; k < depth; k += kDepth) {

@@ -1,6 +1,6 @@
 // RoI pooling, plain and deformable, position-sensitive or not: one sum over the cells that a bin reads.
-// A task is an image, a group of score maps, and a block of channels; it goes through the RoIs of its image. No other
-// task writes to its channels or to its bins.
+// A task is an image, a group of score maps and a block of channels, and processes the RoIs of its image. No other task
+// writes to its channels or bins.
 #include <memory>
 #include <vector>
 
@@ -42,7 +42,7 @@ struct Bins {
     }
 };
 
-// One task's channels, and everything that its bins need.
+// The channels of one task, and everything that its bins need.
 struct Task {
     int64_t image, group, first, channels;
 };
@@ -124,7 +124,7 @@ class Pooler {
             }
     }
 
-    // What one bin of one RoI reads for one class; returns one over the number of positions, 0 for none.
+    // The cells that one bin of one RoI reads for one class. Returns one over the number of positions, 0 if none.
     T read_bin(int64_t roi, int64_t bin, int64_t klass, Reading<T>& y, Reading<T>& x) const {
         const Bin<T>& bin_y = bins_.y[roi * pooling_.output[0] + bin / pooling_.output[1]];
         const Bin<T>& bin_x = bins_.x[roi * pooling_.output[1] + bin % pooling_.output[1]];
@@ -198,7 +198,8 @@ void backward(const Pooling& pooling, const PoolingTensors& in, Array grad, cons
     const Pooler<T> pooler(pooling, in, true, threads);
     const auto desks = desks_of(pooler, true);
     const bool moved = in.offset.data != nullptr;
-    // What each run of channels says to each bin's offset, x first. A class may have several runs.
+    // The contribution of each run of channels to the gradient of each bin's offset, x first. A class may have several
+    // runs.
     const std::vector<Run>& runs = pooler.runs_;
     Buffer<T> partial(moved ? runs.size() * pooling.rois * pooling.bins() * 2 : 1);
     parallel(pooler.tasks(), pooler.workers_, [&](int64_t index, int worker) {

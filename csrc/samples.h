@@ -1,4 +1,4 @@
-// Where the taps of a deformable convolution read, and moving numbers between those cells and columns.
+// The cells that the taps of a deformable convolution read, and the transfer of values between cells and columns.
 #pragma once
 
 #include <algorithm>
@@ -13,11 +13,11 @@ namespace PLIANT_ISA {
 constexpr int64_t kTile = 96;  // output positions at a time
 static_assert(kTile % kRows == 0, "a tile fills whole blocks of the product");
 
-// Of the scratch memory: the weight packed, and the input channels last.
+// Shares of the scratch memory: the packed weight, and the input in channels-last order.
 constexpr int64_t kPackedBytes = kScratchBytes / 13 * 5;
 constexpr int64_t kTableBytes = kScratchBytes - kPackedBytes;
 
-// How the groups of the weight are treated: one at a time, or, where they are narrow, several to a vector.
+// How the groups of the weight are processed: one at a time, or several per vector if they are narrow.
 template <class T>
 struct Grouping {
     int64_t inputs, outputs;  // channels of a group
@@ -30,7 +30,7 @@ struct Grouping {
                  conv.channels / conv.offset_groups % inputs == 0),
           together(lanes<T> / lanes_of_group()) {}
 
-    // Lanes that a group takes: a power of two where it is narrow.
+    // Lanes of a group: a power of two if it is narrow.
     int64_t lanes_of_group() const {
         if (!narrow) return round_up(outputs, lanes<T>);
         int64_t width = 1;
@@ -42,8 +42,8 @@ struct Grouping {
     int64_t units(int64_t channels) const { return std::max<int64_t>(channels / unit(), 1) * unit(); }
 };
 
-// Consecutive input channels that are treated alike: within one offset group, and within one group of the weight
-// unless those are narrow.
+// Consecutive input channels that are processed together: of one offset group, and of one group of the weight unless
+// those are narrow.
 struct Run {
     int64_t first, channels, group, offset_group;
 };
@@ -60,7 +60,7 @@ std::vector<Run> runs_of(const Convolution& conv, const Grouping<T>& grouping, i
     return runs;
 }
 
-// Rows of channels, one a cell: a table of our own, channels last, or a map as it lies in memory. In a table lanes
+// Rows of channels, one per cell: a channels-last copy of the map (a table), or the map in place. In a table the lanes
 // beyond the last channel may be read and written.
 template <class T>
 struct Rows {
@@ -74,7 +74,7 @@ Rows<T> rows_in_place(void* data, const int64_t* stride, int64_t image, int64_t 
     return {static_cast<T*>(data) + image * stride[0] + first * stride[1], stride[2], stride[3], stride[1], false};
 }
 
-// A table costs a copy of the input: it pays if it fits and if enough is read.
+// A table costs a copy of the input, which pays off if it fits and enough is read.
 template <class T>
 bool reads_in_place(const Convolution& conv, DType dtype, int64_t table_bytes) {
     const bool possible = dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32);
@@ -88,7 +88,7 @@ struct Samples {
     T weight[4][kTile];      // of equation 4, times the mask
 };
 
-// What the backward needs besides: d weight / d offset, and the weight without the mask.
+// Further values for the backward pass: d weight / d offset, and the weight without the mask.
 template <class T>
 struct Slopes {
     T y[4][kTile], x[4][kTile], unmasked[4][kTile];
@@ -101,7 +101,7 @@ struct AxisTile {
     T weight[2][kTile], slope[2][kTile];
 };
 
-// A vector of positions at a time: those beyond count may hold anything.
+// A vector of positions at a time. Those beyond count are undefined.
 template <class T>
 void place(bool authors, const T* position, int64_t count, int32_t size, AxisTile<T>& tile) {
     static_assert(kTile % lanes<T> == 0, "vectors fill a tile");
@@ -116,7 +116,7 @@ void place(bool authors, const T* position, int64_t count, int32_t size, AxisTil
     }
 }
 
-// What samples at given places read: cell (r, c) of the map begins at element r * step_y + c * step_x.
+// The cells that samples at given positions read. Cell (r, c) of the map begins at element r * step_y + c * step_x.
 template <class T>
 void find_corners(bool authors, const T* y, const T* x, const T* mask, int64_t count, int64_t height, int64_t width,
                   int64_t step_y, int64_t step_x, Samples<T>& samples, Slopes<T>* slopes) {
@@ -164,7 +164,7 @@ void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t
     find_corners(conv.authors_border, y, x, mask, count, conv.height, conv.width, rows.y, rows.x, samples, slopes);
 }
 
-// Leaves out positions whose sample is zero because it lies outside the map. Returns how many stay, and in `kept` which.
+// Drops positions whose sample is zero because it is outside the map. Returns how many remain, and in `kept` which.
 template <class T>
 int64_t without_zeros(Samples<T>& samples, int64_t count, int32_t* kept) {
     int64_t some = 0;
@@ -205,8 +205,8 @@ void gather(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int6
     }
 }
 
-// The transpose of `gather`: adds the columns' gradient to the cells that they were read from. Leaves in `dots` the
-// product of each column's gradient with each of its four cells.
+// The transpose of `gather`: adds the gradient of the columns to the cells that they were read from. Stores in `dots`
+// the product of each column's gradient with each of its four cells.
 template <class T>
 void scatter(const Rows<T>& rows, const T* zeros, const Rows<T>& grad_rows, T* nowhere, const Samples<T>& samples,
              int64_t count, int64_t channels, const T* grad, int64_t row, T (&dots)[4][kTile]) {

@@ -1,4 +1,4 @@
-// Matrices turned over, a square of vectors at a time.
+// Transposition of matrices, a square of vectors at a time.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
-// Lanes of a and b in turn: those of their first halves, or of their second.
+// Lanes of a and b alternately: those of their first halves, or of their second.
 template <class T, int Half, size_t... I>
 Vector<T> interleaved(const Vector<T>& a, const Vector<T>& b, std::index_sequence<I...>) {
     return __builtin_shufflevector(a, b, (I / 2 + Half * lanes<T> / 2 + I % 2 * lanes<T>)...);

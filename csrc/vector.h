@@ -24,15 +24,15 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
-// What a call may take beyond its tensors, whatever their sizes. Small in the checks, where small problems must take
-// the paths of large ones.
+// Limit of the memory of a call beyond its tensors, whatever their sizes. It is small in the checks, so that small
+// problems take the paths of large ones.
 #ifndef PLIANT_SCRATCH_BYTES
 #define PLIANT_SCRATCH_BYTES (26 << 20)
 #endif
 constexpr int64_t kScratchBytes = PLIANT_SCRATCH_BYTES;
 
-// A vector as a variable, and as it lies in memory. Clang takes references to the second for aligned: no function
-// returns or takes one.
+// A vector as a variable, and as stored in memory. Clang assumes that references to the second are aligned, so no
+// function takes or returns one.
 template <class T>
 struct VectorOf;
 template <>
@@ -48,7 +48,7 @@ struct VectorOf<double> {
 template <class T>
 using Vector = typename VectorOf<T>::type;
 
-// Whole numbers of the same size, and what comparisons of vectors give.
+// Integers of the same size, which are also the results of vector comparisons.
 template <class T>
 using Lanes = decltype(Vector<T>{} < Vector<T>{});
 
@@ -96,7 +96,7 @@ struct BFloat16 {
     }
 };
 
-// Calls visitor with a value of the C++ type that a dtype stands for.
+// Calls visitor with a value of the C++ type of a dtype.
 template <class Visitor>
 void visit(DType dtype, const Visitor& visitor) {
     switch (dtype) {
@@ -143,7 +143,7 @@ void store(S* to, const Vector<T>& vector, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = convert<S>(vector[i]);
 }
 
-// Numbers and vectors alike, for functions that take both.
+// For functions that take both numbers and vectors.
 template <class To, class From>
 To each(const From& value) {
     if constexpr (std::is_arithmetic_v<To>)
@@ -161,7 +161,7 @@ void read(const Array& array, int64_t first, int64_t count, T* to) {
     });
 }
 
-// Scratch memory, aligned to cache lines; not set unless asked for.
+// Scratch memory, aligned to cache lines and initialised only on request.
 template <class T>
 class Buffer {
   public:
