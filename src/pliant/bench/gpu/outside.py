@@ -20,19 +20,20 @@ TESTS = Path("tests/ops/test_triton.py")
 TOOLS = ("memcheck", "racecheck")
 _WORKERS = 14
 _SECONDS = {"tests": 150, "memcheck": 90, "racecheck": 90}
+_TAKES = 60  # seconds of any of them, about
 _LAST = 1500  # characters of what a program said last
 _TOOLKIT = Path("/usr/local/cuda/bin")
 
 
 def tests() -> Iterator[Step]:
     """The tests of the Triton kernels, by pytest."""
-    yield Step("right", f"right: {TESTS}", _SECONDS["tests"], _pytest)
+    yield Step("right", f"right: {TESTS}", _TAKES, _pytest)
 
 
 def sanitizers() -> Iterator[Step]:
     """Small calls of all operators under compute-sanitizer."""
     for tool in TOOLS:
-        yield Step("right", f"right: compute-sanitizer {tool}", _SECONDS[tool], partial(_sanitizer, tool))
+        yield Step("right", f"right: compute-sanitizer {tool}", _TAKES, partial(_sanitizer, tool))
 
 
 def _pytest(place: Place) -> Results:

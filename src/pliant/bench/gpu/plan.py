@@ -13,6 +13,7 @@ from pliant.bench.gpu.steps import Place, Step
 KINDS = ("ceilings", "right", "speed", "tuning", "training")
 _FIRST_CHECKS = 6  # all but most rows, and poolings
 _FIRST_SPEEDS = 24  # of the problems: bfloat16, one image and eight, offsets of a cell
+_SECOND_SPEEDS = 28  # conv5 and a pyramid's maps in float16, contiguous, in batches of 32, with offsets of four cells
 
 Ceilings = Callable[[], "roofline.Ceilings | None"]
 
@@ -48,9 +49,10 @@ def _all(place: Place, ceilings: Ceilings) -> Iterator[Step]:
     yield from checks[:_FIRST_CHECKS]
     yield from islice(speeds, _FIRST_SPEEDS)
     yield from outside.tests()
-    yield from outside.sanitizers()
-    yield from checks[_FIRST_CHECKS:]
     yield from islice(trainings, 3)
+    yield from islice(speeds, _SECOND_SPEEDS)
+    yield from checks[_FIRST_CHECKS:]
+    yield from outside.sanitizers()
     yield from speed.steps_beside_deformops(place, ceilings)
     yield from _tunings(place)
     yield from chain(trainings, programs.steps(place), speeds)
