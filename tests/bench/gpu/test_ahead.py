@@ -49,11 +49,11 @@ def test_blocks_of_a_multiprocessor(figures: Figures, expected: int) -> None:
 
 def test_the_forward_counts_what_its_tiles_gather_and_multiply() -> None:
     columns = 256 * 9 * 64
-    narrow, wide = (cost("forward", WORK, Tiles(64, 32, outs, stages=2)) for outs in (64, 128))
+    narrow, wide = (cost("forward", WORK, Tiles(64, 64, outs, stages=2)) for outs in (64, 128))
     weights, output = 64 * 128 * 9 * 2, 256 * 128 * 2
     assert wide.products == 2 * columns * 128
     assert (narrow.programs, wide.programs) == (8, 4)
-    assert wide.steps == 9 * 2
+    assert wide.steps == 9
     assert wide.cache == 4 * columns * 2 + 4 * weights + output
     assert narrow.cache - wide.cache == 4 * columns * 2  # every tile of output channels gathers anew
     assert narrow.products == wide.products
@@ -67,10 +67,12 @@ def test_tiles_that_are_not_filled_multiply_all_the_same() -> None:
 def test_gathers_through_the_first_cache_share_corners() -> None:
     corners = 4 * 256 * 9 * 64 * 2
     others = 4 * 64 * 128 * 9 * 2 + 256 * 128 * 2
-    assert cost("forward", WORK, Tiles(64, 32, 128, stages=2)).cache == corners + others
+    assert cost("forward", WORK, Tiles(64, 64, 128, stages=2)).cache == corners + others
+    assert cost("forward", WORK, Tiles(64, 32, 128, stages=2)).cache == 2 * corners + others  # half lines
     run = cost("forward", WORK, Tiles(64, 32, 128, stages=1)).cache - others
     patch = cost("forward", WORK, Tiles(64, 32, 128, stages=1, patch=8)).cache - others
-    assert run == pytest.approx(corners * 65 * 2 / (4 * 64))
+    early = cost("forward", WORK, Tiles(64, 32, 128, stages=3, early=True)).cache - others
+    assert run == early == pytest.approx(corners * 65 * 2 / (4 * 64))
     assert patch == pytest.approx(corners * 81 / (4 * 64))
 
 

@@ -29,7 +29,7 @@ class Figures(NamedTuple):
 
 
 class Gpu(NamedTuple):
-    """A GPU as its vendor describes it, but for the last three, which are of the size that others have measured."""
+    """A GPU as its vendor describes it; the last three are of the size that is measured with kernels like these."""
 
     name: str
     multiprocessors: int
@@ -49,16 +49,17 @@ class Gpu(NamedTuple):
 GPUS = {
     90: Gpu(
         "H100 SXM", 132, 65536, 228 << 10, 227 << 10, 2048, 32, 3.35e12,
-        {"half": 989e12, "tf32": 494e12, "float32": 67e12}, 33.5e12, 5.5e12, 0.7e12, 7e-7,
+        {"half": 989e12, "tf32": 494e12, "float32": 67e12}, 33.5e12, 3.5e12, 0.7e12, 7e-7,
     ),
     80: Gpu(
         "A100 SXM", 108, 65536, 164 << 10, 163 << 10, 2048, 32, 2.04e12,
-        {"half": 312e12, "tf32": 156e12, "float32": 19.5e12}, 9.75e12, 4.0e12, 0.4e12, 7e-7,
+        {"half": 312e12, "tf32": 156e12, "float32": 19.5e12}, 9.75e12, 2.5e12, 0.4e12, 7e-7,
     ),
 }  # fmt: skip
 
 _RESERVED = 1 << 10  # bytes of shared memory that the system keeps for each block
 _WARP, _GRAIN = 32, 8  # threads; registers of a thread are given out by eights
+_LINE = 128  # bytes
 _BLEND = 10  # instructions for a value of a column: four conversions, four multiplications and additions, two to store
 
 
@@ -135,15 +136,18 @@ def _ceil(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def _gathered(work: Work, tiles: Any, cached: bool) -> float:
+def _gathered(work: Work, tiles: Any, cached: bool | None = None) -> float:
     """Bytes that one reading of all columns takes: four corners, of which a tile's cells share some.
 
-    Copies that run ahead go past the first-level cache, so that nothing is shared. Elsewhere the corners of
-    neighbours are the same cells: a patch w by h reads (w + 1)(h + 1) cells for four times w h.
+    Copies that Triton's pipeline makes ahead go past the first-level cache, so that nothing is shared, and half a line
+    takes as long as a whole one. Elsewhere the corners of neighbours are the same cells: a patch w by h reads
+    (w + 1)(h + 1) cells for four times w h.
     """
     corners = work.cells * work.taps * work.channels * 4 * work.size
+    if cached is None:
+        cached = tiles.stages < 2 or tiles.early
     if not cached:
-        return corners
+        return corners * max(1.0, _LINE / (tiles.channels * work.size))
     width = tiles.patch or tiles.cells
     height = tiles.cells // width
     return corners * (width + 1) * (height + 1) / (4 * width * height)
@@ -171,7 +175,7 @@ def _forward(work: Work, tiles: Any) -> Cost:
     return Cost(
         programs=cells * outs * work.groups,
         steps=work.taps * work.channels // work.groups // work.unit * _ceil(work.unit, tiles.channels),
-        cache=_gathered(work, tiles, tiles.stages < 2) * outs + cells * weights + output,
+        cache=_gathered(work, tiles) * outs + cells * weights + output,
         memory=input + output + weights + positions,
         products=_products(work, tiles),
         instructions=_BLEND * columns,
@@ -206,7 +210,7 @@ def _backward_weight(work: Work, tiles: Any) -> Cost:
     return Cost(
         programs=programs * shares,
         steps=_ceil(_ceil(work.cells, tiles.cells), shares),
-        cache=_gathered(work, tiles, tiles.stages < 2) * outs + above,
+        cache=_gathered(work, tiles) * outs + above,
         memory=input + output + 2 * weights + positions,
         products=_products(work, tiles),
         instructions=_BLEND * columns,
