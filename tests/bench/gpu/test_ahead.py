@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pliant import ops
+from pliant.bench.gpu import __main__ as campaign
 from pliant.bench.gpu import machine_code, tuning
 from pliant.bench.gpu.estimate import GPUS, Cost, Figures, Work, blocks, cost
 from pliant.bench.gpu.problems import FIRST, Problem
@@ -154,6 +155,36 @@ def test_pruning_drops_what_spills_does_not_fit_or_does_not_compile(tmp_path: Pa
     assert [Tiles(**each) for each in kept(listed, 90, about)] == [better, good]
     assert kept(listed, 80, about) == []
     assert kept(listed, 90, about | {"dtype": "float32"}) == []
+
+
+def test_the_campaign_refuses_what_is_no_list_of_candidates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.json").write_text('[{"kernel": "forward"}]')
+    for name, said in (("other.json", "no list of candidates"), ("missing.json", "No such file")):
+        with pytest.raises(SystemExit):
+            campaign.main(["--list", "--candidates", str(tmp_path / name)])
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "say what is wanted"),
+        (["--table"], "unset TRITON_INTERPRET"),
+        (["--table", "--jobs", "0"], "must be 1 or more, got 0"),
+        (["--install", "missing.zip"], "No such file"),
+        (["--install", __file__], "is no bundle of compiled kernels"),
+    ],
+)
+def test_bad_commands_say_so(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", minversion="3.4")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from pliant.bench.gpu import ahead
+
+    with pytest.raises(SystemExit):
+        ahead.main(words)
+    assert said in capsys.readouterr().err
 
 
 def test_tuning_measures_the_candidates_that_were_kept(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ledger", type=Path, default=ledger.DEFAULT, metavar="FILE", help=f"{ledger.DEFAULT}")
     parser.add_argument("--steps", metavar="KINDS", help="of ceilings, right, speed, tuning and training, by commas")
     parser.add_argument("--only", metavar="REGEX", help="steps whose names contain this")
-    parser.add_argument("--candidates", type=Path, metavar="JSON", help="tune with these, of pliant.bench.gpu.ahead")
+    parser.add_argument("--candidates", type=_listed, metavar="JSON", help="tune with these, of pliant.bench.gpu.ahead")
     parser.add_argument("--retry", action="store_true", help="steps again that ended with an error")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--list", action="store_true", help="show the steps, and run none")
@@ -76,6 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--end", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--retry-before", help=argparse.SUPPRESS)
     return parser
+
+
+def _listed(text: str) -> Path:
+    from pliant.bench.gpu.pruning import read
+
+    try:
+        read(Path(text))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
 
 
 def _seconds(text: str) -> float:

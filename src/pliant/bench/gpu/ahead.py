@@ -21,9 +21,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from pliant.bench.gpu import bundle, compiling, pruning
 from pliant.bench.gpu.compiling import Launch
 from pliant.bench.gpu.estimate import GPUS, Figures, blocks
+from pliant.ops import _native
 
 TARGETS = tuple(sorted(GPUS, reverse=True))
 _HEAD = (
@@ -49,6 +52,10 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.install:
             print(f"{given.install}: {bundle.install(given.install)} kernels are in Triton's cache")
             return 0
+        if not (given.table or given.candidates or given.pack or given.compile_here):
+            raise ValueError("say what is wanted: --table, --candidates, --pack, --install or --compile-here")
+        if _native.interpreting():
+            raise ValueError("kernels are interpreted in this process: unset TRITON_INTERPRET")
         if reason := compiling.why_not():
             raise ValueError(reason)
         return _compile(given)
@@ -68,19 +75,45 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--install", type=Path, metavar="ZIP", help="put a bundle into Triton's cache")
     parser.add_argument("--compile-here", action="store_true", help="fill Triton's cache")
     parser.add_argument(
-        "--target", type=int, action="append", choices=TARGETS, help="a compute capability; 90 is first"
+        "--target",
+        type=int,
+        action="append",
+        choices=TARGETS,
+        help="a compute capability; by default that of the GPU here, or 90",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes that compile; 1 by default")
+    parser.add_argument("--jobs", type=_positive, default=1, help="processes that compile; 1 by default")
     parser.add_argument("--problems", type=int, default=96, help="of the campaign's order of speeds; 96 by default")
-    parser.add_argument("--most", type=int, default=12, help="candidates that are left of each kernel and problem")
+    parser.add_argument("--most", type=_positive, default=12, help="candidates left of each kernel and problem")
     parser.add_argument("--only", default="", metavar="REGEX", help="of the problems whose candidates are pruned")
     return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return value
+
+
+def _targets() -> Sequence[int]:
+    """The GPU's that is here, else the first that GPUs are described for."""
+    if not torch.cuda.is_available():
+        return TARGETS[:1]
+    major, minor = torch.cuda.get_device_capability()
+    if (here := 10 * major + minor) not in TARGETS:
+        raise ValueError(
+            f"this GPU is sm_{here}, and kernels are compiled beforehand for {', '.join(map(str, TARGETS))}"
+        )
+    return (here,)
 
 
 def _compile(given: argparse.Namespace) -> int:
     from pliant.bench.gpu import launched
 
-    targets = given.target or TARGETS[:1]
+    targets = given.target or _targets()
+    choices = list(launched.choices(given.only)) if given.candidates else []
+    if given.candidates and not choices:
+        raise ValueError(f"no problem that is tuned is called like {given.only!r}")
     made: dict[tuple[str, int], Made] = {}
     with _pool(given.jobs) as pool:
         if given.table or given.pack or given.compile_here:
@@ -93,12 +126,12 @@ def _compile(given: argparse.Namespace) -> int:
             left = [
                 found
                 for target in targets
-                for found in pruning.prune(
-                    launched.choices(given.only), target, given.most, _figures(pool, target, made)
-                )
+                for found in pruning.prune(choices, target, given.most, _figures(pool, target, made))
             ]
             given.candidates.write_text(json.dumps(left, indent=0))
             print(f"{given.candidates}: {len(left)} candidates are left")
+    if given.compile_here and torch.cuda.is_available():
+        bundle.build_launchers({each.entry.launcher for each in made.values() if each.entry and each.entry.launcher})
     if given.pack:
         bundle.pack(given.pack, (each.entry for each in made.values() if each.entry))
         print(f"{given.pack}: {given.pack.stat().st_size / 2**20:.1f} MiB")

@@ -77,10 +77,14 @@ def install(path: Path) -> int:
     """Put a bundle into Triton's cache (`TRITON_CACHE_DIR`); how many kernels there were.
 
     Raises:
-        ValueError: if the bundle was made with another version of Triton.
+        ValueError: if it is no bundle, or was made with another version of Triton.
     """
-    with zipfile.ZipFile(path) as file:
+    try:
+        file = zipfile.ZipFile(path)
         index = json.loads(file.read(_INDEX))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{path} is no bundle of compiled kernels: {error}") from error
+    with file:
         if index["triton"] != triton.__version__:
             raise ValueError(f"{path} was made with triton {index['triton']}, and this is triton {triton.__version__}")
         for number, each in enumerate(index["entries"]):

@@ -65,12 +65,20 @@ def _best(
 def kept(path: Path, capability: int, about: Mapping[str, Any]) -> list[dict[str, int]]:
     """The tiles that a list has for a kernel, dtype and shape, best first; none where the list lacks them."""
     wanted = {"capability": capability, **about}
-    return [each["tiles"] for each in _read(path) if all(each[name] == value for name, value in wanted.items())]
+    return [each["tiles"] for each in read(path) if all(each[name] == value for name, value in wanted.items())]
 
 
 @functools.cache
-def _read(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(path.read_text())
+def read(path: Path) -> list[dict[str, Any]]:
+    """A list of candidates.
+
+    Raises:
+        ValueError: if the file is none.
+    """
+    found = json.loads(path.read_text())
+    names = {"capability", "kernel", "dtype", "shape", "tiles"}
+    if not isinstance(found, list) or not all(isinstance(each, dict) and names <= set(each) for each in found):
+        raise ValueError(f"{path} is no list of candidates: each has {', '.join(sorted(names))}")
     return found
 
 
