@@ -34,8 +34,7 @@ class DeformConv2d(nn.Conv2d):
         in_channels, out_channels, kernel_size, stride, dilation, groups, bias, device, dtype: see `torch.nn.Conv2d`.
         padding: an int, a pair, `"same"` (for odd kernel extents) or `"valid"`. Padding is with zeros.
         offset_groups: number of groups of input channels with offsets of their own.
-        modulated: also predict a factor for every sample, `2 * sigmoid(logit)` (Zhu et al. 2019). It is initially one;
-            in the paper it is `sigmoid(logit)`, which starts at a half.
+        modulated: also predict a factor for every sample (Zhu et al. 2019), here `2 * sigmoid(logit)`, initially one.
         border: `"paper"` or `"authors"`, see `pliant.ops.deform_conv2d`.
         offset_dilation: dilation of the offset branch, by default `dilation`. The authors' DeepLab uses 1 where
             `dilation` is 2.
@@ -253,9 +252,8 @@ class DeformRoIPool(RoIPool):
     """Deformable RoI pooling that predicts its own offsets (Dai et al. 2017, section 2.2 and figure 3).
 
     The layer pools each RoI plainly, predicts the normalised offsets of its k x k bins from the result with a fully
-    connected layer, and pools the RoI again with the bins moved. The fully connected layer is initialised to zero, so
-    the layer initially computes plain pooling. The paper trains it at 0.01 times the learning rate, as
-    `pliant.param_groups` does.
+    connected layer, initialised to zero, and pools the RoI again with the bins moved. The paper trains the fully
+    connected layer at 0.01 times the learning rate, as `pliant.param_groups` does.
 
     Args:
         channels: channels C of the input.
@@ -343,8 +341,7 @@ class DeformPSRoIPool(nn.Module):
             authors' sampled operator too.
 
     Shape:
-        - Input: score maps `[B, C * k * k, H, W]`, features `[B, channels, H, W]`, and rois `[R, 5]` or a list of boxes
-          `[L, 4]` per image
+        - Input: score maps `[B, C * k * k, H, W]`, features `[B, channels, H, W]`, and rois as for `RoIPool`
         - Output: `[R, C, k, k]`
 
     Attributes:
