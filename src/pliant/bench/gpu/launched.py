@@ -39,7 +39,7 @@ def campaign(first: int) -> list[Launch]:
     found = []
     rare, *others = calls.seldom(_UNTOUCHED)
     found += _of(rare, "bfloat16", "channels last")
-    for call in (rare, *others):
+    for call in (rare, *others, calls.attention(_UNTOUCHED)):
         for dtype in DTYPES:
             found += _of(call, dtype, "contiguous")
     for problem in problems(_ON_GPU)[:first]:
