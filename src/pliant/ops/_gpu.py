@@ -43,9 +43,11 @@ def adds_in_any_order() -> bool:
 
 def layout(input: Tensor) -> torch.memory_format:
     """The memory format of a map that goes with `input`: on a GPU its own, elsewhere contiguous."""
-    if input.device.type == "cuda" and not input.is_contiguous():
-        return torch._prims_common.suggest_memory_format(input)
-    return torch.contiguous_format
+    if input.device.type != "cuda" or input.is_contiguous():
+        return torch.contiguous_format
+    if type(input) is Tensor and input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last  # as below, in a tenth of the time
+    return torch._prims_common.suggest_memory_format(input)
 
 
 def index_type(*tensors: Tensor | None) -> Any:
@@ -84,6 +86,7 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype != torch.float32 or _convolutions_may_use_tf32() else "ieee"
 
 
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many programs run at once, about."""
     if device.type != "cuda" or not torch.cuda.is_available():
@@ -92,10 +95,50 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], **options: Any) -> None:
-    """Run a kernel on the device of its arguments."""
-    tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
-    with torch.cuda.device_of(tensor):
+    """Run a kernel on the device of its arguments.
+
+    Args:
+        kernel: a function of `triton.jit`.
+        grid: how many programs there are, on up to three axes.
+        arguments: all that the kernel takes, by name.
+        options: how it is compiled.
+    """
+    if _native.interpreting():
         kernel[grid](**arguments, **options)
+        return
+    values = [arguments[name] for name in kernel.arg_names]
+    tensor = next(value for value in values if isinstance(value, Tensor))
+    with torch.cuda.device_of(tensor):
+        variant = (kernel, tensor.device, *options.items(), *map(_specialisation, kernel.params, values))
+        compiled = _compiled.get(variant)
+        if compiled is None:
+            made = kernel[grid](**arguments, **options)
+            if made is not None and _relaunches():
+                _compiled[variant] = made
+        else:
+            compiled[(*grid, 1, 1)[:3]](*values)
+
+
+# What `kernel[grid](...)` finds anew at every launch, in the time that a small problem takes.
+_compiled: dict[Any, Any] = {}
+
+
+def _specialisation(parameter: Any, value: Any) -> Any:
+    """What of an argument makes another variant of a kernel, as Triton's own keys have it."""
+    if parameter.is_constexpr or value is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, int):
+        return value >> 31 if parameter.do_not_specialize else (value == 1, value % 16 == 0, value >> 31)
+    return type(value)
+
+
+@functools.cache
+def _relaunches() -> bool:
+    """Whether a compiled kernel of this Triton is launched with all arguments of its function, constants included."""
+    version = importlib.import_module("triton").__version__
+    return tuple(map(int, version.split(".")[:2])) >= (3, 3)
 
 
 def _interpreted(tensor: Tensor) -> bool:

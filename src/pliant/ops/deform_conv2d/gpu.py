@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from typing import Any, NamedTuple
@@ -113,48 +114,67 @@ def prepared(
     input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry, out: Tensor
 ) -> Call:
     """Lay tensors out, and gather what the kernels need to know; `out` has the strides of output or gradient."""
-    batch, channels, height, width = input.shape
-    outs, group_channels, *kernel = weight.shape
-    taps = kernel[0] * kernel[1]
-    out_height, out_width = offset.shape[2:]
-    offset_channels = channels // (offset.shape[1] // (2 * taps))
     rows = input.permute(0, 2, 3, 1).contiguous()
     filters = weight.permute(0, 2, 3, 1).contiguous()
-    offset, out = offset.flatten(2), out.flatten(2)
+    size = offset.shape[2:]
+    offset = offset.flatten(2)
     mask = None if mask is None else mask.flatten(2)
-    groups, unit = channels // group_channels, math.gcd(group_channels, offset_channels)
+    strides = offset.stride(), offset.stride() if mask is None else mask.stride(), out.flatten(2).stride()
+    far = _gpu.far_apart(rows, offset, mask, filters, out)
+    arguments, problem = _described(
+        input.shape, offset.shape[1], weight.shape, size, strides, geometry, input.dtype, input.device,
+        _gpu.precision(input.dtype), mask is not None, far,
+    )  # fmt: skip
+    return Call(rows, offset, mask, filters, arguments, problem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _described(
+    shape: tuple[int, ...],
+    offsets: int,
+    weight_shape: tuple[int, ...],
+    size: tuple[int, int],
+    strides: tuple[tuple[int, ...], ...],
+    geometry: Geometry,
+    dtype: torch.dtype,
+    device: torch.device,
+    precision: str,
+    masked: bool,
+    far: bool,
+) -> tuple[dict[str, Any], settings.Problem]:
+    """Numbers that all kernels are told, and what the choice of tiles depends on."""
+    batch, channels, height, width = shape
+    outs, group_channels, *kernel = weight_shape
+    taps = kernel[0] * kernel[1]
+    groups, offset_channels = channels // group_channels, channels // (offsets // (2 * taps))
+    unit = math.gcd(group_channels, offset_channels)
     arguments: dict[str, Any] = {
-        "cells": batch * out_height * out_width,
-        "out_height": out_height,
-        "out_width": out_width,
+        "cells": batch * size[0] * size[1],
+        "out_height": size[0],
+        "out_width": size[1],
         "height": height,
         "width": width,
-    }
-    for name, pair in zip(("stride", "padding", "dilation"), geometry[:3], strict=True):
-        arguments |= {f"{name}_y": pair[0], f"{name}_x": pair[1]}
-    arguments |= {
         "channels": channels,
         "group_channels": group_channels,
         "group_outs": outs // groups,
         "offset_channels": offset_channels,
         "unit": unit,
     }
-    for name, tensor in (("offset", offset), ("mask", offset if mask is None else mask), ("out", out)):
-        steps = tensor.stride()
+    for name, pair in zip(("stride", "padding", "dilation"), geometry[:3], strict=True):
+        arguments |= {f"{name}_y": pair[0], f"{name}_x": pair[1]}
+    for name, steps in zip(("offset", "mask", "out"), strides, strict=True):
         arguments |= {f"{name}_image": steps[0], f"{name}_channel": steps[1], f"{name}_cell": steps[2]}
-    far = _gpu.far_apart(rows, offset, mask, filters, out)
     arguments |= {
         "AUTHORS": geometry.border == "authors",
-        "MASKED": mask is not None,
+        "MASKED": masked,
         "INDEX": _gpu.index_of(far),
-        "PRODUCT": _gpu.product_type(input.dtype),
-        "PRECISION": _gpu.precision(input.dtype),
+        "PRODUCT": _gpu.product_type(dtype),
+        "PRECISION": precision,
         "TAPS": taps,
         "KERNEL_WIDTH": kernel[1],
     }
-    cells = arguments["cells"]
-    problem = settings.Problem(input.dtype, input.device, cells, outs // groups, groups, unit, taps, far)
-    return Call(rows, offset, mask, filters, arguments, problem)
+    problem = settings.Problem(dtype, device, arguments["cells"], outs // groups, groups, unit, taps, far)
+    return arguments, problem
 
 
 def launch(
