@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pliant.cli import app
+from pliant.tasks.task import find_task
 
 HERE = Path(__file__).parent
 KINDS = ("detector", "segmenter", "classifier")
@@ -53,16 +54,28 @@ def close(value: Any, expected: Any) -> bool:
     return bool(value == (pytest.approx(expected, rel=1e-3, abs=1e-5) if isinstance(expected, float) else expected))
 
 
+def count_networks(monkeypatch: pytest.MonkeyPatch, kind: str) -> list[Any]:
+    """A list that grows with every network that the task of a run builds."""
+    task = type(find_task({"detector": "detection", "segmenter": "segmentation"}.get(kind, "classification")))
+    built: list[Any] = []
+    build = task.build
+    monkeypatch.setattr(task, "build", lambda *given, **options: (built.append(given), build(*given, **options))[1])
+    return built
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["", ".onnx"])
-def test_eval_and_predict(place: Path, tmp_path: Path, kind: str, suffix: str) -> None:
+def test_eval_and_predict(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str) -> None:
+    """`eval` builds the network once, and for an ONNX file not at all."""
     if suffix:
         pytest.importorskip("onnxruntime")
     source, (folder, image) = place / f"{kind}{suffix}", data(place, kind)
     expected = json.loads((place / "expected.json").read_text())[kind]
+    built = count_networks(monkeypatch, kind)
     run("eval", source, "--data", folder, "--out", tmp_path / "report.json")
     results = json.loads((tmp_path / "report.json").read_text())["results"]
     assert close(results, expected["results"]), results
+    assert len(built) == (0 if suffix else 1)
     run("predict", source, image, "--out", tmp_path / "pictures")
     assert (tmp_path / "pictures" / f"{image.stem}.png").is_file()
     if kind == "segmenter":
