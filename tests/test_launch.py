@@ -100,7 +100,7 @@ def test_the_first_cause_does_not_depend_on_who_is_seen_first(tmp_path: Path) ->
         for order in itertools.permutations(failures):
             assert launch.first_cause(order, [1000 + rank for rank in ended]).local_rank == 0
 
-    lost = (2, ConnectionError("process 1 has lost the others: one of them is gone"))
+    lost = (2, ConnectionError("process 1 lost the connection: another process has exited"))
     own = (2, ValueError("a value"))
     later = (2, OSError("the disk"))
     chain((-9, None), lost, (-15, None), ended=[2])

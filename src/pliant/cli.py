@@ -41,12 +41,12 @@ app = typer.Typer(
 )
 
 Scales = Annotated[
-    str | None, typer.Option(metavar="480,576,...", help="See images at these short sides, and put all together.")
+    str | None, typer.Option(metavar="480,576,...", help="Test at these short sides and merge the detections.")
 ]
 MultiScale = Annotated[bool, typer.Option("--multi-scale", help="The paper's scales: 480,576,688,864,1200,1400.")]
-Flip = Annotated[bool, typer.Option("--flip", help="See mirrored images as well.")]
-BoxAveraging = Annotated[bool, typer.Option("--box-averaging", help="Refine boxes by a second pass, and average.")]
-SoftNMS = Annotated[bool, typer.Option("--soft-nms", help="Overlapping boxes lose score, and are not removed.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Test on mirrored images as well.")]
+BoxAveraging = Annotated[bool, typer.Option("--box-averaging", help="Refine boxes in a second pass, and average them.")]
+SoftNMS = Annotated[bool, typer.Option("--soft-nms", help="Lower the scores of overlapping boxes, and remove none.")]
 
 Devices = Annotated[
     int | None, typer.Option(min=1, help="GPUs, or processes on the CPU, that share the work.", show_default=False)
@@ -150,7 +150,7 @@ def check(
     assignments: Assignments = None,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image.")] = False,
 ) -> None:
-    """Say what of a recipe's data is there, what is missing, and what is wrong with it."""
+    """Check whether the data of a recipe are complete, and list their defects."""
     from pliant.commands.check import check as run_check
 
     if not run_check(recipe, data, assignments=assignments or (), deep=deep):
@@ -161,8 +161,8 @@ def check(
 def evaluate(
     context: typer.Context,
     source: Source,
-    data: Annotated[Path | None, typer.Option(help="The folder of the data; that of the training by default.")] = None,
-    split: Annotated[str | None, typer.Option(help="The split; that of the recipe by default.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder of the data; by default that of the training.")] = None,
+    split: Annotated[str | None, typer.Option(help="The split; by default the recipe's test split.")] = None,
     out: Annotated[Path | None, typer.Option(help="The JSON file; eval-SPLIT.json by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem in the data.")] = False,
     scales: Scales = None,
@@ -229,7 +229,7 @@ def look(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="The split of that data; by default the one that the training left for evaluation."),
+        typer.Option(help="The split of that data; by default the recipe's test split."),
     ] = None,
     device: Device = None,
 ) -> None:
@@ -356,7 +356,7 @@ def _procedure(scales: str | None, multi_scale: bool, flip: bool, box_averaging:
     from pliant.engine.test_time_augmentation import PAPER_SCALES, Procedure
 
     if scales is not None and multi_scale:
-        raise ValueError("--multi-scale stands for the paper's scales; leave out --scales")
+        raise ValueError("--multi-scale sets the paper's scales; leave out --scales")
     try:
         sides = tuple(int(side) for side in scales.split(",")) if scales is not None else ()
     except ValueError as error:

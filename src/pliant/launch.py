@@ -1,4 +1,4 @@
-"""Several processes that train or judge together: who this one is, and what they share.
+"""Several processes that train or evaluate together: which one this is, and starting them.
 
 torchrun starts them, on one machine or many, or `launch` does on this one. With a single process everything here is
 what it would be without the others.
@@ -160,7 +160,7 @@ def record_failure(error: BaseException) -> None:
         "monotonic_ns": time.monotonic_ns(),
         "lost_others": isinstance(error, ConnectionError),
     }
-    # Under another name until it is whole: the launcher may end this process meanwhile.
+    # Written under another name first: the launcher may end this process meanwhile.
     partial = f"{place}.{os.getpid()}"
     with contextlib.suppress(OSError):
         with open(partial, "w", encoding="utf-8") as file:
@@ -207,7 +207,7 @@ def _told(failure: ProcessFailure, processes: int) -> str:
 
 
 def _signal(failure: ProcessFailure) -> signal.Signals | None:
-    """What ended a process, also where it first put things in order and left with the code that stands for it."""
+    """The signal that ended a process, also if the process caught it and left with the corresponding code."""
     number = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128
     if failure.exitcode >= 0 and number not in (signal.SIGTERM, signal.SIGINT):
         return None
@@ -241,7 +241,7 @@ def _ended_by_launcher() -> Iterator[set[int]]:
 
 
 def part_at_exit() -> None:
-    """Close the connections to the others before the interpreter ends; threads of theirs may abort a process else."""
+    """Close the process group at exit; otherwise its threads can abort the interpreter."""
     atexit.unregister(_part)
     atexit.register(_part)
 

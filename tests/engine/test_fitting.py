@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pliant.engine import Schedule, SegmentationModule
-from pliant.engine.fitting import FitSettings, _loading, _synchronise_norms, judge
+from pliant.engine.fitting import FitSettings, _loading, _synchronise_norms, evaluate
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def module() -> SegmentationModule:
 @pytest.mark.usefixtures("first_of_two")
 def test_an_image_for_each_process() -> None:
     with pytest.raises(ValueError, match="2 processes cannot share 1 samples"):
-        judge(module(), [None], list, FitSettings(batch_size=2))
+        evaluate(module(), [None], list, FitSettings(batch_size=2))
 
 
 @pytest.mark.usefixtures("first_of_two")

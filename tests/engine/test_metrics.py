@@ -37,7 +37,7 @@ def test_coco_and_voc_numbers_of_a_detection() -> None:
     assert math.isnan(results["per_class"]["spot"]["AP"])
     assert math.isnan(results["per_class"]["spot"]["VOC_AP50"])
     metrics.reset()
-    assert metrics.judged() == []
+    assert metrics.evaluated() == []
 
 
 def test_difficult_object_is_not_required_by_coco_either() -> None:

@@ -204,7 +204,7 @@ def test_images_are_counted_where_targets_have_no_id(monkeypatch: pytest.MonkeyP
             for process, prediction, target in parts(count):
                 if process == rank:
                     metrics.update([prediction], [target])
-            held.append(metrics.judged())
+            held.append(metrics.evaluated())
         monkeypatch.setattr(distributed, "gather", lambda _, held=held: held)
         results.append(metrics.compute())
         monkeypatch.undo()

@@ -103,7 +103,7 @@ def import_weights(
     require_fit(source, found.arrays, found.network.shapes(state), f"{found.name} with {len(names)} classes")
     lacking = sorted(set(state) - set(found.network.names().values()))
     if lacking:
-        raise ValueError(f"with {', '.join(assignments)} the network has {', '.join(lacking)}, and {source} has not")
+        raise ValueError(f"{source} lacks the parameters {', '.join(lacking)}, with {', '.join(assignments)}")
     model.load_state_dict(found.convert())
     description = {
         "recipe": found.name,
@@ -198,5 +198,5 @@ def _coco() -> tuple[str, ...]:
 
 def _cityscapes() -> tuple[str, ...]:
     """Cityscapes' 19 in the order of their training ids."""
-    judged = [each for each in Cityscapes.classes if not each.ignore_in_eval and each.train_id >= 0]
-    return tuple(each.name for each in sorted(judged, key=lambda each: each.train_id))
+    evaluated = [each for each in Cityscapes.classes if not each.ignore_in_eval and each.train_id >= 0]
+    return tuple(each.name for each in sorted(evaluated, key=lambda each: each.train_id))

@@ -84,7 +84,7 @@ def look(
         cost: Measure the network and the plain one on the first image: ``complexity.json`` and a table.
         data: A folder of detection data, over which the effective dilation is measured: ``effective_dilation.json``,
             a picture and a table.
-        split: Of that data; the one to judge on if None.
+        split: Split of that data; None for the one that the training left for evaluation.
         device: Such as ``"cuda"``; a GPU if there is one when None.
 
     Returns:

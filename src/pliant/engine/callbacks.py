@@ -1,4 +1,4 @@
-"""What happens around training steps: rows in the log, and checkpoints."""
+"""Callbacks of a training: log, progress, interruption, checkpoints."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pliant.runs.weights import write_weights
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoints are whole at any moment, and a killed process leaves nothing outside the run's folder.
+    """Writes checkpoints that are complete at any moment; a killed process leaves nothing outside the run's folder.
 
-    Lightning's own writing goes by way of the system's folder for temporary files, where nobody takes it away.
+    Lightning itself writes to the system's folder for temporary files first, where a killed process leaves them.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -52,7 +52,7 @@ class ShowProgress(Callback):
     """Shows the steps of a training with their loss, the validations in it with their score, or an evaluation.
 
     Args:
-        progress: Where; it is entered and left by the caller.
+        progress: The bars, which the caller enters and leaves.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -102,7 +102,7 @@ class ShowProgress(Callback):
 
 
 class Watch(Callback):
-    """Tells a function the number of steps done, after each.
+    """Calls a function with the number of finished steps after each step.
 
     Args:
         tell: The function.
@@ -149,15 +149,15 @@ class Interruption(Callback):
 class Checkpoints(Callback):
     """Writes ``last`` every so many steps, after each validation, at the end and on a stop, and ``best`` on progress.
 
-    Each file is whole at any moment. Where a validation is due, the checkpoint follows it, so resuming never
+    Each file is complete at any moment. Where a validation is due, the checkpoint follows it, so resuming never
     leaves a validation out. The last step is always validated. The first of several processes writes.
 
     Args:
-        run: Where.
-        every: The number of steps between two checkpoints.
-        validate_every: The number of steps between two validations; None if there are none.
-        description: For the header of the weights.
-        interruption: Tells when to stop.
+        run: Folder to write to.
+        every: Number of steps between checkpoints.
+        validate_every: Number of steps between validations; None if there are none.
+        description: Header of the weights.
+        interruption: Says when to stop.
     """
 
     def __init__(

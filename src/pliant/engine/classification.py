@@ -1,4 +1,4 @@
-"""Training and judging an image classifier."""
+"""Training and evaluation of an image classifier."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ClassificationModule(TrainingModule):
 
     Args:
         model: Maps images [N, 3, H, W] to logits [N, C].
-        schedule: Of the optimizer.
+        schedule: The learning rate over the steps.
         classes: The C names.
-        seed: Of the run.
+        seed: Seed of the run.
         lr_mult: See `pliant.param_groups`.
     """
 

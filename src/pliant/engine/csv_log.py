@@ -22,8 +22,8 @@ class CSVLog(Logger):
     row that was cut off, are taken out first: no step is missing or there twice.
 
     Args:
-        folder: Where.
-        resume_step: The number of steps done before; 0 for a new run.
+        folder: Folder of the files.
+        resume_step: Number of steps before this session; 0 for a new run.
     """
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Training and judging a detector of torchvision's convention."""
+"""Training and evaluation of a detector of torchvision's convention."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class DetectionModule(TrainingModule):
     """A detector in training.
 
     A batch is a list of images, each float [3, H, W] in 0..1, and a list of targets, each a dict with
-    ``boxes`` [L, 4] (x0, y0, x1, y1) and ``labels`` [L] (1 to C); to be judged also ``image_id``, and perhaps
+    ``boxes`` [L, 4] (x0, y0, x1, y1) and ``labels`` [L] (1 to C); in evaluation also ``image_id``, and perhaps
     ``difficult``, ``iscrowd``, ``area``.
 
     Args:
         model: In training it maps images and targets to a dict of losses, else images to a list of dicts of
             ``boxes``, ``labels`` and ``scores``.
-        schedule: Of the optimizer.
+        schedule: The learning rate over the steps.
         classes: The C foreground names.
-        seed: Of the run.
+        seed: Seed of the run.
         lr_mult: See `pliant.param_groups`.
 
     Attributes:
-        found: What the last test found: the detections by ``image_id``, of all processes, on the CPU.
+        found: Detections of the last test by ``image_id``, of all processes, on the CPU.
     """
 
     monitor = "AP"
@@ -53,16 +53,16 @@ class DetectionModule(TrainingModule):
         return self.total_loss(self.model(images, targets))
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        self._judge(*batch)
+        self._update(*batch)
 
     def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        self._judge(*batch)
+        self._update(*batch)
 
     def on_test_epoch_end(self) -> None:
-        self.found = {image.image_id: image.found for image in self.metrics.judged()}
+        self.found = {image.image_id: image.found for image in self.metrics.evaluated()}
         super().on_test_epoch_end()
 
-    def _judge(self, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
+    def _update(self, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
         if images:  # none is left of a batch of damaged images
             self.metrics.update(self.model(images), targets)
 

@@ -1,4 +1,4 @@
-"""Run the training of a module, new or resumed, and judge one: Lightning's trainer, set up for this engine."""
+"""Training, resumed training and evaluation of a module with Lightning's trainer."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class FitSettings:
     """How a training runs.
 
     Attributes:
-        batch_size: Samples in a step, over all processes.
-        evaluation_batch_size: Samples that are judged at once.
-        workers: Processes that load data; 0 loads in this one. The losses do not depend on it.
-        checkpoint_every: Steps between checkpoints.
-        validate_every: Steps between validations.
+        batch_size: Number of samples in a step, over all processes.
+        evaluation_batch_size: Number of samples that are evaluated at once.
+        workers: Number of processes that load data; with 0, this one does. The losses do not depend on it.
+        checkpoint_every: Number of steps between checkpoints.
+        validate_every: Number of steps between validations.
         precision: As Lightning takes it: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``.
-        clip: The largest norm of the gradient; None for no limit.
+        clip: Upper limit of the gradient's norm; None for no limit.
         accelerator: As Lightning takes it: ``"auto"``, ``"cpu"``, ``"gpu"``.
         device: The device, in place of one that `accelerator` allows; None for any of these.
     """
@@ -86,17 +86,17 @@ def fit(
 ) -> int:
     """Train a module to the end of its schedule.
 
-    If the run holds a checkpoint, training continues from it with the losses that an uninterrupted run has. Processes
-    that torchrun started share every batch and every validation; the first one writes the run.
+    If the run has a checkpoint, training continues from it with the losses of an uninterrupted run. Processes that
+    torchrun started share every batch and every validation; the first one writes the run.
 
     Args:
-        module: On the CPU, with its first weights. Batch norms that are trained are synchronised over processes.
-        data: To train on and, if there is any, to validate on.
-        run: Where logs and checkpoints go.
-        settings: How.
-        description: For the header of the weights.
-        groups: The group of each training sample; a batch holds samples of one group. None for a single one.
-        watch: Told the number of steps done after each, in place of a progress bar.
+        module: On the CPU, with its initial weights. Batch norms that are trained are synchronised over processes.
+        data: Data sets to train on and, if there is one, to validate on.
+        run: Folder for logs and checkpoints.
+        settings: How the training runs.
+        description: Header of the files of weights.
+        groups: Group of each training sample; a batch holds samples of one group. None for a single group.
+        watch: Called with the number of finished steps after each step, in place of a progress bar.
 
     Returns:
         The step training started from: 0 for a new run.
@@ -105,7 +105,7 @@ def fit(
         ValueError: If the checkpoint is damaged, another process trains into the run, or the processes cannot share
             the batch, the validation or the norms.
         FloatingPointError: If the loss is not finite.
-        ConnectionError: If another process is gone.
+        ConnectionError: If another process has exited.
     """
     with holding(run.path) if launch.is_first() else contextlib.nullcontext():
         start = resume_step(run.last)
@@ -176,24 +176,24 @@ def _fit(
             trainer.fit(module, train, validation, ckpt_path=run.last if start else None)
 
 
-def judge(
+def evaluate(
     module: TrainingModule, dataset: MapDataset, collate: Collate, settings: FitSettings, *, show: bool = True
 ) -> dict[str, Any]:
     """Evaluate a module. Processes that torchrun started share the samples, and all have the results.
 
     Args:
-        module: With the weights to judge.
-        dataset: To judge on.
-        collate: How its samples make a batch.
-        settings: How.
-        show: Whether to show how far it is.
+        module: The network with its metrics.
+        dataset: Samples to evaluate on.
+        collate: Makes a batch of samples.
+        settings: How the evaluation runs.
+        show: Whether to show progress.
 
     Returns:
         What its metrics give; see `DetectionMetrics.compute` and `SegmentationMetrics.compute`.
 
     Raises:
         ValueError: If there are more processes than samples.
-        ConnectionError: If another process is gone.
+        ConnectionError: If another process has exited.
     """
     loader = _evaluation_loader(dataset, collate, settings)
     progress = Progress(quiet=not (show and launch.is_first()))
@@ -207,8 +207,8 @@ def judge(
 def _trainer(module: TrainingModule, settings: FitSettings, options: Mapping[str, Any]) -> Iterator[lightning.Trainer]:
     """A trainer of Lightning for a module, which holds nothing once the block is left, however it is left.
 
-    A trainer, its loops and its module refer to each other. Left so, the weights, their momentum and the gradients
-    stay in memory until Python looks for such cycles, which it does after so many objects, however large they are.
+    A trainer, its loops and its module refer to each other. Without this, weights, momentum and gradients stay in
+    memory until Python's garbage collector runs, which counts objects and not their size.
     """
     with _quiet():
         trainer = lightning.Trainer(**_devices(settings), **options)
@@ -222,7 +222,7 @@ def _trainer(module: TrainingModule, settings: FitSettings, options: Mapping[str
 def _evaluation_loader(dataset: MapDataset, collate: Collate, settings: FitSettings) -> Loader:
     """This process's share of the samples, in order; none is there twice."""
     if len(dataset) < launch.count():
-        raise ValueError(f"{launch.count()} processes cannot share {len(dataset)} samples to judge on")
+        raise ValueError(f"{launch.count()} processes cannot share {len(dataset)} samples to evaluate on")
     return Loader(
         dataset,
         collate,
@@ -250,7 +250,7 @@ def _leave_interrupts_to_parent(worker: int) -> None:
 
 
 def _devices(settings: FitSettings) -> dict[str, Any]:
-    """What the trainers of `fit` and `judge` have in common."""
+    """The options that the trainers of `fit` and `evaluate` share."""
     strategy: Any = "auto"
     devices: int | list[int]
     accelerator, devices = settings.accelerator, launch.count_here()
@@ -282,8 +282,8 @@ def _devices(settings: FitSettings) -> dict[str, Any]:
 
 
 def _synchronise_norms(module: TrainingModule, trainer: lightning.Trainer) -> None:
-    """Let the batch norms that are trained see the whole batch."""
-    # A norm that is frozen is of another class.
+    """Synchronise the batch norms that are trained over all processes."""
+    # Frozen norms have another class.
     trained = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
     if launch.count() == 1 or not trained:
         return
@@ -297,7 +297,7 @@ def _synchronise_norms(module: TrainingModule, trainer: lightning.Trainer) -> No
 
 @contextlib.contextmanager
 def _ending_plainly() -> Iterator[None]:
-    """Leave with the usual code after SIGTERM; say in a line, as gloo does not, that another process is gone."""
+    """Exit with the usual code after SIGTERM, and name the exit of another process, which gloo's errors do not."""
     try:
         yield
     except SIGTERMException:
@@ -305,7 +305,7 @@ def _ending_plainly() -> Iterator[None]:
     except RuntimeError as error:
         lost = isinstance(error, distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
         if launch.count() > 1 and lost:
-            raise ConnectionError(f"process {launch.rank()} has lost the others: one of them is gone") from error
+            raise ConnectionError(f"process {launch.rank()} lost the connection: another process has exited") from error
         raise
 
 
@@ -322,7 +322,7 @@ _HARMLESS = (
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's hints that do not apply here; all else passes."""
+    """Suppress the hints of Lightning that do not apply here."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

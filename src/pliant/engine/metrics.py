@@ -1,4 +1,4 @@
-"""What detection, segmentation and classification are judged by."""
+"""The metrics of detection, segmentation and classification."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pliant.engine.voc_ap import VOCAveragePrecision
 
 
 @dataclass(frozen=True)
-class JudgedImage:
+class EvaluatedImage:
     """What was found in an image and what is there, on the CPU.
 
     Attributes:
@@ -48,7 +48,7 @@ class DetectionMetrics:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
-        self._judged: list[JudgedImage] = []
+        self._evaluated: list[EvaluatedImage] = []
         self._counts = False
         self.coco = MeanAveragePrecision(
             # pycocotools' own: torchmetrics' defaults are rounded to float32, which moves recalls that are met exactly.
@@ -68,12 +68,12 @@ class DetectionMetrics:
             truth: dict[str, Tensor] = {
                 key: _cpu(target[key]) for key in ("boxes", "labels", "area", "difficult", "iscrowd") if key in target
             }
-            self._judged.append(JudgedImage(self._id(target), found, truth))
+            self._evaluated.append(EvaluatedImage(self._id(target), found, truth))
 
     def _id(self, target: Mapping[str, Any]) -> int:
-        """What the target says; else the place of the image, when the processes take turns as `judge` has them."""
-        place = distributed.rank() + len(self._judged) * distributed.count()
-        if not self._judged:
+        """The id in the target; without one, the position of the image in the order that `evaluate` deals out."""
+        place = distributed.rank() + len(self._evaluated) * distributed.count()
+        if not self._evaluated:
             self._counts = "image_id" not in target
         if self._counts != ("image_id" not in target):
             raise ValueError("image_id must be in the targets of all images or of none")
@@ -81,15 +81,15 @@ class DetectionMetrics:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._judged = []
+        self._evaluated = []
 
-    def judged(self) -> list[JudgedImage]:
-        """The images of all processes, in the order of their ids: the results do not depend on who judged which."""
-        judged = sorted(chain.from_iterable(distributed.gather(self._judged)), key=lambda image: image.image_id)
-        for image, other in pairwise(judged):
+    def evaluated(self) -> list[EvaluatedImage]:
+        """The images of all processes in the order of their ids, which does not depend on the number of processes."""
+        evaluated = sorted(chain.from_iterable(distributed.gather(self._evaluated)), key=lambda image: image.image_id)
+        for image, other in pairwise(evaluated):
             if image.image_id == other.image_id:
                 raise ValueError(f"image_id must be another number for each image; several have {image.image_id}")
-        return judged
+        return evaluated
 
     def compute(self) -> dict[str, Any]:
         """The results, as plain numbers.
@@ -99,9 +99,9 @@ class DetectionMetrics:
             (area) and ``VOC_AP50_11pt``, ``VOC_AP70_11pt``, in 0..1, NaN where no class has an object; and
             ``per_class``: for each name the same numbers but ``AP50`` and ``AP75``.
         """
-        judged = self.judged()
+        evaluated = self.evaluated()
         self.coco.reset()
-        self.coco.update([image.found for image in judged], [_coco_target(image.truth) for image in judged])
+        self.coco.update([image.found for image in evaluated], [_coco_target(image.truth) for image in evaluated])
         coco = self.coco.compute()
         results: dict[str, Any] = {
             name: _absent_to_nan(float(coco[key]))
@@ -116,7 +116,7 @@ class DetectionMetrics:
         }
         self.voc.reset()
         self.voc.update(
-            [image.found for image in judged], [{**image.truth, "image_id": image.image_id} for image in judged]
+            [image.found for image in evaluated], [{**image.truth, "image_id": image.image_id} for image in evaluated]
         )
         for threshold, by_kind in self.voc.compute().items():
             for kind, suffix in (("area", ""), ("11-point", "_11pt")):
@@ -131,8 +131,8 @@ class SegmentationMetrics:
     """Intersection over union per class and its mean, from one confusion matrix over all pixels.
 
     The union of a class is truth + prediction - intersection. Pixels whose truth is 255 do not count. Where truth
-    and prediction differ in size, both are told, always with nearest neighbours: judged at the size of the truth,
-    as Cityscapes' server does, and at that of the prediction, as the paper's authors do on VOC.
+    and prediction differ in size, both results are given, with nearest neighbours: at the size of the truth, as
+    Cityscapes' server has it, and at that of the prediction, as the paper's authors have it on VOC.
 
     Args:
         classes: The C names, the background's first; ids are 0 to C - 1.
@@ -243,10 +243,10 @@ def require_ids(name: str, ids: Tensor, classes: int, ignored: int | None = None
     """Check the ids of a mask or of labels.
 
     Args:
-        name: What they are called in the error.
-        ids: Of any shape.
+        name: Their name in the error.
+        ids: Integers of any shape.
         classes: C; ids are 0 to C - 1.
-        ignored: An id that may stand besides.
+        ignored: An id that is allowed as well.
 
     Raises:
         TypeError: If they are no integers.

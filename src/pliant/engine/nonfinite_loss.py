@@ -1,4 +1,4 @@
-"""What is kept when a loss is not finite: the batch, the weights, and which samples did it."""
+"""What is saved when a loss is not finite: the batch, the weights, and which samples made it NaN or infinite."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class NotFinite(Callback):
     alone is not finite), ``batch`` and ``losses``. Of several processes each writes its share, under its rank.
 
     Args:
-        run: Where.
-        names: The samples of a step, by the number of steps done before.
-        description: For the header of the weights.
+        run: Folder to write to.
+        names: Gives the names of a step's samples from the number of steps before it.
+        description: Header of the weights.
     """
 
     def __init__(self, run: RunFolder, names: Callable[[int], Sequence[str]], description: Mapping[str, Any]) -> None:

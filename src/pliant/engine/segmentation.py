@@ -1,4 +1,4 @@
-"""Training and judging a semantic segmenter of torchvision's convention."""
+"""Training and evaluation of a semantic segmenter of torchvision's convention."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class SegmentationModule(TrainingModule):
 
     Args:
         model: Maps images [N, 3, H, W] to ``{"out": logits [N, C, H, W]}``.
-        schedule: Of the optimizer.
+        schedule: The learning rate over the steps.
         classes: The C names, the background's first.
-        seed: Of the run.
+        seed: Seed of the run.
         lr_mult: See `pliant.param_groups`.
     """
 

@@ -1,4 +1,4 @@
-"""What training a detector, a segmenter and a classifier have in common."""
+"""The Lightning module that all tasks share: optimizer, schedule, loss, validation."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class Metrics(Protocol):
 
 
 class TrainingModule(lightning.LightningModule):
-    """A model under a `Schedule`, judged on validation.
+    """A model in training under a `Schedule`.
 
-    What chance there is within a step (sampling of boxes, dropout) is seeded from (seed, step), so a resumed
-    run continues as if it had never stopped, and several processes draw alike.
+    Random numbers within a step (sampling of boxes, dropout) are seeded from (seed, step), so that a resumed run
+    continues as if it had never stopped, and several processes draw the same.
 
     Args:
         model: The network.
-        schedule: Of the optimizer.
-        metrics: To judge by.
-        seed: Of the run.
+        schedule: The learning rate over the steps.
+        metrics: Metrics of a validation or test.
+        seed: Seed of the run.
         lr_mult: Learning-rate multipliers by glob pattern of parameter names; see `pliant.param_groups`.
 
     Attributes:
-        results: What the last validation or test gave; empty before.
+        results: Results of the last validation or test; empty before.
         losses: The parts of the loss of the last step.
     """
 

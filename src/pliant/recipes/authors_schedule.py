@@ -1,4 +1,4 @@
-"""What the authors' released code does otherwise than the paper, in every recipe of theirs.
+"""Where the authors' code departs from the paper, in all of their recipes.
 
 They add up gradients over images where we average them, so their learning rate of 5e-4 is one for each image, and
 their weight decay of 5e-4 is shared by the images of a step. They warm up for 1000 steps at a tenth of the rate.

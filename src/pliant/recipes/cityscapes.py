@@ -12,7 +12,7 @@ from pliant.recipes.base import SegmentationRecipe
 
 
 def deeplab() -> SegmentationRecipe:
-    """DeepLab on the 2975 finely labelled images, whole, judged on the validation split."""
+    """DeepLab on the 2975 finely labelled images without cropping, evaluated on the validation split."""
     return SegmentationRecipe(
         layout="cityscapes",
         train_split="train",

@@ -13,7 +13,7 @@ from pliant.recipes.base import DetectionRecipe, SegmentationRecipe
 
 
 def faster_rcnn() -> DetectionRecipe:
-    """Faster R-CNN on VOC 2007 and 2012 trainval, judged on 2007 test."""
+    """Faster R-CNN on VOC 2007 and 2012 trainval, evaluated on 2007 test."""
     return DetectionRecipe(
         aspect_grouping=True,
         max_steps=30_000,
@@ -38,7 +38,7 @@ def faster_rcnn_deform_authors() -> DetectionRecipe:
 
 
 def rfcn() -> DetectionRecipe:
-    """R-FCN on VOC 2007 and 2012 trainval, judged on 2007 test."""
+    """R-FCN on VOC 2007 and 2012 trainval, evaluated on 2007 test."""
     return replace(faster_rcnn(), network="rfcn")
 
 
@@ -58,7 +58,7 @@ def rfcn_deform_authors() -> DetectionRecipe:
 
 
 def class_aware_rpn() -> DetectionRecipe:
-    """Class-aware RPN on VOC 2007 and 2012 trainval, judged on 2007 test. The authors did not release theirs."""
+    """Class-aware RPN on VOC 2007 and 2012 trainval, evaluated on 2007 test. The authors did not release theirs."""
     return replace(faster_rcnn(), network="class_aware_rpn")
 
 
@@ -68,7 +68,7 @@ def class_aware_rpn_deform() -> DetectionRecipe:
 
 
 def deeplab() -> SegmentationRecipe:
-    """DeepLab on VOC 2012 with SBD's annotations, judged on VOC's validation split."""
+    """DeepLab on VOC 2012 with SBD's annotations, evaluated on VOC's validation split."""
     return SegmentationRecipe(
         max_steps=30_000,
         train_split="2012_train+sbd",

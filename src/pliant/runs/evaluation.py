@@ -14,7 +14,7 @@ import torch
 from pliant import distributed
 from pliant.console import Progress
 from pliant.data import DataError, ImageSet
-from pliant.engine.fitting import judge
+from pliant.engine.fitting import evaluate
 from pliant.engine.test_time_augmentation import Procedure
 from pliant.engine.training import TrainingModule
 from pliant.runs.trained import Trained
@@ -100,7 +100,7 @@ def evaluate_trained(
         # Where no image can be read, which is an error below.
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
         settings = fit_settings(trained.recipe, device)
-        results = judge(module, dataset, trained.task.collate(training=False), settings, show=show)
+        results = evaluate(module, dataset, trained.task.collate(training=False), settings, show=show)
     skipped = sorted(set(chain.from_iterable(distributed.gather(dataset.skipped))))
     if len(skipped) == len(dataset):
         raise DataError(dataset.root, f"no image can be read: {', '.join(map(str, skipped[:5]))}")

@@ -24,7 +24,7 @@ class Exported(Trained):
     """A trained network in an ONNX file.
 
     Attributes:
-        runtime: What runs it.
+        runtime: The library that runs it.
     """
 
     runtime: str = "onnxruntime"
@@ -89,11 +89,11 @@ def load_exported(path: Path, runtime: str = "onnxruntime") -> Exported:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not such a file.
     """
-    told = OnnxModule(path, runtime).metadata
-    if _KEY not in told:
+    metadata = OnnxModule(path, runtime).metadata
+    if _KEY not in metadata:
         raise ValueError(f"{path} does not say what it was trained for: use a file that `pliant export` wrote")
     try:
-        description: dict[str, Any] = json.loads(told[_KEY])
+        description: dict[str, Any] = json.loads(metadata[_KEY])
     except ValueError as error:
         raise ValueError(f"{path}: the description of the recipe in it is not JSON: {error}") from error
     fields = described(path, description)

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: written beside their place and renamed."""
+"""Files that are complete at any moment: written under a temporary name and renamed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ UNFINISHED = ".part"
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, beside `path`; it takes the place of `path` if the block succeeds.
+    """Yield a temporary path beside `path`, which replaces `path` if the block succeeds.
 
-    Whenever the process dies, `path` holds either all of the old content or all of the new.
+    Whenever the process dies, `path` has either all of the old content or all of the new.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     os.close(handle)
@@ -36,19 +36,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write what JSON can hold, at once or not at all; NaN becomes null."""
+    """Write a value as JSON, completely or not at all; NaN becomes null."""
     with replacing(path) as temporary:
         text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_torch(path: Path, content: Any) -> None:
-    """Write what `torch.load` reads, at once or not at all.
+    """Write a file for `torch.load`, completely or not at all.
 
     Raises:
         OSError: If it cannot be written, as on a full disk.
     """
-    # Straight to the file, torch would say no more of a full disk than that a position is unexpected.
+    # Written to the file directly, torch's error on a full disk would only be an unexpected position.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with replacing(path) as temporary:

@@ -30,9 +30,9 @@ class RunFolder:
 
     | file | what it holds |
     | --- | --- |
-    | `recipe.json` | what is trained: recipe, fields, data, classes |
-    | `versions.json` | of the libraries, Python and the machine |
-    | `problems.txt` | what was found wrong in the data |
+    | `recipe.json` | the recipe with its fields, the data and the classes |
+    | `versions.json` | versions of the libraries and Python, and the machine |
+    | `problems.txt` | defects of the data |
     | `train.csv`, `val.csv` | losses of each step; results of each validation |
     | `tensorboard/` | the same for TensorBoard |
     | `checkpoints/last.ckpt` | all that is needed to resume; also `best.ckpt` |
@@ -70,7 +70,7 @@ class RunFolder:
     @classmethod
     @contextlib.contextmanager
     def new(cls, path: str | Path, description: Mapping[str, Any]) -> Iterator[RunFolder]:
-        """Make the folder of a new run; if the block fails before a step is done, it goes again. See `create`."""
+        """Make the folder of a new run; remove it if the block fails before the first step. See `create`."""
         place = Path(path)
         made = [folder for folder in (place, *place.parents) if not folder.exists()]
         run = cls.create(path, description)
@@ -134,7 +134,7 @@ class RunFolder:
         return content
 
     def weights(self) -> Path:
-        """The weights to judge and use: the best by validation, else the last.
+        """The weights to use: the best by validation, else the last.
 
         Raises:
             ValueError: If the run has none yet.
@@ -162,9 +162,9 @@ def resume_step(checkpoint: Path) -> int:
 
 @contextlib.contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Keep other processes from training into a run's folder, and remove what a killed one left half-written.
+    """Lock a run's folder against other trainings, and remove files that a killed process left unfinished.
 
-    The system lets go of the folder with the process, however that ends.
+    The system releases the lock when the process ends, however it ends.
 
     Raises:
         ValueError: If another process trains into it.

@@ -1,4 +1,4 @@
-"""Weights with the recipe and classes they were trained with."""
+"""A trained network: its weights, with the recipe and classes that they were trained with."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pliant.tasks.task import Task, build_model, stored_recipe, task_of
 
 @dataclass(frozen=True)
 class Trained:
-    """What a file of weights says.
+    """A trained network, as a run folder or a file of weights describes it.
 
     Attributes:
-        path: The file.
-        folder: Where results about it go: the run folder, or the one the file lies in.
-        name: Of the recipe.
-        recipe: With all changes it was trained with.
+        path: The file of weights.
+        folder: Folder for results: the run folder, or that of the file.
+        name: Name of the recipe.
+        recipe: The recipe with all changes.
         classes: Foreground names for detection, the background's first for segmentation, all for classification.
-        step: How many steps it was trained for.
+        step: Number of steps of the training.
         data: The folder of the training data, which only a run folder knows.
-        test_split: The split that the training left for judging.
+        test_split: Split that the training left for evaluation.
         category_ids: The id that the training's data has for each class, in their order; None where it has none.
         state: The tensors by name.
     """
@@ -83,7 +83,7 @@ class Trained:
 def load_trained(source: Path) -> Trained:
     """Read a run folder (its best weights, or the last where there was no validation) or a file of weights.
 
-    A checkpoint, ``.ckpt``, stands for the weights that were written with it.
+    For a checkpoint, ``.ckpt``, the weights that were written with it are read.
 
     Raises:
         FileNotFoundError: If there is nothing of that name.

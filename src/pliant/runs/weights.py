@@ -17,12 +17,12 @@ _METADATA_KEY = "pliant"
 
 
 def write_weights(path: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
-    """Write the parameters and buffers of a model as safetensors, at once or not at all.
+    """Write the parameters and buffers of a model as safetensors, completely or not at all.
 
     Args:
         path: The file.
         model: Its tensors keep their names and dtypes.
-        description: Put into the header as JSON, so that the file suffices to rebuild the model.
+        description: Header of the file, as JSON, from which the model can be rebuilt.
 
     Raises:
         OSError: If it cannot be written, as on a full disk.

@@ -18,7 +18,7 @@ _TEST_NAMES = ("test", "test2007", *_VALIDATION_NAMES)
 
 @dataclass(frozen=True)
 class Splits:
-    """The names of the splits to train on, to validate on while training, and to judge on."""
+    """Names of the splits to train on, to validate on during training, and to evaluate on."""
 
     train: str
     validation: str | None
@@ -70,7 +70,7 @@ def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) ->
 
 
 def choose_test_split(recipe: Recipe, root: Path) -> str:
-    """The split of a recipe to judge on that the data has, or the usual name; no split to train on is needed.
+    """The split of a recipe to evaluate on that the data has, or the usual name; no split to train on is needed.
 
     Raises:
         DataError: If there is none, or the folder is missing.
@@ -79,7 +79,7 @@ def choose_test_split(recipe: Recipe, root: Path) -> str:
     train = _choose_train(recipe, root, there, ())
     test = _choose(recipe, root, there, "test_split", _TEST_NAMES, {train}, ())
     if test is None:
-        raise _no_split(recipe, root, there, "judge on", "--split NAME")
+        raise _no_split(recipe, root, there, "evaluate on", "--split NAME")
     return test
 
 
@@ -95,7 +95,7 @@ def _no_split(recipe: Recipe, root: Path, there: list[str], purpose: str, option
 
 
 def _choose_train(recipe: Recipe, root: Path, there: list[str], explicit: Collection[str]) -> str | None:
-    # Without a test split, the validation split is judged on, so it must not be trained on.
+    # Without a test split, the validation split is evaluated on, so it must not be trained on.
     tests = tuple(set(_TEST_NAMES) - set(_VALIDATION_NAMES))
     has_test = _choose(recipe, root, there, "test_split", tests, set(), explicit) is not None
     usual = _TRAIN_NAMES if has_test or "train" not in there else _TRAIN_NAMES[1:]

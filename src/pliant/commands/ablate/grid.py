@@ -33,7 +33,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant with a seed, and the run folder in which it is trained and judged."""
+    """A variant with a seed, and the run folder in which it is trained and evaluated."""
 
     variant: Variant
     seed: int
@@ -44,7 +44,7 @@ class Cell:
         return self.folder / f"eval-{split}.json"
 
     def results(self, split: str) -> dict[str, Any] | None:
-        """What judging it gave, or ``{"failed": why}``; None if that is still to come."""
+        """Its results, or ``{"failed": why}``; None if that is still to come."""
         for path in (self.report(split), self.folder / "failed.json"):
             if path.is_file():
                 content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

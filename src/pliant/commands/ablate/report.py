@@ -150,7 +150,7 @@ def _markdown(cells: Sequence[Cell], split: str, recipe: Recipe, asked: Mapping[
     lines = [
         f"# Ablation of {asked['recipe']} on {asked['data']}",
         "",
-        f"{asked['steps']} steps of {recipe.batch_size} images for every network, {asked['seeds']} seeds, judged on "
+        f"{asked['steps']} steps of {recipe.batch_size} images for every network, {asked['seeds']} seeds, evaluated on "
         f"{split} after the last step. In percent: mean ± standard deviation over the seeds. "
         f"{done} of {len(cells)} cells are done. {set_to}",
     ]

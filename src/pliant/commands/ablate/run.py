@@ -22,7 +22,7 @@ from pliant.console import Console, Progress
 from pliant.data import DataError, ImageSet
 from pliant.data.glyphs_folder import write_glyphs
 from pliant.devices import choose_device
-from pliant.engine.fitting import fit, judge
+from pliant.engine.fitting import evaluate, fit
 from pliant.launch import count
 from pliant.outputs import Outputs
 from pliant.recipes import find_recipe, override
@@ -68,7 +68,7 @@ class Plan:
         assignments: Its changes.
         recipe: With the changes and the number of steps.
         data: The folder.
-        splits: To train and to judge on. Nothing is validated, so that all cells are judged after the last step.
+        splits: To train and to evaluate on. Nothing is validated, so that all cells are evaluated after the last step.
         seeds: Their number.
         device: Where the networks run; None for that of the recipe.
     """
@@ -93,9 +93,10 @@ def ablate(
     budget: str | None = None,
     device: str | None = None,
 ) -> Path:
-    """Train and judge the networks of the tables, and write both tables with a plot.
+    """Train and evaluate the networks of the tables, and write both tables with a plot.
 
-    Called again with the same arguments, it goes on where it stopped. A network whose loss diverges is told as failed.
+    Called again with the same arguments, it continues where it stopped. A network whose loss diverges is reported as
+    failed.
 
     Args:
         out: The folder to write to.
@@ -136,7 +137,7 @@ def ablate(
     splits = choose_splits(recipe, folder)
     test = splits.test
     if test is None:
-        raise DataError(folder, "found no split to judge on; name one with --set test_split=NAME")
+        raise DataError(folder, "found no split to evaluate on; name one with --set test_split=NAME")
     splits = Splits(splits.train, None, test)
     opened = open_training_data(recipe, folder, splits)
     plan = Plan(asked, name, (*own, *assignments), recipe, folder, splits, seeds, chosen_device)
@@ -205,7 +206,7 @@ def _draw_glyphs(out: Path, recipe: Recipe) -> Path:
 
 
 def _run(plan: Plan, cell: Cell, opened: TrainingData, watch: Callable[[int], None]) -> None:
-    """Train and judge a cell, or go on with it."""
+    """Train and evaluate a cell, or continue it."""
     recipe = dataclasses.replace(plan.recipe, **cell.variant.changes, seed=cell.seed)
     run = RunFolder(cell.folder)
     if not run.description_path.is_file():
@@ -262,7 +263,7 @@ def _affordable(plan: Plan, chosen: Sequence[Variant], opened: TrainingData, bud
 
 
 def _trial(plan: Plan, variant: Variant, opened: TrainingData, test: ImageSet) -> tuple[float, float]:
-    """The seconds of a step, and of all else in a cell: building the network, writing the run, judging."""
+    """The seconds of a step, and of all else in a cell: building the network, writing the run, evaluating."""
     recipe = dataclasses.replace(plan.recipe, **variant.changes, max_steps=_TRIAL_STEPS)
     ticks = [time.monotonic()]
     with tempfile.TemporaryDirectory() as folder:
@@ -272,12 +273,12 @@ def _trial(plan: Plan, variant: Variant, opened: TrainingData, test: ImageSet) -
     trained = time.monotonic()
     step = (ticks[-1] - ticks[1]) / (_TRIAL_STEPS - 1)
     module = build_module(recipe, opened.classes, pretrained=False)
-    judged = []
+    times = []
     collate = task_of(recipe).collate(training=False)
     images = min(_TRIAL_IMAGES, len(test))
     for some in (1, images):
         begun = time.monotonic()
-        judge(module, Subset(test, range(some)), collate, fit_settings(recipe, plan.device), show=False)
-        judged.append(time.monotonic() - begun)
-    of_image = max(judged[1] - judged[0], 0) / max(images - 1, 1)
-    return step, trained - ticks[0] - step * _TRIAL_STEPS + judged[0] + of_image * (len(test) - 1)
+        evaluate(module, Subset(test, range(some)), collate, fit_settings(recipe, plan.device), show=False)
+        times.append(time.monotonic() - begun)
+    of_image = max(times[1] - times[0], 0) / max(images - 1, 1)
+    return step, trained - ticks[0] - step * _TRIAL_STEPS + times[0] + of_image * (len(test) - 1)

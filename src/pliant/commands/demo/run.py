@@ -98,7 +98,7 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0, device: str | Non
                 seconds, loss = _train(model, images, masks, steps, seed, task)
             model.cpu()  # what is measured below is measured on the CPU
             predicted[kind] = predict(model, test_images)
-            results.append(_judge(kind, model, predicted[kind], test_masks, test.classes, seconds, loss))
+            results.append(_evaluate(kind, model, predicted[kind], test_masks, test.classes, seconds, loss))
         outcome = Outcome(
             TASK,
             {"seed": seed, "steps": steps, **SCENES, "batch": BATCH, "train_scenes": len(train)},
@@ -156,7 +156,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([model(batch.float() / 255).argmax(1) for batch in images.split(64)])
 
 
-def _judge(
+def _evaluate(
     kind: str, model: nn.Module, ids: Tensor, masks: Tensor, classes: tuple[str, ...], seconds: float, loss: float
 ) -> Result:
     metrics = SegmentationMetrics(classes)
