@@ -319,5 +319,6 @@ def test_only_what_is_pliants_is_wrong() -> None:
     assert is_wrong({"error": "x"})
     assert is_wrong({"implementation": "Pliant", "right": False})
     assert not is_wrong({"implementation": "torchvision", "right": False})
-    assert not is_wrong({"tiles": {"cells": 64}, "error": "out of resources"})
+    assert not is_wrong({"kind": "tuning", "chosen": False, "error": "out of resources"})
+    assert is_wrong({"kind": "tuning", "chosen": True, "right": False})
     assert not is_wrong({"absent": "x"})

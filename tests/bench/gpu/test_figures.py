@@ -116,44 +116,55 @@ def test_the_other_tables() -> None:
     assert "| NVIDIA H100, DeepLab, resnet101, 512×1024, bfloat16 | 20 | 1.25 |" in found
 
 
-def tuned(ratio: float | None, tiles: dict[str, int] | None, **fields: Any) -> dict[str, Any]:
+def tuned(ratio: float | None, tiles: dict[str, int], **fields: Any) -> dict[str, Any]:
     return {
         "step": "tuning of forward: it",
         "kind": "tuning",
         "capability": [9, 0],
+        "kernels": "new",
         "kernel": "forward",
         "pass": "forward",
         "key": {"dtype": "bfloat16"},
         "shape": {"cells": 2394, "outs": 512, "groups": 1, "unit": 512, "taps": 9},
         "tiles": tiles,
+        "chosen": ratio is None,
         "device": {"median_ms": 1.0},
         "to_chosen": ratio,
         "right": True,
     } | fields
 
 
+def designed(ratio: float | None, design: str, what: str) -> dict[str, Any]:
+    return tuned(ratio, {}, kernel=None, design=design) | {"pass": what}
+
+
 def test_the_fastest_right_settings_make_the_table(tmp_path: Path) -> None:
-    a, b, c = ({"cells": 64, "warps": warps} for warps in (4, 8, 16))
+    a, b, c, d = ({"cells": 64, "warps": warps} for warps in (4, 8, 16, 32))
     lines = [
-        tuned(None, None),
+        tuned(0.1, d, kernels="old"),
+        tuned(None, d),
         tuned(0.8, a),
         tuned(0.7, b),
         tuned(0.5, c, right=False),
-        tuned(0.95, a, kernel="gather"),
-        tuned(0.999, a, kernel="columns"),
+        *(tuned(None, d, kernel="gather"), tuned(0.95, a, kernel="gather")),
+        *(tuned(None, d, kernel="columns"), tuned(0.995, a, kernel="columns")),
         tuned(0.4, a, capability=None),
-        tuned(0.9, None, kernel=None, design="columns"),
+        *(designed(None, "fused", "forward"), designed(0.9, "columns", "forward")),
+        *(designed(None, "fused", "backward"), designed(1.2, "columns", "backward")),
     ]
     path = tmp_path / "tiles.json"
     table.write(lines, path)
-    found = json.loads(path.read_text())
-    assert [(entry["kernel"], entry.get("tiles"), entry.get("design")) for entry in found] == [
-        ("forward", b, None),
-        ("forward_by_columns", None, "columns"),
-        ("gather", a, None),
-    ]
-    assert found[0]["capability"] == [9, 0]
-    assert found[0]["shape"]["cells"] == 2394
+    found = {entry["kernel"]: entry for entry in json.loads(path.read_text())}
+    assert {kernel: entry.get("tiles") or entry["design"] for kernel, entry in found.items()} == {
+        "forward": b,
+        "gather": a,
+        "columns": d,  # what was in force stays where another is faster by noise
+        "forward_by_columns": "columns",
+        "backward_by_columns": "fused",
+    }
+    assert found["forward"]["capability"] == [9, 0]
+    assert found["forward"]["shape"]["cells"] == 2394
+    assert found["forward"]["of_the_time"] == 0.7
     later = [*lines, tuned(0.9, b)]
     assert {entry["kernel"]: entry for entry in table.table(later)}["forward"]["tiles"] == a
     with pytest.raises(ValueError, match="no tuning lines of a GPU"):

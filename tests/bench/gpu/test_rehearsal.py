@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.bench.gpu import calls, ledger, peers, roofline, small, training, warm
+from pliant.bench.gpu import calls, ledger, peers, roofline, small, table, training, tuning, warm
 from pliant.bench.gpu.clock import Clock
 from pliant.bench.gpu.plan import KINDS, plan
 from pliant.bench.gpu.problems import DTYPES, Problem, problems
@@ -24,6 +24,7 @@ from pliant.bench.gpu.steps import Place, Step, work
 from pliant.bench.implementation import InTorch
 from pliant.bench.rows import ConvRow
 from pliant.ops import _native
+from pliant.ops.deform_conv2d import tiles as launching
 
 CPU = Place("cpu", tiny=True)
 PROGRAMS = "test_triton|training by"  # these start processes
@@ -53,6 +54,11 @@ def test_every_step_runs(kind: str) -> None:
         assert {line["key"]["dtype"] for line in timed} == set(DTYPES)
         assert {line["implementation"] for line in timed} == {peers.CUDNN, peers.PLIANT, peers.TORCHVISION}
         assert all(line["device"]["median_ms"] > 0 and line["eager"]["median_ms"] > 0 for line in timed)
+    if kind == "tuning":
+        entries = table.table([line | {"capability": [9, 0], "kernels": "k"} for line in lines])
+        assert {entry["kernel"] for entry in entries} == {*launching.KERNELS, *tuning.DESIGNS.values()}
+        for entry in entries:
+            assert entry.get("design") in ("columns", "fused") or launching.Tiles(**entry["tiles"])
     if kind == "training":
         assert {line["implementation"] for line in lines if "absent" not in line} == {
             training.PLAIN,

@@ -19,7 +19,8 @@ def sentence(line: Mapping[str, Any]) -> str:
 
 def is_wrong(line: Mapping[str, Any]) -> bool:
     """Whether a line tells of something wrong with Pliant, and not with a peer or a candidate of its settings."""
-    own = line.get("implementation", "Pliant") in ("Pliant", "plain", "deformable") and not line.get("tiles")
+    own = line.get("implementation", "Pliant") in ("Pliant", "plain", "deformable")
+    own = own and (line.get("kind") != "tuning" or bool(line.get("chosen")))
     return own and ("error" in line or line.get("right") is False)
 
 

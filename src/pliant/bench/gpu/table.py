@@ -1,7 +1,7 @@
 """The shipped table of launch settings, made of the ledger's tuning lines.
 
-It is JSON beside `tiles.py`: a list with, for each architecture, kernel, dtype and class of shape, the fastest
-candidate whose results were right, and what it was measured to take of the time of the settings without the table.
+It is JSON beside `tiles.py`, which `shipped.py` reads: for each GPU, kernel, dtype and class of shape the fastest
+settings whose results were right, and the time that they take relative to those in force when they were measured.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pliant
 from pliant.bench.gpu.ledger import Line
+from pliant.ops.deform_conv2d import shipped
 
-PATH = Path(pliant.__file__).parent / "ops" / "deform_conv2d" / "tiles.json"
-_GAIN = 0.99  # of the chosen settings' time: what is not faster than that is noise
+_NOISE = 0.99  # of the time of the settings in force: what is not below stays as it is
 
 
-def write(lines: Sequence[Line], path: Path = PATH) -> None:
+def write(lines: Sequence[Line], path: Path = shipped.PATH) -> None:
     """Write the table.
 
     Raises:
@@ -32,21 +31,25 @@ def write(lines: Sequence[Line], path: Path = PATH) -> None:
 
 
 def table(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """The entries, in a fixed order; a later measurement replaces an earlier one."""
-    best: dict[str, tuple[float, dict[str, Any]]] = {}
-    seen: dict[str, Line] = {}
-    for line in lines:
-        if line.get("kind") == "tuning" and "device" in line and line.get("capability") and "shape" in line:
-            seen[json.dumps([_class(line), line.get("tiles"), line.get("design")], sort_keys=True)] = line
-    for line in seen.values():
-        ratio = line.get("to_chosen")
-        if ratio is None or not line.get("right") or ratio > _GAIN:
-            continue
+    """The entries, in a fixed order, of the kernels that were tuned last; a later measurement replaces an earlier."""
+    tuned = [
+        line
+        for line in lines
+        if line.get("kind") == "tuning" and "device" in line and line.get("capability") and line.get("right")
+    ]
+    last: dict[str, Line] = {}
+    for line in tuned:
+        if line["kernels"] == tuned[-1]["kernels"]:
+            last[json.dumps([_class(line), _settings(line)], sort_keys=True)] = line
+    best: dict[str, dict[str, Any]] = {}
+    for line in last.values():
+        taking = 1.0 if line["chosen"] else line.get("to_chosen") or float("inf")
         name = json.dumps(_class(line), sort_keys=True)
-        settings = {"tiles": line["tiles"]} if line.get("tiles") else {"design": line["design"]}
-        if name not in best or ratio < best[name][0]:
-            best[name] = ratio, _class(line) | settings | {"of_the_time": ratio}
-    return [best[name][1] for name in sorted(best)]
+        # The settings in force count as a little faster than they were, so that noise replaces none.
+        rank = _NOISE if line["chosen"] else taking
+        if name not in best or rank < best[name]["rank"]:
+            best[name] = {"rank": rank, "entry": _class(line) | _settings(line) | {"of_the_time": round(taking, 3)}}
+    return [best[name]["entry"] for name in sorted(best)]
 
 
 def _class(line: Line) -> dict[str, Any]:
@@ -57,3 +60,7 @@ def _class(line: Line) -> dict[str, Any]:
         "dtype": line["key"]["dtype"],
         "shape": line["shape"],
     }
+
+
+def _settings(line: Line) -> dict[str, Any]:
+    return {"tiles": line["tiles"]} if line.get("kernel") else {"design": line["design"]}

@@ -85,7 +85,7 @@ def _designs(problem: Problem, what: str, place: Place) -> Results:
     settled = [{DESIGNS[what]: by_columns} for by_columns in (False, True)]
 
     def fields(each: Mapping[str, Any]) -> dict[str, Any]:
-        return {"design": "columns" if each[DESIGNS[what]] else "fused"}
+        return {"design": "columns" if each[DESIGNS[what]] else "fused", "chosen": not each[DESIGNS[what]]}
 
     with multiplying(problem.dtype):
         yield from _measured(place, problem, what, settled, fields)
@@ -97,8 +97,12 @@ def _kernel(problem: Problem, kernel: str, place: Place) -> Results:
     some = candidates(place, problem, kernel)
     settled = [design, *(design | {kernel: tiles} for tiles in some)]
 
+    kind = DTYPES[problem.dtype]
+    about = settings.Problem(dtype=kind, device=torch.device(place.device), far=False, **problem.shape)
+
     def fields(each: Mapping[str, Any]) -> dict[str, Any]:
-        return {"kernel": kernel, "tiles": each[kernel]._asdict() if kernel in each else None}
+        tiles = each[kernel] if kernel in each else settings.tiles(kernel, about)
+        return {"kernel": kernel, "tiles": tiles._asdict(), "chosen": kernel not in each}
 
     with multiplying(problem.dtype):
         yield from _measured(place, problem, what, settled, fields)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pliant.ops import _gpu, _native
+from pliant.ops.deform_conv2d import shipped
 
 KERNELS = ("forward", "backward_samples", "backward_weight", "columns", "columns_backward", "gather")
 CHUNK_BYTES = 96 << 20  # of columns at a time
@@ -71,6 +72,8 @@ def by_columns(problem: Problem, *, backward: bool) -> bool:
         return False
     if name in _forced:
         return bool(_forced[name])
+    if (found := shipped.find(name, problem)) is not None:
+        return bool(found["design"] == "columns")
     return problem.unit >= _LEAST and problem.outs >= _LEAST
 
 
@@ -81,7 +84,8 @@ def tiles(kernel: str, problem: Problem) -> Tiles:
     if _native.interpreting():
         columns = kernel not in ("forward", "backward_samples", "backward_weight")
         return Tiles(128 if columns else 32, block(problem.unit, 16), block(problem.outs, 32), 1, 1)
-    return _fitted(_chosen(kernel, problem), problem)
+    found = shipped.find(kernel, problem)
+    return _fitted(_chosen(kernel, problem) if found is None else Tiles(**found["tiles"]), problem)
 
 
 def _chosen(kernel: str, problem: Problem) -> Tiles:
