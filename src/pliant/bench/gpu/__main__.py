@@ -1,15 +1,15 @@
-"""The campaign's command line.
+"""The command line of the campaign.
 
-    python -m pliant.bench.gpu --budget 600                   # what is most telling first; stops before 600 s are over
+    python -m pliant.bench.gpu --budget 600                   # stops before 600 s are over
     python -m pliant.bench.gpu --list                         # the steps with their estimates
     python -m pliant.bench.gpu --steps speed --only bfloat16  # some of them
-    python -m pliant.bench.gpu --page                         # write the ledger's tables into the documentation
-    python -m pliant.bench.gpu --table                        # and its launch settings into the shipped table
+    python -m pliant.bench.gpu --page                         # writes the ledger's tables into the documentation
+    python -m pliant.bench.gpu --table                        # writes its launch settings into the shipped table
     TRITON_INTERPRET=1 python -m pliant.bench.gpu --device cpu --ledger /tmp/rehearsal.jsonl   # without a GPU
 
-Lines are added to `docs/gpu/ledger.jsonl`. A second call leaves out what is there from this GPU and these kernels, with
-errors; `--retry` tries those again that ended with one. Where the files are no repository, `PLIANT_COMMIT` names the
-commit that they are of.
+Results are appended to `docs/gpu/ledger.jsonl`. A second call skips the steps that the ledger has for this GPU and
+these kernels, also those with errors; `--retry` repeats the latter. Without a repository, `PLIANT_COMMIT` names the
+commit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pliant.bench.gpu.supervisor import WorkerFailed, supervise
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; 1 where a result was wrong."""
+    """Run the command, and return 1 if a result was wrong."""
     parser = _parser()
     given = parser.parse_args(words)
     try:
@@ -110,7 +110,7 @@ def _steps(given: argparse.Namespace, lines: list[dict[str, Any]], gpu: str) -> 
 
 
 def _require_steps(given: argparse.Namespace) -> None:
-    """Show the steps, or find that there are none."""
+    """Check that there are steps, and print them if asked to."""
     _, steps = _steps(given, [], "")
     if given.list:
         total = 0.0
@@ -144,7 +144,7 @@ def _supervise(given: argparse.Namespace) -> int:
 
 
 def _work(given: argparse.Namespace) -> int:
-    """The worker's side: run steps, and tell of them."""
+    """Run the steps as a worker, and report them."""
     import torch
 
     from pliant.bench.gpu.steps import Broken, work

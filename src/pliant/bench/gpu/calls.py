@@ -1,4 +1,4 @@
-"""Calls of the operators to compare with float64: every argument, and the values and shapes that are seldom."""
+"""Calls of the operators to compare with float64, with all arguments and with rare shapes and values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def prepared(self, dtype: str, layout: str = "contiguous") -> dict[str, Tensor]:
-        """Copies of the tensors as they are given: in a dtype and layout, positions in float32."""
+        """Return copies of the tensors in a dtype and layout. Positions stay in float32."""
         found = {}
         for name, value in self.tensors.items():
             wanted = value.dtype if name in _KEPT else DTYPES[dtype]
@@ -43,7 +43,7 @@ class Call:
         return found
 
     def results(self, tensors: Mapping[str, Tensor], grad: Tensor | None = None) -> dict[str, Tensor]:
-        """The output, and the gradients to all tensors that have one, for `grad` or one that is drawn."""
+        """Return the output and the gradients of all tensors, for `grad` or for a random gradient of the output."""
         out = self.operator(**tensors, **self.options)
         if grad is None:
             grad = drawn_grad(out)
@@ -53,13 +53,13 @@ class Call:
 
 
 def drawn_grad(out: Tensor) -> Tensor:
-    """A gradient of the output, the same each time, which every dtype here holds exactly."""
+    """Draw a gradient of the output. It is the same each time, and exact in every dtype here."""
     generator = torch.Generator(out.device).manual_seed(1)
     return torch.randn(out.shape, generator=generator, device=out.device).bfloat16().to(out.dtype)
 
 
 def convolution(name: str, row: ConvRow, device: str, *, stride: int = 1, border: str = "paper") -> Call:
-    """A row with a mask and a bias; with a stride, its offsets are those of the output cells that are left."""
+    """Return a row with a mask and a bias. With a stride, the offsets of the remaining output cells are kept."""
     made = row.tensors(device=device)
     generator = torch.Generator(device).manual_seed(2)
     offset = made["offset"][:, :, ::stride, ::stride].contiguous()
@@ -76,13 +76,13 @@ def convolution(name: str, row: ConvRow, device: str, *, stride: int = 1, border
 
 
 def rows(place: Place) -> list[ConvRow]:
-    """The rows of the bench, in batches of two."""
+    """Return the rows of the benchmark in batches of two."""
     every = [replace(row, batch=2) for row in ROWS]
     return [shrunk(every[0]), shrunk(every[-2])] if place.tiny else every
 
 
 def seldom(place: Place) -> list[Call]:
-    """Asymmetric and degenerate convolutions: borders, strides, groups, empty batches, offsets far off and NaN."""
+    """Return rare convolutions: borders, strides, groups, empty batches, and offsets that are huge or NaN."""
     device = place.device
     base = ConvRow(2, 24, 16, 13, 11, dilation=2, offset_groups=3, groups=2)
     if place.tiny:
@@ -112,7 +112,7 @@ def seldom(place: Place) -> list[Call]:
 
 
 def poolings(place: Place) -> list[Call]:
-    """The rows of deformable pooling."""
+    """Return the rows of deformable pooling."""
     found = []
     for row in POOLINGS[1:3] if place.tiny else POOLINGS:
         if place.tiny:
@@ -123,7 +123,7 @@ def poolings(place: Place) -> list[Call]:
 
 
 def attention(place: Place) -> Call:
-    """Multi-scale deformable attention on four maps; no location is a cell's centre, where gradients jump."""
+    """Return attention on several maps. No location is the centre of a cell, where gradients jump."""
     sides: tuple[int, ...] = (64, 32, 16, 8)
     heads, channels, points, queries = 8, 32, 4, 900
     if place.tiny:
@@ -150,7 +150,10 @@ def _pooling(row: PoolRow, device: str) -> Call:
 
 
 def errors(got: Mapping[Name, Tensor], want: Mapping[Name, Tensor]) -> dict[Name, float]:
-    """The largest difference of each tensor as a part of its largest magnitude, or of one; infinite for other NaN."""
+    """Return the largest difference of each tensor, relative to its largest magnitude or to 1.
+
+    The difference is infinite if shapes differ, or if NaN is in other places.
+    """
     found = {}
     for name, value in want.items():
         mine = got[name].double()
@@ -166,6 +169,6 @@ def errors(got: Mapping[Name, Tensor], want: Mapping[Name, Tensor]) -> dict[Name
 
 
 def reference(call: Call, given: Mapping[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    """The same in float64, which is the reference's on every device."""
+    """Run the call in float64, for which every device uses the reference."""
     wide = {name: value.detach().double().requires_grad_(value.requires_grad) for name, value in given.items()}
     return call.results(wide, grad.double())

@@ -1,4 +1,4 @@
-"""Time on a device: of replayed CUDA graphs between events, of calls as the host makes them, and peak memory."""
+"""Measures calls on a device: time of replayed CUDA graphs, time of eager calls, and peak memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FLUSHED = 3  # times the second-level cache
 
 
 def quartiles(values: list[float]) -> dict[str, Any]:
-    """Median, quartiles and number of some seconds, in milliseconds."""
+    """Return the median and the quartiles of some seconds, in milliseconds."""
     if len(values) == 1:
         values = values * 2
     lower, middle, upper = (1e3 * each for each in statistics.quantiles(values, n=4, method="inclusive"))
@@ -30,12 +30,12 @@ def quartiles(values: list[float]) -> dict[str, Any]:
 
 @dataclass
 class Captured:
-    """A call to time: the replay of its CUDA graph, or the call itself where it cannot be captured.
+    """A call to time: the replay of its CUDA graph, or the call itself if it cannot be captured.
 
     Attributes:
-        run: what is timed.
-        graph: whether that replays a graph.
-        why_not: why it does not.
+        run: The function that is timed.
+        graph: Whether it replays a graph.
+        why_not: Why it does not.
     """
 
     run: Call
@@ -44,7 +44,7 @@ class Captured:
 
 
 class Clock:
-    """Times calls on a device. All take turns, round by round, and before each the cache is written over."""
+    """Times calls on a device. All calls take turns in every round, and the cache is overwritten before each call."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -56,7 +56,7 @@ class Clock:
             self._flushed = torch.empty(_FLUSHED * max(size, 1 << 24), dtype=torch.int8, device=place.device)
 
     def capture(self, call: Call) -> Captured:
-        """The call as a CUDA graph; it is made three times before, so that what compiles has compiled."""
+        """Capture a call as a CUDA graph. It runs three times before, so that all kernels have compiled."""
         if not self.place.on_gpu:
             return Captured(call, why_not="a CPU has no CUDA graphs")
         stream = torch.cuda.Stream()
@@ -84,7 +84,7 @@ class Clock:
         return Captured(replay, graph=True)
 
     def device_seconds(self, calls: Mapping[str, Call], seconds: float) -> dict[str, list[float]]:
-        """Seconds of one call on the device, by round; all rounds take about `seconds`."""
+        """Return the seconds of one call on the device for each round. All rounds together take about `seconds`."""
         rounds = 1  # a rehearsal's times are of no interest
         if self.place.on_gpu:
             once = sum(self._turn(call) for call in calls.values())
@@ -100,7 +100,7 @@ class Clock:
         return {name: [_elapsed(pair) for pair in pairs] for name, pairs in events.items()}
 
     def eager_seconds(self, calls: Mapping[str, Call]) -> dict[str, list[float]]:
-        """Seconds of one call by the host's clock, of many one after the other: the larger of host and device."""
+        """Return the seconds of one call in a loop, by the host's clock. The slower of host and device decides."""
         counts = dict.fromkeys(calls, 1)
         for name, call in calls.items() if self.place.on_gpu else ():
             counts[name] = min(_MOST_EAGER_CALLS, max(1, int(_EAGER_SECONDS / max(self._turn(call), 1e-6))))
@@ -116,7 +116,7 @@ class Clock:
         return found
 
     def peak_bytes(self, call: Call) -> int | None:
-        """Bytes that a call needs at its peak beyond what is there; None where the device does not tell."""
+        """Return the bytes that a call allocates at its peak. None if the device does not report them."""
         if not self.place.on_gpu:
             return None
         self.place.wait()

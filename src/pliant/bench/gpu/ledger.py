@@ -1,4 +1,4 @@
-"""The ledger: a file with one measurement a line, in JSON, and what every line says of the machine and the code."""
+"""The ledger is a file with one measurement in each line, in JSON. Every line names the machine and the code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PACKAGES = ("torch", "torchvision", "triton", "deformops")
 
 
 def read(path: Path) -> list[Line]:
-    """All lines of a ledger; none where there is no file.
+    """Read all lines of a ledger; there are none if the file does not exist.
 
     Raises:
-        ValueError: if a line is not a JSON object with a step. The last line may be cut off: it is left out.
+        ValueError: If a line is not a JSON object with a step. A last line that was cut off is left out.
     """
     if not path.exists():
         return []
@@ -48,7 +48,7 @@ def read(path: Path) -> list[Line]:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line, which is on the disk when this returns; a line that was cut off before it is ended first."""
+    """Append a line and flush it to the disk. A last line that was cut off is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         if file.tell():
@@ -65,20 +65,20 @@ def _end_of_whole_lines(path: Path) -> int:
 
 
 def finished(lines: Iterable[Line], gpu: str, kernels: str) -> set[str]:
-    """The steps that ended on this GPU with these kernels, rightly or with an error."""
+    """Return the steps that finished on this GPU with these kernels, with or without an error."""
     return {
         line["step"] for line in lines if line.get("last") and (line.get("gpu"), line.get("kernels")) == (gpu, kernels)
     }
 
 
 def failed(lines: Iterable[Line], before: str) -> set[str]:
-    """The steps whose last run ended with an error before a date."""
+    """Return the steps whose last run finished with an error before a date."""
     state = {line["step"]: "error" in line and line["date"] < before for line in lines if line.get("last")}
     return {step for step, wrong in state.items() if wrong}
 
 
 def finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
+    """Replace numbers that JSON cannot represent by None."""
     if isinstance(value, Mapping):
         return {name: finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -87,7 +87,7 @@ def finite(value: Any) -> Any:
 
 
 def kernels_digest() -> str:
-    """Ten characters that change when a file of the operators does: lines of other kernels are not these."""
+    """Return ten characters that change with every change to a file of the operators."""
     digest = hashlib.sha256()
     folder = Path(pliant.__file__).parent / "ops"
     for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.json")]):
@@ -96,7 +96,7 @@ def kernels_digest() -> str:
 
 
 def commit() -> str:
-    """The commit of the code, with `+dirty` where files differ from it; `PLIANT_COMMIT` names it elsewhere."""
+    """Return the commit, followed by `+dirty` if files differ from it; `PLIANT_COMMIT` overrides it."""
     if given := os.environ.get(COMMIT):
         return given
     folder = Path(pliant.__file__).parent
@@ -112,7 +112,7 @@ def commit() -> str:
 
 
 def about(device: str) -> Line:
-    """What every line has: the GPU, its driver, the versions, and the code that ran."""
+    """Return the fields that every line has: the GPU, its driver, the versions, and the code that ran."""
     torch = importlib.import_module("torch")
     versions = {}
     for name in _PACKAGES:
@@ -133,7 +133,7 @@ def about(device: str) -> Line:
 
 
 def now() -> str:
-    """The date and time in UTC."""
+    """Return the date and time in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

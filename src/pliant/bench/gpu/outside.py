@@ -1,4 +1,4 @@
-"""Checks that are programs of their own: the operators' tests on the GPU, and NVIDIA's sanitizers."""
+"""Steps that run other programs: the operators' tests on the GPU, and NVIDIA's sanitizers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _TOOLKIT = Path("/usr/local/cuda/bin")
 
 
 def tests() -> Iterator[Step]:
-    """The tests of the Triton kernels, by pytest."""
+    """Yield the step that runs the tests of the Triton kernels."""
     yield Step("right", f"right: {TESTS}", _TAKES, _pytest)
 
 
 def sanitizers() -> Iterator[Step]:
-    """Small calls of all operators under compute-sanitizer."""
+    """Yield the steps that run small calls of all operators under compute-sanitizer."""
     for tool in TOOLS:
         yield Step("right", f"right: compute-sanitizer {tool}", _TAKES, partial(_sanitizer, tool))
 
@@ -53,7 +53,7 @@ def _has(module: str) -> bool:
 
 
 def counted(report: Path) -> dict[str, Any]:
-    """Numbers of tests in a report of pytest's, and the names and first lines of those that failed."""
+    """Count the tests in a report of pytest, and return the names and messages of the failed ones."""
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     failures = {}
     for case in cases:
@@ -83,7 +83,7 @@ def _sanitizer(tool: str, place: Place) -> Results:
 
 
 def summed_up(ended: dict[str, Any]) -> dict[str, Any]:
-    """What the sanitizer found, from the last lines that it printed."""
+    """Return how many errors the sanitizer found, from the last lines that it printed."""
     found = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", ended["said"])
     if found is None:
         return {"right": False}
@@ -91,7 +91,7 @@ def summed_up(ended: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(command: Sequence[str], seconds: float, more: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run a program for a limited time: its status, None where the time was over, and its last words."""
+    """Run a program for a limited time. Return its status, which is None after a timeout, and the end of its output."""
     # A file, not a pipe: what a program left behind may hold a pipe open after its own end.
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         program = subprocess.Popen(

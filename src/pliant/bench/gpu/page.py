@@ -1,7 +1,7 @@
-"""The figures of the ledger in the documentation: written between markers, and nowhere else.
+"""Writes the ledger's figures into the documentation, between markers.
 
-A marker pair is `<!-- gpu: NAME -->` and `<!-- /gpu: NAME -->`, and what lies between is made of the ledger by the part
-of that name. So a figure of a GPU is one that the ledger has, and a test writes the parts anew and compares.
+The part of a page between `<!-- gpu: NAME -->` and `<!-- /gpu: NAME -->` is generated from the ledger. A test generates
+the parts again and compares them, and it finds figures of GPUs elsewhere. So every figure of a GPU is in the ledger.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _FIGURE = re.compile(
 
 
 def write(lines: Sequence[Line], root: Path = Path()) -> None:
-    """Write all parts anew.
+    """Write all parts again.
 
     Raises:
-        ValueError: if a page has a part that there is not.
+        ValueError: If a page has a part with an unknown name.
     """
     for page in PAGES:
         path = root / page
@@ -46,7 +46,7 @@ def write(lines: Sequence[Line], root: Path = Path()) -> None:
 
 
 def rewritten(text: str, lines: Sequence[Line]) -> str:
-    """A page with its parts made of a ledger."""
+    """Return a page with its parts generated from a ledger."""
 
     def part(match: re.Match[str]) -> str:
         name = match[1]
@@ -58,7 +58,7 @@ def rewritten(text: str, lines: Sequence[Line]) -> str:
 
 
 def claims(text: str) -> list[str]:
-    """Sentences outside the parts that name a GPU beside a figure, which no ledger stands behind."""
+    """Return the sentences outside the parts that name a GPU together with a figure."""
     without = _MARKED.sub("", text)
     blocks = re.split(r"\n\s*\n", without)
     found = []
@@ -70,7 +70,7 @@ def claims(text: str) -> list[str]:
 
 
 def _measured(lines: Iterable[Line]) -> list[Line]:
-    """The last line of each measurement on a GPU; a step that was measured again replaces what it had."""
+    """Return the last lines of each step on a GPU. A repeated step replaces its earlier lines."""
     last: dict[str, list[Line]] = {}
     ended: set[str] = set()
     for line in lines:
@@ -87,7 +87,7 @@ def _measured(lines: Iterable[Line]) -> list[Line]:
 
 
 def _right(lines: Sequence[Line]) -> str:
-    """How many checks were right on each GPU, and the worst error in each dtype."""
+    """Make a table of the checks on each GPU: how many were right, and the largest error in each dtype."""
     checks = [line for line in lines if line.get("kind") == "right" and "right" in line]
     if not checks:
         return _NOTHING
@@ -112,7 +112,7 @@ def _right(lines: Sequence[Line]) -> str:
 
 
 def _speed(lines: Sequence[Line]) -> str:
-    """A table for each GPU, dtype and pass: milliseconds on the device, as ratios to the plain convolution."""
+    """Make a table for each GPU, dtype and pass: times on the device relative to the plain convolution."""
     timed = [line for line in lines if line.get("kind") == "speed" and "device" in line]
     if not timed:
         return _NOTHING
@@ -153,7 +153,7 @@ def _speed_table(title: str, lines: Sequence[Line]) -> str:
 
 
 def _training(lines: Sequence[Line]) -> str:
-    """A table of training steps."""
+    """Make a table of the training steps."""
     timed = [line for line in lines if line.get("kind") == "training" and "device" in line]
     if not timed:
         return _NOTHING
@@ -174,7 +174,7 @@ def _training(lines: Sequence[Line]) -> str:
 
 
 def _summary(lines: Sequence[Line]) -> str:
-    """Sentences for the README: the GPU, whether all was right, and the range of the ratios in half precision."""
+    """Make the sentences of the README: the range of the ratios in half precision on each GPU."""
     timed = [line for line in lines if line.get("kind") == "speed" and "device" in line]
     if not timed:
         return _NEVER_RAN
@@ -195,7 +195,7 @@ def _summary(lines: Sequence[Line]) -> str:
 
 
 def _ratios(lines: Sequence[Line], other: str) -> list[float]:
-    """Pliant's time in training over another's, by problem."""
+    """Return the ratio of Pliant's time in training to another implementation's for each problem."""
     medians: dict[str, dict[str, float]] = {}
     for line in lines:
         if line["pass"] == _TRAINING:
@@ -204,7 +204,7 @@ def _ratios(lines: Sequence[Line], other: str) -> list[float]:
 
 
 def _source(lines: Sequence[Line]) -> str:
-    """Which commits and versions printed the figures."""
+    """Say which commits and versions the figures are from."""
     commits = sorted({str(line["commit"]) for line in lines})
     dates = sorted({str(line["date"])[:10] for line in lines})
     versions = sorted({f"{name} {version}" for line in lines for name, version in line["versions"].items()})

@@ -1,7 +1,7 @@
-"""Who is timed on a GPU: Pliant, torchvision, deformops, and cuDNN's plain convolution, which is the limit.
+"""The implementations that are timed on a GPU: Pliant, torchvision, deformops, and cuDNN's plain convolution.
 
-Each is called in the layout that serves it: torchvision's operator knows contiguous maps alone, and offsets of the
-maps' dtype, so it is given both beforehand. deformops is called by its stand-in for torchvision's function.
+Each is called in its best layout. torchvision's operator takes contiguous maps, and offsets in the dtype of the maps,
+so both are converted before the timing. deformops is called through its replacement of torchvision's function.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Maker = Callable[[Problem, Tensors], InTorch]
 
 
 def pliant(problem: Problem, tensors: Tensors) -> InTorch:
-    """Pliant's operator, with offsets in float32."""
+    """Return Pliant's operator, with offsets in float32."""
     return _made(problem, partial(_deformable, ops.deform_conv2d, problem.row), tensors)
 
 
 def torchvision(problem: Problem, tensors: Tensors) -> InTorch:
-    """torchvision's operator, on contiguous maps and offsets of their dtype."""
+    """Return torchvision's operator, with contiguous maps and offsets in their dtype."""
     operator = importlib.import_module("torchvision").ops.deform_conv2d
     if tensors["input"].device.type == "cpu" and DTYPES[problem.dtype] != torch.float32:
         raise Absent("torchvision has no half precision on the CPU")
@@ -40,7 +40,7 @@ def torchvision(problem: Problem, tensors: Tensors) -> InTorch:
 
 
 def deformops(problem: Problem, tensors: Tensors) -> InTorch:
-    """deformops' operator; its offsets have the maps' dtype."""
+    """Return deformops' operator, with offsets in the dtype of the maps."""
     try:
         operator = importlib.import_module("deformops.integrations.torchvision").deform_conv2d
     except ImportError as error:
@@ -50,7 +50,7 @@ def deformops(problem: Problem, tensors: Tensors) -> InTorch:
 
 
 def cudnn(problem: Problem, tensors: Tensors) -> InTorch:
-    """The plain convolution of the same size."""
+    """Return the plain convolution of the same size."""
     row = problem.row
 
     def call(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""All steps of the campaign, in the order of their value."""
+"""Lists all steps of the campaign in the order of their value."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Ceilings = Callable[[], "roofline.Ceilings | None"]
 def plan(
     place: Place, ceilings: Ceilings = lambda: None, kinds: Collection[str] = KINDS, only: str | None = None
 ) -> list[Step]:
-    """The steps.
+    """Return the steps.
 
     Args:
-        place: where they run.
-        ceilings: what was measured of the device, asked for when a step runs.
-        kinds: of `KINDS`.
-        only: a regular expression that names must contain.
+        place: Device and size of the problems.
+        ceilings: Returns the measured ceilings of the device. It is called when a step runs.
+        kinds: Kinds of steps, of `KINDS`.
+        only: Regular expression that is searched for in the names.
 
     Raises:
-        ValueError: if a kind is none, or no step is called so.
+        ValueError: If a kind is unknown, or no name matches.
     """
     if wrong := sorted(set(kinds) - set(KINDS)):
         raise ValueError(f"steps must be of {', '.join(KINDS)}, got {', '.join(wrong)}")

@@ -1,9 +1,9 @@
-"""What is timed on a GPU: the rows of `pliant bench` and the maps of a pyramid, in dtypes, layouts and batches."""
+"""The problems that are timed on a GPU: rows of `pliant bench` and a pyramid's maps, in dtypes, layouts and batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -28,7 +28,7 @@ ROWS = tuple(dict.fromkeys((*FIRST, *(replace(row, batch=1) for row in CONVOLUTI
 
 @dataclass(frozen=True)
 class Problem:
-    """A row with the dtype and layout that it is timed in."""
+    """A row together with the dtype and layout that it is timed in."""
 
     row: ConvRow
     dtype: str
@@ -36,12 +36,12 @@ class Problem:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells it from others in the ledger."""
+        """The fields that identify the problem in the ledger."""
         return asdict(self.row) | {"dtype": self.dtype, "layout": self.layout}
 
     @property
     def shape(self) -> dict[str, int]:
-        """What launch settings depend on: output cells, and of a group its outputs and the channels of a unit."""
+        """The numbers that launch settings depend on. A unit is the channels that share groups of both kinds."""
         row = self.row
         unit = math.gcd(row.channels // row.groups, row.channels // row.offset_groups)
         cells = row.batch * row.height * row.width
@@ -53,14 +53,14 @@ class Problem:
         return f"{self.dtype}, {self.layout}, {self.row.name}, spread {self.row.spread:g}"
 
     def tensors(self, device: str) -> dict[str, Tensor]:
-        """The row's tensors, with values that the dtype holds exactly; offsets stay float32."""
+        """Draw the row's tensors on a device and convert them to the dtype. Offsets stay in float32."""
         made = self.row.tensors(device=device)
         layout = LAYOUTS[self.layout]
         found = {name: made[name].to(DTYPES[self.dtype]).contiguous(memory_format=layout) for name in made}
         return found | {"offset": made["offset"]}
 
     def bytes(self, training: bool) -> int:
-        """Of every tensor once: three that are read and one that is written; in training their gradients as well."""
+        """Count the bytes of all tensors that are read and written, each once a pass."""
         row, size = self.row, DTYPES[self.dtype].itemsize
         cells = row.batch * row.height * row.width
         values = size * (cells * row.channels + row.out_channels * row.channels // row.groups * row.kernel**2)
@@ -69,14 +69,14 @@ class Problem:
         return (3 if training else 1) * (values + offsets) + (2 if training else 1) * output
 
     def operations(self, training: bool) -> int:
-        """Multiplications and additions of the products."""
+        """Count the multiplications and additions of the matrix products."""
         row = self.row
         products = row.batch * row.height * row.width * row.out_channels * row.channels // row.groups * row.kernel**2
         return 2 * products * (3 if training else 1)
 
 
 def shrunk(row: ConvRow) -> ConvRow:
-    """A row of the same kind for a rehearsal: some cells, and channels in the same number of groups."""
+    """Return a small row of the same kind for a rehearsal, with few cells and channels."""
     groups = min(row.groups, 2) if row.groups < row.channels else 4
     offset_groups = min(row.offset_groups, 2)
     channels = 4 * groups if row.groups < row.channels else groups
@@ -85,7 +85,7 @@ def shrunk(row: ConvRow) -> ConvRow:
 
 
 def problems(place: Place) -> list[Problem]:
-    """All of them, the most telling first."""
+    """Return all problems, the most telling first."""
     every = [
         Problem(replace(row, batch=batch, spread=spread), dtype, layout)
         for row in ROWS
@@ -103,7 +103,7 @@ def problems(place: Place) -> list[Problem]:
 
 
 def _interest(problem: Problem) -> int:
-    """The less, the earlier: half precision, batches of 1 and 8, offsets of about a cell, channels last."""
+    """Rank a problem; lower comes earlier, as half precision, small batches and offsets of a cell do."""
     row = problem.row
     return (
         {"bfloat16": 0, "float16": 2, "tf32": 3, "float32": 3}[problem.dtype]
@@ -116,7 +116,7 @@ def _interest(problem: Problem) -> int:
 
 @contextmanager
 def multiplying(dtype: str) -> Iterator[None]:
-    """With float32 multiplied as `dtype` says, by torch and by Pliant."""
+    """Set how torch and Pliant multiply float32: in full precision, or in tf32 if that is the `dtype`."""
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
@@ -126,9 +126,3 @@ def multiplying(dtype: str) -> Iterator[None]:
     finally:
         for backend, allowed in zip(backends, before, strict=True):
             backend.allow_tf32 = allowed
-
-
-def described(key: Mapping[str, Any]) -> str:
-    """A ledger's key as a row of a table: the row's name, and its spread."""
-    names = {name: key[name] for name in ConvRow.__dataclass_fields__}
-    return f"{ConvRow(**names).name}, {key['spread']:g}"

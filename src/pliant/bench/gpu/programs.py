@@ -1,4 +1,4 @@
-"""Whole programs on the GPU, for a limited time: `pliant demo`, and recipes in mixed precision on drawn digits."""
+"""Steps that run whole programs for a limited time: `pliant demo`, and recipes in mixed precision on drawn digits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECIPES = ("voc.faster_rcnn_deform", "voc.deeplab_deform")
 
 
 def steps(place: Place) -> Iterator[Step]:
-    """The recipes, then the demo."""
+    """Yield the recipes, then the demo."""
     for recipe in RECIPES:
         for precision in ("bf16-mixed", "16-mixed"):
             run_it = partial(_recipe, recipe, precision)
@@ -74,7 +74,7 @@ def _recipe(recipe: str, precision: str, place: Place) -> Results:
 
 
 def _losses(path: Path) -> list[float]:
-    """The loss of each step, of a run's `train.csv`."""
+    """Read the loss of each step from a run's `train.csv`."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

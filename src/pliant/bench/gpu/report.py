@@ -1,4 +1,4 @@
-"""A line of the ledger in a sentence, for whoever watches the campaign."""
+"""Prints lines of the ledger as short sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def sentence(line: Mapping[str, Any]) -> str:
-    """What a line says, short."""
+    """Return a short sentence about a line."""
     words = [line["step"]]
     words += [str(line[name]) for name in ("implementation", "kernel", "design", "pass") if line.get(name)]
     if "call" in line.get("key", {}):
@@ -18,7 +18,7 @@ def sentence(line: Mapping[str, Any]) -> str:
 
 
 def is_wrong(line: Mapping[str, Any]) -> bool:
-    """Whether a line tells of something wrong with Pliant, and not with a peer or a candidate of its settings."""
+    """Whether a line reports something wrong with Pliant, and not with a peer or a candidate for its settings."""
     own = line.get("implementation", "Pliant") in ("Pliant", "plain", "deformable")
     own = own and (line.get("kind") != "tuning" or bool(line.get("chosen")))
     return own and ("error" in line or line.get("right") is False)

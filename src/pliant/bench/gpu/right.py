@@ -1,4 +1,4 @@
-"""Is it right: the operators against float64 in every dtype, on other streams, replayed, and deterministic."""
+"""Steps that check the operators against float64: in every dtype, on another stream, in CUDA graphs, deterministic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POISON = 1 << 26  # elements that hold NaN before a call, whose memory the resu
 
 
 def steps(place: Place) -> Iterator[Step]:
-    """The checks that need this process alone, the broadest first."""
+    """Yield the checks that run in this process, the broadest first."""
     yield Step("right", "right: seldom geometries and offsets", 75, _seldom)
     yield Step("right", "right: another stream", 3, _stream)
     yield Step("right", "right: a replayed CUDA graph", 5, _replay)
@@ -48,7 +48,7 @@ def _row(row: ConvRow, place: Place) -> Results:
 
 
 def _all_compared(place: Place, every: list[Call], kinds: list[tuple[str, str]]) -> Results:
-    """Compare each convolution in each dtype and layout; all that has to compile does so together before."""
+    """Compare each convolution in each dtype and layout. All their kernels compile together before."""
     for dtype in dict.fromkeys(dtype for dtype, _ in kinds):
         some = [layout for each, layout in kinds if each == dtype]
         with multiplying(dtype):
@@ -66,7 +66,7 @@ def _poolings(place: Place) -> Results:
 
 
 def compared(place: Place, call: Call, dtype: str, layout: str) -> dict[str, Any]:
-    """Values and gradients of a call against float64, on the same rounded tensors."""
+    """Compare values and gradients of a call with float64, on the same rounded tensors."""
     with multiplying(dtype):
         given = call.prepared(dtype, layout)
         out = call.operator(**given, **call.options)
@@ -83,7 +83,7 @@ def _attention(place: Place) -> Results:
 
 
 def verdict(got: Mapping[str, Tensor], want: Mapping[str, Tensor], tolerance: float) -> dict[str, Any]:
-    """The largest error and the tensor that has it."""
+    """Return the largest error, the tensor that has it, and whether it is allowed."""
     found = calls.errors(got, want)
     worst = max(found, key=lambda name: found[name])
     error = float(f"{found[worst]:.3g}") if math.isfinite(found[worst]) else None
@@ -95,14 +95,14 @@ def _poison(place: Place) -> None:
 
 
 def _pair(device: str) -> list[Call]:
-    """A convolution and a pooling, large enough to take a while."""
+    """Return a convolution and a pooling that take a while."""
     row = ConvRow(2, 64, 64, 40, 40, offset_groups=2) if device == "cuda" else ConvRow(1, 8, 8, 4, 5)
     pooled = calls.poolings(Place(device, tiny=device != "cuda"))[-1]
     return [calls.convolution("convolution", row, device), pooled]
 
 
 def _stream(place: Place) -> Results:
-    """Inputs that are late on a stream of their own: a kernel on the default stream would read what was before."""
+    """Check calls on another stream whose inputs arrive late. A kernel on the default stream would read old values."""
     if not place.on_gpu:
         raise Absent("a CPU has no streams")
     for call in _pair(place.device):
@@ -122,7 +122,7 @@ def _stream(place: Place) -> Results:
 
 
 def _replay(place: Place) -> Results:
-    """A graph of forward and backward, captured with some inputs and replayed with others, twice."""
+    """Check a graph of forward and backward that is captured with some inputs and replayed twice with others."""
     if not place.on_gpu:
         raise Absent("a CPU has no CUDA graphs")
     for call in _pair(place.device):
@@ -153,7 +153,7 @@ def _replayed(call: Call, dtype: str) -> Results:
 
 
 def _deterministic(place: Place) -> Results:
-    """Two backwards are the same to the bit where torch asks for it, and right."""
+    """Check that deterministic mode gives the same bits twice, and that they are right."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         for call in _pair(place.device):

@@ -1,4 +1,4 @@
-"""The ceilings of a device, measured, and the least time in which a convolution could be done under them."""
+"""Measures the ceilings of a device, and derives the shortest possible time of a convolution from them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ NAME = "ceilings"
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes a second of a copy, read and written, and operations a second of a matrix product, by dtype."""
+    """Bytes per second of a copy (read and written), and operations per second of a matrix product in each dtype."""
 
     bandwidth: float
     operations: Mapping[str, float]
 
     def floor(self, problem: Problem, what: str) -> tuple[float, str]:
-        """The seconds that a pass takes at least, and what takes them: `"bytes"` or `"operations"`.
+        """Return the shortest possible time of a pass in seconds, and its limit: `"bytes"` or `"operations"`.
 
-        Bytes are those of every tensor once; operations are the products alone, one in the forward and three with
-        the backward.
+        Bytes count every tensor once. Operations count the matrix products only: one in the forward, three with the
+        backward.
         """
         training = what == TRAINING
         moving = problem.bytes(training) / self.bandwidth
@@ -38,12 +38,12 @@ class Ceilings:
 
 
 def step() -> Step:
-    """Measures the ceilings."""
+    """Return the step that measures the ceilings."""
     return Step(NAME, NAME, 4, _measure)
 
 
 def from_ledger(lines: list[dict[str, Any]], gpu: str) -> Ceilings | None:
-    """The ceilings of a GPU as last measured, or None."""
+    """Return the last measured ceilings of a GPU, or None."""
     found = [line for line in lines if line["step"] == NAME and line.get("gpu") == gpu and "bandwidth" in line]
     return Ceilings(found[-1]["bandwidth"], found[-1]["operations"]) if found else None
 
@@ -53,7 +53,7 @@ def _measure(place: Place) -> Results:
 
 
 def measured(place: Place) -> dict[str, Any]:
-    """One copy of memory, and one product of square matrices in each dtype."""
+    """Time one copy of memory, and one product of square matrices in each dtype."""
     clock = Clock(place)
     some = torch.empty(1 << (12 if place.tiny else 30), dtype=torch.int8, device=place.device)
     other = torch.empty_like(some)

@@ -1,4 +1,4 @@
-"""How fast: everyone on a problem, forward and with the backward, on the device and as the host calls it."""
+"""Steps that time all implementations on a problem: forward, and forward with backward; on the device and eager."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Ceilings = Callable[[], "roofline.Ceilings | None"]
 
 
 def steps(place: Place, ceilings: Ceilings) -> Iterator[Step]:
-    """A step a problem, the most telling first."""
+    """Yield a step for each problem, the most telling first."""
     every = problems(place)
     groups = Groups(every)
     for problem in every:
@@ -40,7 +40,7 @@ def steps(place: Place, ceilings: Ceilings) -> Iterator[Step]:
 
 
 def steps_beside_deformops(place: Place, ceilings: Ceilings) -> Iterator[Step]:
-    """The first problems once more, with deformops."""
+    """Yield steps that time the first problems again, together with deformops."""
     for at, problem in enumerate(problems(place)[: 1 if place.tiny else _WITH_DEFORMOPS]):
         run = partial(_measure_beside_deformops, problem, ceilings)
         takes = _TUNING_ITSELF + (0 if at else _COMPILING_FOR_IT)
@@ -100,7 +100,7 @@ def _everyone(
 
 
 def checked(problem: Problem, implementation: InTorch) -> dict[str, Any]:
-    """The error of an implementation against float64, on the tensors as it is given them."""
+    """Compare an implementation with float64 on the tensors that it receives, as they were rounded."""
     given = {name: value.detach() for name, value in implementation.arguments.items()}
     wanted = expected(problem.row, given | {"grad": implementation.grad}, moved=implementation.moved)
     verdict = check(implementation, wanted)
@@ -110,7 +110,7 @@ def checked(problem: Problem, implementation: InTorch) -> dict[str, Any]:
 
 
 def share(problem: Problem, what: str, ceilings: roofline.Ceilings | None, seconds: float) -> dict[str, Any]:
-    """The part of the time that the roofline would need, and what bounds it there."""
+    """Return the ratio of the shortest possible time to the measured one, and what limits it."""
     if ceilings is None:
         return {}
     floor, bound = ceilings.floor(problem, what)

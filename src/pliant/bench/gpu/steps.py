@@ -16,17 +16,17 @@ Say = Callable[[Mapping[str, Any]], None]
 
 
 class Absent(Exception):
-    """Why a step has nothing to measure here: what it needs is not installed."""
+    """Raised by a step that has nothing to measure here, because what it needs is not installed."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where steps run.
+    """The device that steps run on, and the size of their problems.
 
     Attributes:
-        device: `"cuda"`, or `"cpu"` for a rehearsal with Triton's interpreter.
-        tiny: whether problems are cut down to some cells and channels.
-        candidates: a list of the launch settings that are worth a measurement (`pruning.py`).
+        device: `"cuda"`, or `"cpu"` for a rehearsal in Triton's interpreter.
+        tiny: Whether problems are reduced to a few cells and channels.
+        candidates: File with a list of the launch settings that are worth a measurement (`pruning.py`).
     """
 
     device: str
@@ -38,20 +38,20 @@ class Place:
         return self.device == "cuda"
 
     def wait(self) -> None:
-        """Until the device has done what it was told."""
+        """Wait until the device has finished its work."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step.
+    """A step of the campaign.
 
     Attributes:
         kind: `"ceilings"`, `"right"`, `"speed"`, `"tuning"` or `"training"`.
-        name: unlike every other step's; it begins with the kind.
-        seconds: that it takes, about; it is not started where they are not left.
-        run: yields the fields of the ledger's lines, each as soon as it is known.
+        name: Unique name, which begins with the kind.
+        seconds: Estimated time. A step starts only if this much time is left.
+        run: Yields the fields of each line of the ledger as soon as they are known.
     """
 
     kind: str
@@ -61,12 +61,12 @@ class Step:
 
     @property
     def limit(self) -> float:
-        """The seconds after which it hangs: Triton may compile for far longer than a step takes."""
+        """Seconds without a result after which the step counts as hung. Compilation may take far longer than a step."""
         return 60 + 3 * self.seconds
 
 
 class Broken(Exception):
-    """The device answers no more in this process: an earlier kernel read or wrote where it may not."""
+    """Raised when the device no longer responds in this process, after a kernel accessed invalid memory."""
 
 
 def work(
@@ -79,14 +79,14 @@ def work(
 ) -> None:
     """Run the steps that are not `done` and whose estimates fit into the `budget`, in order.
 
-    A step that raises is a line with the error, and the next one follows.
+    If a step raises, its error becomes a line of the ledger, and the next step follows.
 
     Args:
-        say: is told `{"begin": name, "limit": seconds}` before a step, and `{"line": fields}` with each result. The
+        say: Called with `{"begin": name, "limit": seconds}` before a step, and `{"line": fields}` with each result. The
             last line of a step has `"last": True`.
 
     Raises:
-        Broken: if the process is of no further use; the line with the error was said.
+        Broken: If the process cannot run further steps. The line with the error was passed to `say`.
     """
     end = clock() + budget
     for step in steps:
@@ -112,7 +112,7 @@ def work(
 
 
 def described(error: Exception) -> dict[str, Any]:
-    """The fields of a line that tells of an error; an `Absent` is none, but a reason."""
+    """Return the fields of a line about an error. `Absent` is not an error; it has a reason."""
     if isinstance(error, Absent):
         return {"absent": str(error)}
     where = traceback.format_exception(error)[-6:]

@@ -1,7 +1,7 @@
-"""Runs the campaign's worker in a process of its own, and another one where that dies or hangs.
+"""Runs the campaign's worker in a process of its own, and starts another one if that process dies or hangs.
 
-A kernel that reads where it may not takes its process with it, and one that waits for ever takes the time. So this
-process knows no torch: it writes the ledger, and is told by the worker what it does, in lines of JSON over a pipe.
+A kernel that accesses invalid memory ends its process, and a kernel that never finishes blocks it. So this process does
+not import torch. It writes the ledger, and the worker reports over a pipe, in lines of JSON.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _START = 180.0  # and that it has to import torch and find the device
 
 
 class WorkerFailed(Exception):
-    """The worker ended before it began a step."""
+    """Raised when a worker ends before it begins a step."""
 
 
 def supervise(command: Sequence[str], end: float, record: Record) -> None:
     """Run workers until one has nothing left to do, or until `end`.
 
     Args:
-        command: of a worker; `--events FD --end SECONDS` is added to it.
-        end: by `time.time()`.
-        record: is given each line of the ledger.
+        command: Command of a worker. `--events FD --end SECONDS` is added to it.
+        end: Deadline, as `time.time()` counts.
+        record: Called with each line of the ledger.
 
     Raises:
-        WorkerFailed: if a worker ends or hangs before it begins a step, for another would do the same.
+        WorkerFailed: If a worker ends or hangs before it begins a step, because another one would do the same.
     """
     while time.time() < end:
         told = _Told(record)
@@ -51,7 +51,7 @@ def supervise(command: Sequence[str], end: float, record: Record) -> None:
 
 
 class _Told:
-    """What a worker has told: what it runs on, the step that it is in, and how long that may take."""
+    """Keeps what a worker has reported: the machine, its current step, and how long the step may take."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -72,7 +72,7 @@ class _Told:
 
 
 def _run(command: Sequence[str], end: float, told: _Told) -> str | None:
-    """Run one worker; how it ended where not by itself and with status 0."""
+    """Run one worker. Return how it ended, or None if it finished with status 0."""
     reading, writing = os.pipe()
     added = ["--events", str(writing), "--end", repr(end)]
     # A group of its own, with all that it starts; not a session, so that it ends with this process's terminal.
@@ -97,7 +97,7 @@ def _run(command: Sequence[str], end: float, told: _Told) -> str | None:
 
 
 def _lines(pipe: int, seconds: Callable[[], float]) -> Iterator[bytes]:
-    """Whole lines, until the writer closes; TimeoutError where none comes for `seconds()`."""
+    """Yield complete lines until the writer closes. Raise TimeoutError if none arrives for `seconds()`."""
     held = b""
     while True:
         ready, _, _ = select.select([pipe], [], [], max(0.0, seconds()))

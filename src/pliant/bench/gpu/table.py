@@ -1,7 +1,7 @@
-"""The shipped table of launch settings, made of the ledger's tuning lines.
+"""Makes the shipped table of launch settings from the ledger's tuning lines.
 
-It is JSON beside `tiles.py`, which `shipped.py` reads: for each GPU, kernel, dtype and class of shape the fastest
-settings whose results were right, and the time that they take relative to those in force when they were measured.
+The table is a JSON file beside `tiles.py`, which `shipped.py` reads. For each GPU, kernel, dtype and class of shape it
+has the fastest settings whose results were right, and their time relative to the settings that were in force.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def write(lines: Sequence[Line], path: Path = shipped.PATH) -> None:
     """Write the table.
 
     Raises:
-        ValueError: if the ledger has no tuning line of a GPU.
+        ValueError: If the ledger has no tuning line of a GPU.
     """
     found = table(lines)
     if not found:
@@ -31,7 +31,7 @@ def write(lines: Sequence[Line], path: Path = shipped.PATH) -> None:
 
 
 def table(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """The entries, in a fixed order, of the kernels that were tuned last; a later measurement replaces an earlier."""
+    """Return the entries of the kernels that were tuned last, in a fixed order. Repeated measurements count once."""
     tuned = [
         line
         for line in lines

@@ -1,4 +1,4 @@
-"""What a training step costs: the paper's networks, plain and deformable, in float32 and under autocast."""
+"""Steps that time a training step of the paper's networks: plain and deformable, in tf32 and under autocast."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SECONDS = 1.5  # for the rounds of a step
 
 
 def steps(place: Place) -> Iterator[Step]:
-    """A step a network and precision."""
+    """Yield a step for each network and precision."""
     every = list(product(("bfloat16", "tf32", "float16"), ("Faster R-CNN", "DeepLab", "R-FCN")))
     for precision, network in every[2:5] if place.tiny else every:
         yield Step("training", f"training {network}, {precision}", _TAKES, partial(_measure, network, precision))
@@ -40,7 +40,7 @@ def _measure(network: str, precision: str, place: Place) -> Results:
 
 
 def _without_interpreter(place: Place) -> AbstractContextManager[object]:
-    """In a rehearsal, Triton's interpreter would take minutes for a network."""
+    """Avoid Triton's interpreter in a rehearsal, because it takes minutes for a network."""
     if place.on_gpu:
         return nullcontext()
     return _native.use(next(name for name in _native.available() if name != _native.TRITON))
@@ -104,7 +104,7 @@ def _build(network: str, place: Place, *, deformable: bool) -> nn.Module:
 
 
 def _sample(network: str, place: Place) -> tuple[Any, Any]:
-    """Images and targets, on the device."""
+    """Draw images and targets on the device."""
     height, width = (64, 96) if place.tiny else SCENE if network == "DeepLab" else SIZE
     generator = torch.Generator().manual_seed(_SEED)
     image = torch.rand(3, height, width, generator=generator)
@@ -134,7 +134,7 @@ def _step(
     dtype: torch.dtype | None,
     place: Place,
 ) -> float:
-    """Forward and backward; the same random choices every time. The loss."""
+    """Run forward and backward with the same random choices every time, and return the loss."""
     torch.manual_seed(_SEED)
     model.zero_grad(set_to_none=True)
     with context(), torch.autocast(place.device, dtype, enabled=dtype is not None):

@@ -1,4 +1,4 @@
-"""Which launch settings are best: every candidate of every kernel, on the classes of shapes that matter."""
+"""Steps that time launch settings: all candidates of each kernel, on the shapes of a backbone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ USED = {
 
 
 def steps(place: Place) -> Iterator[Step]:
-    """For each dtype the designs first, then a step for each class of shape and kernel."""
+    """Yield, for each dtype, the steps of the designs, then a step for each shape and kernel."""
     for _, group in groupby(problems(place), key=lambda problem: problem.dtype):
         some = list(group)
         for problem in some:
@@ -57,7 +57,7 @@ def steps(place: Place) -> Iterator[Step]:
 
 
 def problems(place: Place) -> list[Problem]:
-    """The shapes of a backbone, one image and eight; half precision first."""
+    """Return the shapes of a backbone for one image and for eight, half precision first."""
     rows = [replace(row, batch=batch, spread=1.0) for batch in (1, 8) for row in FIRST]
     dtypes = ["bfloat16", "float16", "float32", "tf32"]
     if place.tiny:
@@ -66,7 +66,7 @@ def problems(place: Place) -> list[Problem]:
 
 
 def candidates(place: Place, problem: Problem, kernel: str) -> list[Any]:
-    """What is measured of a kernel: what the place's list has kept, or all where it says nothing."""
+    """Return the candidates of a kernel: those in the place's list, or all if the list has none."""
     every: Sequence[Any] = settings.candidates(kernel, DTYPES[problem.dtype])
     if place.candidates:
         about = {"kernel": kernel, "dtype": problem.dtype, "shape": problem.shape}
@@ -76,7 +76,7 @@ def candidates(place: Place, problem: Problem, kernel: str) -> list[Any]:
 
 
 def _capability(place: Place) -> int:
-    """Of the device; a rehearsal takes the first that candidates are pruned for."""
+    """Return the device's compute capability. A rehearsal uses the first one that candidates are pruned for."""
     major, minor = torch.cuda.get_device_capability() if place.on_gpu else divmod(max(GPUS), 10)
     return 10 * major + minor
 
@@ -115,7 +115,7 @@ def _measured(
     settled: Sequence[Mapping[str, Any]],
     fields: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> Results:
-    """A line for each of some settings: the time of a pass with it, and its error. The first is in all rounds."""
+    """Yield the time and the error of a pass for each of some settings. The first one takes part in all rounds."""
     clock = Clock(place)
     tensors = problem.tensors(place.device)
     thunk = warm.launcher(problem, tensors, what == "backward")

@@ -1,4 +1,4 @@
-"""Compiles the kernels of many calls at once, on all cores, so that steps on the GPU wait for no compiler."""
+"""Compiles the kernels of many calls on all cores at once, so that steps on the GPU do not wait for the compiler."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Thunk = Callable[[], object]
 
 @contextmanager
 def _compiled_not_run() -> Iterator[None]:
-    """Within, Pliant's launches compile in threads and run nothing; at the end all have compiled."""
+    """Let Pliant's launches compile in threads without running. At the end all have compiled."""
     modes = importlib.import_module("triton.runtime._async_compile")
 
     def compile_only(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], **options: Any) -> None:
@@ -40,9 +40,9 @@ def _compiled_not_run() -> Iterator[None]:
 
 
 def compile_together(place: Place, thunks: Iterable[Thunk]) -> None:
-    """Compile what the thunks would launch; they call the launchers themselves, not through autograd's threads.
+    """Compile the kernels that the thunks would launch. Thunks call the launchers directly, not through autograd.
 
-    Nothing is done where this Triton has no such mode, or interprets: then a kernel compiles when it first runs.
+    Nothing happens if this version of Triton cannot compile in threads. Kernels then compile at their first launch.
     """
     if not place.on_gpu:
         return
@@ -57,9 +57,9 @@ def compile_together(place: Place, thunks: Iterable[Thunk]) -> None:
 
 
 def compile_tuned(place: Place, thunk: Thunk) -> None:
-    """Compile every configuration of another library's kernels that tune themselves, rather than one by one.
+    """Compile all configurations of another library's autotuned kernels at once.
 
-    The thunk may use autograd, whose backward then stays in this thread.
+    The thunk may use autograd, whose backward then runs in this thread.
     """
     if not place.on_gpu:
         return
@@ -83,7 +83,7 @@ def compile_tuned(place: Place, thunk: Thunk) -> None:
 
 
 def launcher(problem: Problem, tensors: dict[str, torch.Tensor], backward: bool) -> Thunk:
-    """A call of the forward's or the backward's launcher on a problem's tensors."""
+    """Return a call of the forward's or the backward's launcher on a problem's tensors."""
     row = problem.row
     input, offset, weight, grad = (tensors[name] for name in ("input", "offset", "weight", "grad"))
     geometry = Geometry((1, 1), (row.padding,) * 2, (row.dilation,) * 2, "paper")
@@ -93,7 +93,7 @@ def launcher(problem: Problem, tensors: dict[str, torch.Tensor], backward: bool)
 
 
 def launchers(call: Call, dtype: str, layout: str) -> list[Thunk]:
-    """The launchers of forward and backward on a convolution's tensors."""
+    """Return calls of both launchers on a convolution's tensors."""
     given = {name: value.detach() for name, value in call.prepared(dtype, layout).items()}
     input, offset, weight, bias, mask = map(given.get, ("input", "offset", "weight", "bias", "mask"))
     assert input is not None
@@ -110,7 +110,7 @@ def launchers(call: Call, dtype: str, layout: str) -> list[Thunk]:
 
 
 def blank(problem: Problem, device: str) -> dict[str, torch.Tensor]:
-    """Tensors of a problem's shapes and strides, whose values do not matter."""
+    """Return uninitialised tensors with a problem's shapes and strides."""
     row, layout = problem.row, LAYOUTS[problem.layout]
     size, taps = (row.height, row.width), row.kernel**2
     shapes = {
