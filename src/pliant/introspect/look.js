@@ -8,7 +8,7 @@ const state = {image: 0, layer: 0, depth: 3, group: 0, mode: "units", detection:
                plain: true, boxes: true, hover: null, places: {}};
 const now = () => page.images[state.image];
 
-// All points of a unit in image pixels, and the effective dilation of each deformable layer on the way.
+// All points of a unit in image pixels, and the effective dilation of each deformable layer on the path.
 function follow([row, column], moved) {
   const layers = now().layers.slice(state.layer, state.layer + state.depth), dilations = [];
   let points = [[row, column, true]];
@@ -41,9 +41,9 @@ function describe() {
   list.replaceChildren();
   if (state.mode === "parts") {
     const found = now().detections[state.detection], pool = now().pools[state.pool];
-    text.textContent = !found ? "There is no detection here to pool." :
+    text.textContent = !found ? "No detection here." :
       `${found.label} ${found.score.toFixed(2)}: ${pool.parts.shape[2]} × ${pool.parts.shape[3]} parts` +
-      (pool.classes.length > 1 ? `, moved as for ${pool.classes[shownKind(pool)]}` : ", moved alike for all classes");
+      (pool.classes.length > 1 ? `, with the offsets of ${pool.classes[shownKind(pool)]}` : ", with the same offsets for all classes");
     return;
   }
   if (!unit()) { text.textContent = "No deformable convolution ran."; return; }
@@ -125,7 +125,7 @@ function fit() {
       numbers.push(points * taps[0]);
       points *= taps.reduce((a, b) => a * b);
     });
-    rows.push(choices("Layers read through", numbers.map((number, index) => ({name: index + 1, more: `${number} points`})),
+    rows.push(choices("Deformable layers", numbers.map((number, index) => ({name: index + 1, more: `${number} points`})),
       state.depth - 1, index => set({depth: index + 1})));
     rows.push(choices("Unit of layer", layers.map(({name}) => ({name: short(name)})), state.layer, layer => set({layer})));
     state.group = Math.min(state.group, groups() - 1);
@@ -167,8 +167,8 @@ function explain() {
   const ring = [["#000", 6], [UNIT, 3]].map(([color, width]) =>
     `<circle cx="10" cy="10" r="7" fill="none" stroke="${color}" stroke-width="${width}"/>`).join("");
   const lines = state.mode === "parts"
-    ? [[square(MOVED), "parts, where the network pools"], [disc, "their centres"], [solid, "centres of the plain network's bins"]]
-    : [[`<svg viewBox="0 0 20 20">${ring}</svg>`, "the unit"], [disc, "where it reads"], [square(PLAIN), "where the plain network would read"],
+    ? [[square(MOVED), "parts that the network pools"], [disc, "their centres"], [solid, "centres of the plain network's bins"]]
+    : [[`<svg viewBox="0 0 20 20">${ring}</svg>`, "the unit"], [disc, "positions that it samples"], [square(PLAIN), "positions of the plain network"],
        ["", "Bars: effective dilation, the mean distance of neighbouring taps in cells; the blue mark is the plain layer."]];
   byId("legend").innerHTML = lines.map(([sign, words]) => `<span>${sign}</span><span>${words}</span>`).join("");
 }
@@ -238,7 +238,7 @@ byId("theme").onclick = () => {
   const dark = (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "")) === "dark";
   document.documentElement.dataset.theme = dark ? "light" : "dark";
 };
-byId("keys").innerHTML = [["← ↑ → ↓", "move the unit (with Shift by five), or choose the detection"], ["1 2 3", "layers read through"],
+byId("keys").innerHTML = [["← ↑ → ↓", "move the unit (with Shift by five), or choose the detection"], ["1 2 3", "number of deformable layers"],
   ["L", "next layer"], ["G", "next offset group"], ["P", "plain network"], ["D", "detections"], ["R", "parts of RoIs"],
   ["C", "class"], ["N", "next image"], ["T", "light or dark"]]
   .map(([key, what]) => `<kbd>${key}</kbd> ${what}`).join("<br>");

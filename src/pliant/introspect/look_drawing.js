@@ -1,5 +1,5 @@
 "use strict";
-// What is drawn over the image.
+// Drawing over the image.
 
 function draw() {
   const ratio = devicePixelRatio || 1, {width, height} = stage.getBoundingClientRect();
@@ -37,7 +37,7 @@ function drawBox({box: [x0, y0, x1, y1], label, score}, index, place, ratio) {
   context.fillText(text, left + 4 * ratio, y - 4 * ratio);
 }
 
-// Signs are smaller where the image is.
+// Markers are smaller on small images.
 const small = () => (devicePixelRatio || 1) * Math.min(1, Math.max(0.6, stage.clientWidth / 800));
 function drawUnit(place, ratio) {
   const found = follow(unit(), true), radius = [4.2, 3.2, 2.4][state.depth - 1] * small();
@@ -74,7 +74,7 @@ function drawUnit(place, ratio) {
   }
 }
 
-// The class whose offsets are shown: the one chosen, else that of the detection.
+// The class whose offsets are shown: the chosen one, otherwise that of the detection.
 function shownKind(pool) {
   if (pool.classes.length < 2) return 0;
   return Math.max(pool.classes.indexOf(state.kind ?? now().detections[state.detection].label), 0);

@@ -1,7 +1,7 @@
 "use strict";
-// What Trace.points does, on the numbers that the page holds.
+// Trace.points on the numbers in the page.
 
-// Numbers come as 16-bit integers in base64, times a step.
+// Numbers are 16-bit integers in base64, times a step.
 function unpack(packed) {
   if (!packed.values) {
     const text = atob(packed.data), bytes = Uint8Array.from(text, letter => letter.charCodeAt(0));
@@ -10,7 +10,7 @@ function unpack(packed) {
   return packed.values;
 }
 
-// Where a window reads for each of `points` [y, x, inside]; `moved` adds the offsets, read bilinearly.
+// The positions that a window reads for each of `points` [y, x, inside]; `moved` adds the interpolated offsets.
 function read(points, window, group, moved) {
   const [rows, columns] = window.kernel, taps = rows * columns, result = [];
   const offset = moved && window.offset && unpack(window.offset);
