@@ -154,11 +154,16 @@ def test_the_commit_is_given_or_asked_of_git(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_the_digest_follows_the_operators_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "ops").mkdir()
-    (tmp_path / "ops" / "kernels.py").write_text("a")
+    kernels = tmp_path / "ops" / "kernels.py"
+    kernels.write_text('def run(a):\n    """Run."""\n    return 2 * a\n')
     monkeypatch.setattr(ledger.pliant, "__file__", str(tmp_path / "__init__.py"))
     first = ledger.kernels_digest()
     (tmp_path / "other.py").write_text("b")
+    kernels.write_text('def run(a):\n    """Run it."""\n    return 2 * a  # twice\n')
     assert ledger.kernels_digest() == first
+    kernels.write_text('def run(a):\n    """Run."""\n    return 3 * a\n')
+    assert ledger.kernels_digest() != first
+    first = ledger.kernels_digest()
     (tmp_path / "ops" / "tiles.json").write_text("{}")
     assert ledger.kernels_digest() != first
 

@@ -76,15 +76,18 @@ def test_tables_are_made_of_the_last_measurement() -> None:
         measured("Pliant", 1.5),
         measured("torchvision", 6.0, right=False, last=True),
     ]
+    older = [measured("Pliant", 55.0, step="speed of another", kernels="older", last=True)]
     rehearsed = [measured("Pliant", 77.0, gpu="none: rehearsed on a CPU")]
     text = "<!-- gpu: speed -->\nold\n<!-- /gpu: speed -->\n<!-- gpu: summary -->\n<!-- /gpu: summary -->"
-    found = page.rewritten(text, [*old, *new, *rehearsed])
+    found = page.rewritten(text, [*older, *old, *new, *rehearsed])
     assert "| 1, 512→512, 38×63, 3×3, 2, 1; 1, channels last | 1 | 1.50 | 6.00 (wrong) | 25% | 12 / 12 |" in found
     assert "abc, 2026-11-26; torch 2.11, driver 580" in found
     assert "On an NVIDIA H100" in found
     assert "1.5 to 1.5 of conv2d (cuDNN)'s time and 0.25 to 0.25 of torchvision's time" in found
     assert "9.00" not in found
     assert "77" not in found
+    assert "55.0" not in found
+    assert "[3 measurements]" in found
     assert "old" not in found
     assert page.claims(found) == []
     assert page.rewritten(found, [*old, *new]) == found

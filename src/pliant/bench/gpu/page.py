@@ -70,13 +70,18 @@ def claims(text: str) -> list[str]:
 
 
 def _measured(lines: Iterable[Line]) -> list[Line]:
-    """Return the last lines of each step on a GPU. A repeated step replaces its earlier lines."""
-    last: dict[str, list[Line]] = {}
-    ended: set[str] = set()
-    for line in lines:
-        if str(line.get("gpu", "")).startswith("none"):
+    """Return the last lines of each step on each GPU. A repeated step replaces its earlier lines.
+
+    Lines of other kernels than the last ones of their kind are left out: no table mixes two versions.
+    """
+    some = [line for line in lines if not str(line.get("gpu", "")).startswith("none")]
+    newest = {(line.get("gpu"), line.get("kind")): line.get("kernels") for line in some}
+    last: dict[tuple[Any, str], list[Line]] = {}
+    ended: set[tuple[Any, str]] = set()
+    for line in some:
+        if line.get("kernels") != newest[line.get("gpu"), line.get("kind")]:
             continue
-        step = line["step"]
+        step = (line.get("gpu"), line["step"])
         if step in ended or step not in last:
             last[step] = []
             ended.discard(step)
