@@ -1,13 +1,13 @@
 """Training classifiers on ImageNet, and on any folder of images sorted by class.
 
-The paper trains Aligned-Inception-ResNet on ImageNet-1K as He et al. (2016) train ResNet, and gives no other details. He et
-al. use 256 images a step, and the learning rate, momentum, weight decay, crops of 224 pixels and flips below. They divided
-the rate by ten when the error stopped falling, in up to 600,000 steps, and cropped images scaled to a short side of 256 to
-480. Here, as in later implementations, the rate falls after 30 and 60 of 90 epochs, crops have random sizes and shapes, and
-the evaluation uses the central crop, where He et al. average ten. Biases do not decay.
+The paper trains Aligned-Inception-ResNet on ImageNet-1K as He et al. (2016) train ResNet, and gives no other details.
+He et al. use 256 images a step, and the learning rate, momentum, weight decay, crops of 224 pixels and flips below.
+They divided the rate by ten when the error stopped falling, in up to 600,000 steps, and cropped images scaled to a
+short side of 256 to 480. Here, as in later implementations, the rate falls after 30 and 60 of 90 epochs, crops have
+random sizes and shapes, and the evaluation uses the central crop, where He et al. average ten. Biases do not decay.
 
-The data are folders ``train/CLASS`` and ``val/CLASS``. ImageNet's ``val`` is evaluated at the end, so no split is left to
-validate on during training: ``--set val_split=val`` uses it all the same.
+The data are folders ``train/CLASS`` and ``val/CLASS``. ImageNet's ``val`` is evaluated at the end, so no split is
+left to validate on during training: ``--set val_split=val`` uses it all the same.
 """
 
 from __future__ import annotations
