@@ -20,6 +20,8 @@ from pliant.bench.gpu.estimate import GPUS, Cost, Figures, Work, blocks, cost
 from pliant.bench.gpu.problems import FIRST, Problem
 from pliant.bench.gpu.pruning import Choice, kept, prune
 from pliant.bench.gpu.steps import Place
+from pliant.ops import _native
+from pliant.ops.deform_conv2d import shipped
 from pliant.ops.deform_conv2d.tiles import KERNELS, Tiles, forced
 
 H100 = GPUS[90]
@@ -218,6 +220,32 @@ def test_a_trace_has_the_launches_of_a_gpu_and_runs_none() -> None:
     assert pooling.module == "pliant.ops.roi_pool.kernels"
 
 
+def test_a_trace_takes_the_shipped_table_of_its_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from pliant.bench.gpu.compiling import traced
+
+    shape = {"cells": 99, "outs": 32, "groups": 1, "unit": 64, "taps": 9}
+    common = {"capability": [9, 0], "dtype": "bfloat16", "shape": shape}
+    tiles = Tiles(64, 16, 16, 4, 2)
+    entries = [
+        common | {"kernel": "forward_by_columns", "design": "fused"},
+        common | {"kernel": "forward", "tiles": tiles._asdict()},
+    ]
+    monkeypatch.setattr(shipped, "entries", lambda: entries)
+    monkeypatch.setattr(_native, "interpreting", lambda: False)
+    shipped._find.cache_clear()
+    found = {}
+    for capability in (90, 80):
+        with traced(capability) as launches:
+            input, weight = (torch.empty(size, dtype=torch.bfloat16) for size in ((1, 64, 9, 11), (32, 64, 3, 3)))
+            ops.deform_conv2d(input, torch.empty(1, 18, 9, 11), weight, padding=1)
+        found[capability] = launches
+    shipped._find.cache_clear()
+    assert [each.name for each in found[90]] == ["forward"]
+    assert [found[90][0].arguments[name] for name in ("BLOCK_P", "BLOCK_C", "BLOCK_O")] == list(tiles[:3])
+    assert [each.name for each in found[80]] == ["columns"]
+
+
 # Kernels are interpreted in this process, and so are the functions of Triton's own that they call.
 COMPILE = """
 import json, sys
@@ -241,13 +269,13 @@ triton.knobs.cache.dir = str(folder / "elsewhere")
 installed = bundle.install(folder / "some.zip")
 found[0].kernel.device_caches.clear()
 again = compiled(found[0], 90)
-choice = next(launched.choices("bfloat16, channels last, 1, 256"))
+choice = next(launched.choices("bfloat16, channels last, 1, 256", 90))
 tried = choice.launches(choice.tiles[:3])
 settings = [[each.options["num_warps"], each.options["num_stages"]] for each in tried]
 said = {"figures": figures(again), "instructions": telling(code(again)), "installed": installed, "hits": hits}
 said["settings"] = settings
 said["wanted"] = [[each.warps, each.stages] for each in choice.tiles[:3]]
-said["table"] = len(launched.table())
+said["table"] = len(launched.table(90))
 print(json.dumps(said | {"files": sorted(again.asm), "same": again.asm["cubin"] == kernel.asm["cubin"]}))
 """
 

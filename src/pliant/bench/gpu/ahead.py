@@ -111,14 +111,15 @@ def _compile(given: argparse.Namespace) -> int:
     from pliant.bench.gpu import launched
 
     targets = given.target or _targets()
-    choices = list(launched.choices(given.only)) if given.candidates else []
-    if given.candidates and not choices:
+    choices = {target: list(launched.choices(given.only, target)) for target in targets if given.candidates}
+    if given.candidates and not choices[targets[0]]:
         raise ValueError(f"no problem that is tuned is called like {given.only!r}")
     made: dict[tuple[str, int], Made] = {}
     with _pool(given.jobs) as pool:
         if given.table or given.pack or given.compile_here:
-            listed = launched.table() if given.table else launched.campaign(given.problems)
-            compile_all(pool, ((launch, target) for launch in listed for target in targets), made)
+            for target in targets:
+                listed = launched.table(target) if given.table else launched.campaign(given.problems, target)
+                compile_all(pool, ((launch, target) for launch in listed), made)
         failed = [each for each in made.values() if each.error]
         if given.table:
             print("\n".join(_table(made.values())))
@@ -126,7 +127,7 @@ def _compile(given: argparse.Namespace) -> int:
             left = [
                 found
                 for target in targets
-                for found in pruning.prune(choices, target, given.most, _figures(pool, target, made))
+                for found in pruning.prune(choices[target], target, given.most, _figures(pool, target, made))
             ]
             given.candidates.write_text(json.dumps(left, indent=0))
             print(f"{given.candidates}: {len(left)} candidates are left")

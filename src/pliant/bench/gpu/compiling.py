@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -31,6 +32,8 @@ from pliant.bench.gpu import machine_code
 from pliant.bench.gpu.estimate import Figures
 from pliant.ops import _gpu, _native
 from pliant.ops.deform_conv2d import op as convolution
+from pliant.ops.deform_conv2d import shipped
+from pliant.ops.deform_conv2d.tiles import Problem
 from pliant.ops.ms_deform_attn import op as attention
 from pliant.ops.roi_pool import gpu as pooling
 from pliant.ops.roi_pool import op as roi_pool
@@ -124,10 +127,10 @@ class _Launchers(TorchDispatchMode):
 
 
 @contextmanager
-def traced() -> Iterator[list[Launch]]:
+def traced(capability: int = 90) -> Iterator[list[Launch]]:
     """What Pliant's operators, called inside, would launch on a GPU; nothing runs, and no tensor has values.
 
-    Tensors are on the CPU, where autograd needs no GPU, and take the ways of a GPU's.
+    Tensors are on the CPU, where autograd needs no GPU, and take the ways of a GPU's of this compute capability.
     """
     caught: list[Launch] = []
 
@@ -145,9 +148,15 @@ def traced() -> Iterator[list[Launch]]:
         mock.patch.object(_gpu, "serves", lambda tensor: tensor.dtype != torch.float64),
         mock.patch.object(_gpu, "layout", _layout),
         mock.patch.object(_native, "serves", return_value=False),
+        mock.patch.object(shipped, "find", partial(_shipped, capability)),
         mock.patch.object(pooling, "check_rois"),  # of values
     ):
         yield caught
+
+
+def _shipped(capability: int, kernel: str, problem: Problem) -> dict[str, Any] | None:
+    """The entry of the shipped table, as on a GPU."""
+    return shipped.find_for(divmod(capability, 10), kernel, problem)
 
 
 def _layout(input: Tensor) -> torch.memory_format:

@@ -28,15 +28,20 @@ def find(kernel: str, problem: Problem) -> dict[str, Any] | None:
     """The entry of a kernel on a problem, None where the table has none of its class."""
     if problem.device.type != "cuda" or not entries():
         return None
+    return find_for(_capability(problem.device), kernel, problem)
+
+
+def find_for(capability: tuple[int, int], kernel: str, problem: Problem) -> dict[str, Any] | None:
+    """The same for a GPU of a compute capability."""
     name = str(problem.dtype).removeprefix("torch.")
     if problem.dtype == torch.float32 and _gpu.precision(problem.dtype) == "tf32":
         name = "tf32"
-    return _find(kernel, problem, name)
+    return _find(capability, kernel, problem, name)
 
 
 @functools.lru_cache(maxsize=4096)
-def _find(kernel: str, problem: Problem, dtype: str) -> dict[str, Any] | None:
-    wanted = {"capability": list(_capability(problem.device)), "kernel": kernel, "dtype": dtype}
+def _find(capability: tuple[int, int], kernel: str, problem: Problem, dtype: str) -> dict[str, Any] | None:
+    wanted = {"capability": list(capability), "kernel": kernel, "dtype": dtype}
     near = [
         (apart, at, entry)
         for at, entry in enumerate(entries())
