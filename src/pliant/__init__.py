@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pliant.explanation import explain
     from pliant.surgery import deform, param_groups, undeform
     from pliant.torchvision_patch import patch_torchvision
+    from pliant.transformers_patch import patch_transformers
 
 _SUBMODULES = ("backbones", "data", "engine", "export", "introspect", "models", "nn", "ops", "recipes")
 _NAMES = {
@@ -30,6 +31,7 @@ _NAMES = {
     "param_groups": "pliant.surgery",
     "explain": "pliant.explanation",
     "patch_torchvision": "pliant.torchvision_patch",
+    "patch_transformers": "pliant.transformers_patch",
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "ops",
     "param_groups",
     "patch_torchvision",
+    "patch_transformers",
     "recipes",
     "undeform",
 ]

@@ -14,7 +14,17 @@ import torch
 
 import pliant
 
-MODULES = ("ops", "nn", "surgery", "torchvision_patch", "explanation", "introspect", "export", "models")
+MODULES = (
+    "ops",
+    "nn",
+    "surgery",
+    "torchvision_patch",
+    "transformers_patch",
+    "explanation",
+    "introspect",
+    "export",
+    "models",
+)
 MAY_LACK = ("backbones", "data")
 RECORDS = (tuple, pliant.explain(torch.zeros(1)).__class__)  # what functions return: shown in the functions' examples
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

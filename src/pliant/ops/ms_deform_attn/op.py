@@ -19,7 +19,7 @@ torch.library.define("pliant::ms_deform_attn_backward", f"(Tensor grad, {_TENSOR
 
 
 def forward(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    if _gpu.serves(value):
+    if not _native.serves(value) and _gpu.serves(value):
         return gpu.ms_deform_attn(value, shapes, starts, locations, weights)
     kernels = cpu if _native.serves(value) else reference
     return kernels.ms_deform_attn(value, levels_of(shapes, starts, value.shape[1]), locations, weights)
@@ -28,7 +28,7 @@ def forward(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, we
 def backward(
     grad: Tensor, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _gpu.serves(value) and _gpu.adds_in_any_order():
+    if not _native.serves(value) and _gpu.serves(value) and _gpu.adds_in_any_order():
         return gpu.ms_deform_attn_backward(grad, value, shapes, starts, locations, weights)
     kernels = cpu if _native.serves(value) else reference
     levels = levels_of(shapes, starts, value.shape[1])
