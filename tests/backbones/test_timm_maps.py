@@ -66,9 +66,9 @@ def test_layers_with_the_padding_of_tensorflow_become_deformable() -> None:
 @pytest.mark.parametrize(
     ("name", "layers", "message"),
     [
-        ("test_vit", 3, "deform_layers=3: of the .* of timm/test_vit, the last 1 can be deformed"),
-        ("test_nfnet", 1, "deform_layers=1: of the .* of timm/test_nfnet, the last 0 can be deformed"),
-        ("test_byobnet", -1, "deform_layers=-1: of the"),
+        ("test_vit", 3, "deform_layers must be 0 to 1 for timm/test_vit, got 3: only its last 1 conv"),
+        ("test_nfnet", 1, "deform_layers must be 0 to 0 for timm/test_nfnet, got 1: only its last 0 conv"),
+        ("test_byobnet", -1, "deform_layers must be 0 to 6 for timm/test_byobnet, got -1"),
         ("xcit_nano_12_p8_224", 0, r"no maps of stride 16 .* \(its maps have strides 8, 8, 8\); docs/your-model.md"),
         ("ghostnet_050.none", 0, r"timm: Invalid pretrained tag \(none\)"),
     ],
@@ -86,9 +86,7 @@ def test_whatever_timm_raises_is_one_sentence(error: Exception, monkeypatch: pyt
 
     monkeypatch.setattr(timm, "create_model", create)
     said = str(error).split("\n")[0] or "AssertionError"
-    with pytest.raises(
-        ValueError, match=rf"timm/one gives no maps of stride 16 .*\(timm: {said}\); docs/your-model.md"
-    ):
+    with pytest.raises(ValueError, match=rf"timm/one has no maps of stride 16 .*\(timm: {said}\); docs/your-model.md"):
         find_maps("one", (16, 16))
 
 
@@ -105,5 +103,5 @@ def test_pyramids_know_their_stages_whatever_timm_calls_them() -> None:
         trained = {parameter for parameter, value in model.named_parameters() if value.requires_grad}
         later = {parameter for parameter, _ in model.named_parameters() if parameter.startswith(model.stages[1:])}
         assert trained == later != set()
-    with pytest.raises(ValueError, match="timm/test_vit gives no maps of stride 4, 8, 16, 32"):
+    with pytest.raises(ValueError, match="timm/test_vit has no maps of stride 4, 8, 16, 32"):
         pyramid("timm/test_vit")

@@ -166,7 +166,7 @@ def test_a_layer_that_runs_twice_has_two_names() -> None:
     trace = Trace(nn.Sequential(layer, nn.ReLU(), layer), torch.rand(3, 9, 11))
     assert trace.layers == ("0", "0 (2)")
     assert len(trace.points((0, 0), 2, layer="0 (2)").cells) == 81
-    with pytest.raises(ValueError, match="depth must be 1 to 1, the deformable layers on the way to 0, got 2"):
+    with pytest.raises(ValueError, match="depth must be 1 to 1, the deformable layers on the path to 0, got 2"):
         trace.points((0, 0), 2, layer="0")
 
 

@@ -56,11 +56,11 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "no boxes": (
         [{"labels": torch.tensor([1])}],
         ValueError,
-        r"targets\[0\] must have boxes and labels, and has no boxes",
+        r"targets\[0\] must have boxes and labels, but lacks boxes",
     ),
-    "no labels": ([{"boxes": torch.tensor([BOX])}], ValueError, "and has no labels"),
+    "no labels": ([{"boxes": torch.tensor([BOX])}], ValueError, "but lacks labels"),
     "none": (None, ValueError, "targets are needed in training, got None"),
-    "too many": ([target(), target()], ValueError, "as many targets as images are needed, got 2 targets for 1 images"),
+    "too many": ([target(), target()], ValueError, "there must be one target per image, got 2 targets for 1 images"),
     "too few": ([], ValueError, "got 0 targets for 1 images"),
 }
 

@@ -128,8 +128,8 @@ def deform_last(model: nn.Module, name: str, layers: int, **options: Any) -> Non
     most = surgery.most_deformable(model)
     if not 0 <= layers <= most:
         raise ValueError(
-            f"deform_layers={layers}: of the convolutions with a kernel larger than 1 of {name}, the last {most} can "
-            "be deformed"
+            f"deform_layers must be 0 to {most} for {name}, got {layers}: only its last {most} convolutions with a "
+            "kernel larger than 1 can be deformed"
         )
     surgery.deform(model, layers, **options)
 

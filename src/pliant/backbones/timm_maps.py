@@ -84,7 +84,7 @@ def find_maps(name: str, strides: Sequence[int]) -> tuple[nn.Module, Maps]:
             reasons[str(given)] = _said(error)
     reason = reasons[str({})]  # not that it lacks an option that other families have
     raise ValueError(
-        f"timm/{name} gives no maps of stride {', '.join(map(str, dict.fromkeys(strides)))} for images of any size "
+        f"timm/{name} has no maps of stride {', '.join(map(str, dict.fromkeys(strides)))} for images of any size "
         f"({reason}); docs/your-model.md lists the families that do"
     )
 

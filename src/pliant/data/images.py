@@ -147,10 +147,10 @@ def scan_image(path: Path) -> ImageHeader:
 
 
 def _orientation(image: Image.Image) -> int:
-    # A PNG whose EXIF comes after the pixels would be decoded for it.
+    # Reading EXIF data that comes after the pixels of a PNG would decode the image.
     if "exif" not in image.info and image.format != "TIFF":
         return 1
-    with contextlib.suppress(Exception):  # a damaged EXIF block does no harm to the pixels
+    with contextlib.suppress(Exception):  # a damaged EXIF block does not affect the pixels
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         if isinstance(orientation, int) and 2 <= orientation <= 8:
             return orientation

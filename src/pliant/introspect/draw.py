@@ -140,7 +140,7 @@ def segmentations(
         ValueError: if there are more classes than colours.
     """
     if len(classes) > len(COLOURS):
-        raise ValueError(f"at most {len(COLOURS)} classes can be told apart, got {len(classes)}")
+        raise ValueError(f"at most {len(COLOURS)} classes can be distinguished by colour, got {len(classes)}")
     figure, axes = _grid(len(images), 1 + len(masks), 1.7)
     colours = ListedColormap(COLOURS[: len(classes)])
     for row, image in enumerate(images):

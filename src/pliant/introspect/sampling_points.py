@@ -98,7 +98,7 @@ class Trace:
         top = self.step(layer)
         if not 1 <= depth <= top.deformable:
             raise ValueError(
-                f"depth must be 1 to {top.deformable}, the deformable layers on the way to {top.name}, got {depth}"
+                f"depth must be 1 to {top.deformable}, the deformable layers on the path to {top.name}, got {depth}"
             )
         steps: list[Step] = []
         for step in top.chain():

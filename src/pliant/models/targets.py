@@ -38,18 +38,18 @@ def check_targets(images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
     if targets is None:
         raise ValueError("targets are needed in training, got None")
     if len(targets) != len(images):
-        raise ValueError(f"as many targets as images are needed, got {len(targets)} targets for {len(images)} images")
+        raise ValueError(f"there must be one target per image, got {len(targets)} targets for {len(images)} images")
     for place, target in enumerate(targets):
         missing = [key for key in ("boxes", "labels") if key not in target]
         if missing:
-            raise ValueError(f"targets[{place}] must have boxes and labels, and has no {' and no '.join(missing)}")
+            raise ValueError(f"targets[{place}] must have boxes and labels, but lacks {' and '.join(missing)}")
         boxes, labels = target["boxes"], target["labels"]
         where = f"in targets[{place}]"
         _check_boxes(boxes, where)
         _check_labels(labels, num_classes, where)
         if len(labels) != len(boxes):
             raise ValueError(
-                f"as many labels as boxes are needed, got {len(labels)} labels for {len(boxes)} boxes {where}"
+                f"there must be one label per box, got {len(labels)} labels for {len(boxes)} boxes {where}"
             )
 
 
