@@ -76,6 +76,9 @@ def test_eval_and_predict(place: Path, tmp_path: Path, monkeypatch: pytest.Monke
     results = json.loads((tmp_path / "report.json").read_text())["results"]
     assert close(results, expected["results"]), results
     assert len(built) == (0 if suffix else 1)
+    if suffix:
+        refused = CliRunner().invoke(app, ["predict", str(source), str(image), "--out", "x", "--device", "cuda"])
+        assert "runs on the CPU, got --device cuda" in refused.output
     run("predict", source, image, "--out", tmp_path / "pictures")
     assert (tmp_path / "pictures" / f"{image.stem}.png").is_file()
     if kind == "segmenter":

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pliant.console import Console, Table, styled
-from pliant.devices import choose_device
 from pliant.engine.test_time_augmentation import Procedure
 from pliant.launch import ALONE, Launch, is_first
 from pliant.outputs import Outputs
@@ -62,9 +61,9 @@ def evaluate(
     root, name = trained.data_and_split(data, split)
     path = _place(trained, root, name) if out is None else out
     reports = Outputs.file(path, inputs=[trained.path], recognised=_is_report)
-    chosen = None if device is None else choose_device(device)
+    chosen = trained.device(device)
     if launch.needed:
-        launch.run(trained.recipe.accelerator if chosen is None else chosen.type)
+        launch.run(chosen.type)
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return report
     dataset = open_for_evaluation(trained, root, name, strict=strict, quiet=console.quiet)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from pliant.console import Console, Progress
 from pliant.data import DetectionSet
 from pliant.data.images import UnreadableFileError, find_images, read_image
-from pliant.devices import choose_device
 from pliant.introspect import EffectiveDilation, RoIParts, Spread, Trace, compare_with_plain, draw, roi_parts
 from pliant.introspect.effective_dilation import GROUPS
 from pliant.introspect.page import PageImage, PageTable, write_page
@@ -100,7 +99,7 @@ def look(
     trained = load_trained(source)
     if trained.task.without_deformation(trained.recipe) == trained.recipe:
         raise ValueError(f"{trained.path}: nothing in this network is deformable")
-    chosen = choose_device(device, trained.recipe.accelerator)
+    chosen = trained.device(device)
     model = trained.model().to(chosen)
     measured = _open(trained, model, data, split)
     names, views = unique_names(files, ("",)), dict[str, View]()

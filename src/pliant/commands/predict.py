@@ -9,10 +9,9 @@ from typing import Any
 
 from pliant.console import Progress
 from pliant.data.images import UnreadableFileError, find_images, read_image
-from pliant.devices import choose_device
 from pliant.engine.test_time_augmentation import Procedure
 from pliant.outputs import Outputs, unique_names, without_own
-from pliant.runs.exported import Exported, open_trained
+from pliant.runs.exported import open_trained
 from pliant.runs.files import write_json
 
 PREDICTIONS = "predictions.json"
@@ -70,7 +69,7 @@ def predict(
     files, own = without_own(found_images.images, images)
     trained = open_trained(source)
     task, recipe = trained.task, trained.recipe
-    chosen = choose_device("cpu" if isinstance(trained, Exported) else device, recipe.accelerator)
+    chosen = trained.device(device)
     model = trained.model()
     if procedure is not None and procedure != Procedure():
         model = task.augmented(model, procedure)

@@ -84,7 +84,7 @@ def evaluate_trained(
         dataset: From `open_for_evaluation`.
         split: Its name.
         procedure: What is done at test time beyond one pass.
-        device: Where; None for that of the recipe.
+        device: From `Trained.device`; None for one that the recipe's accelerator allows.
         show: Whether to show how far the evaluation is.
 
     Raises:

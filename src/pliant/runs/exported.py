@@ -37,6 +37,16 @@ class Exported(Trained):
         """
         return self.task.from_program(OnnxModule(self.path, self.runtime), self.recipe).eval()
 
+    def device(self, asked: str | None) -> torch.device:
+        """The CPU, on which the runtimes work.
+
+        Raises:
+            ValueError: If another device is asked for.
+        """
+        if asked not in (None, "cpu"):
+            raise ValueError(f"{self.path} runs on the CPU, got --device {asked}; take the run or its weights")
+        return torch.device("cpu")
+
 
 def write_exported(source: Path, out: Path, *, opset: int = 19) -> Trained:
     """Write a trained network as an ONNX file of standard operators, for any batch and image size.

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pliant.devices import choose_device
 from pliant.recipes.base import Recipe
 from pliant.runs.folder import RunFolder
 from pliant.runs.tensors import require_fit
@@ -62,6 +64,10 @@ class Trained:
     def task(self) -> Task[Any]:
         """The task of the recipe."""
         return task_of(self.recipe)
+
+    def device(self, asked: str | None) -> torch.device:
+        """The device to run the network on; see `choose_device`."""
+        return choose_device(asked, self.recipe.accelerator)
 
     def data_and_split(self, data: Path | None, split: str | None) -> tuple[Path, str]:
         """The folder and the split to evaluate on; where they are not given, those that the training left.
