@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 # Under which keys checkpoints hold the weights; the first that is there counts.
@@ -32,8 +32,24 @@ _DEEPEST = 6  # how many parts of names, and how many dicts in one another, are 
 _AVERAGED = "n_averaged"  # the count of torch.optim.swa_utils.AveragedModel
 
 
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a `.safetensors` file by name, on the CPU, and its header.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another format.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file of weights")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
 def read_file(path: str | Path) -> Any:
-    """What a `.safetensors` file or one of `torch.save` holds, on the CPU.
+    """The content of a `.safetensors` file or one of `torch.save`, on the CPU.
 
     Raises:
         FileNotFoundError: no such file.
@@ -41,11 +57,11 @@ def read_file(path: str | Path) -> Any:
             or would take more memory than the file has bytes.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
+        raise FileNotFoundError(f"{path}: there is no such file of weights")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         _require_no_bomb(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

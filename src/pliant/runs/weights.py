@@ -12,6 +12,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from pliant.runs.files import replacing
+from pliant.runs.tensors import read_safetensors
 
 _METADATA_KEY = "pliant"
 
@@ -47,15 +48,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not whole, no safetensors, or was not written by `write_weights`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file of weights")
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    state, header = read_safetensors(path)
     try:
         description = json.loads(header[_METADATA_KEY])
     except KeyError:
