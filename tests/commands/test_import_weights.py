@@ -184,9 +184,7 @@ def test_what_is_there_already_is_left(tmp_path: Path) -> None:
 
 def test_changes_that_make_another_network(demonstration: Any, tmp_path: Path) -> None:
     source = write(tmp_path / "a.params", demonstration[1])
-    with pytest.raises(
-        ValueError, match=r"lacks the parameters backbone.layer4.2.conv2.*, with deform_layers=1"
-    ):
+    with pytest.raises(ValueError, match=r"lacks the parameters backbone.layer4.2.conv2.*, with deform_layers=1"):
         import_weights(source, tmp_path / "out.safetensors", assignments=["deform_layers=1"])
     with pytest.raises(ValueError, match=r"unknown arg:rfcn_cls_offset_t_weight"):
         import_weights(source, tmp_path / "out.safetensors", assignments=["deform_roi=false"])
