@@ -86,6 +86,14 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype != torch.float32 or _convolutions_may_use_tf32() else "ieee"
 
 
+def matrix_precision() -> str:
+    """How torch's own matrix products multiply float32 on a GPU."""
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(torch.backends.cudnn, "conv"):  # torch before 2.9
+        return "tf32" if matmul.allow_tf32 else "ieee"
+    return next((each.fp32_precision for each in (matmul, torch.backends) if each.fp32_precision != "none"), "ieee")
+
+
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many programs run at once, about."""

@@ -120,7 +120,9 @@ def _columns_in(call: Call, chunk: _Chunk, buffer: Tensor | None) -> tuple[Tenso
     return buffer, buffer[:length].view(shape)
 
 
-# float32 is multiplied as torch's own convolutions are, with tf32 or without: by convolutions of 1x1.
+def _by_convolution(problem: settings.Problem) -> bool:
+    """Whether products are convolutions of 1x1: float32 is multiplied as torch's own convolutions are."""
+    return problem.dtype == torch.float32 and _gpu.precision(problem.dtype) != _gpu.matrix_precision()
 
 
 def _multiply(
@@ -128,7 +130,7 @@ def _multiply(
 ) -> None:
     """out [cells, O] = columns times the weight, by groups."""
     matrix = weight.reshape(problem.groups, problem.outs, -1)
-    if problem.dtype == torch.float32:
+    if _by_convolution(problem):
         chunk.map(out).copy_(F.conv2d(chunk.map(columns[0]), matrix[0][:, :, None, None], bias))
     elif problem.groups > 1:
         product = torch.bmm(columns, matrix.mT).transpose(0, 1).reshape(out.shape)
@@ -142,7 +144,7 @@ def _multiply(
 def _multiply_back(grad: Tensor, weight: Tensor, columns: Tensor, problem: settings.Problem, chunk: _Chunk) -> None:
     """columns [groups, cells, taps * C / groups] = the output's gradient [cells, O] times the weight."""
     matrix = weight.reshape(problem.groups, problem.outs, -1)
-    if problem.dtype == torch.float32:
+    if _by_convolution(problem):
         chunk.map(columns[0]).copy_(F.conv2d(chunk.map(grad), matrix[0].T[:, :, None, None]))
     elif problem.groups > 1:
         torch.bmm(grad.unflatten(1, (problem.groups, -1)).transpose(0, 1), matrix, out=columns)
@@ -152,7 +154,7 @@ def _multiply_back(grad: Tensor, weight: Tensor, columns: Tensor, problem: setti
 
 def _weight_gradient(grad: Tensor, columns: Tensor, weight: Tensor, problem: settings.Problem, chunk: _Chunk) -> Tensor:
     """The weight's gradient [O, taps * C / groups]."""
-    if problem.dtype == torch.float32:
+    if _by_convolution(problem):
         matrix = weight.reshape(problem.outs, -1)[:, :, None, None]
         return conv2d_weight(chunk.map(columns[0]), matrix.shape, chunk.map(grad)).flatten(1)
     if problem.groups > 1:

@@ -66,7 +66,7 @@ def forced(**settings: Any) -> Iterator[None]:
 
 
 def by_columns(problem: Problem, *, backward: bool) -> bool:
-    """Whether columns are written to memory and multiplied by cuBLAS; else a kernel multiplies as it gathers."""
+    """Whether columns are written to memory and multiplied by torch; else a kernel multiplies as it gathers."""
     name = "backward_by_columns" if backward else "forward_by_columns"
     if problem.dtype == torch.float32 and problem.groups > 1:
         return False
@@ -74,41 +74,38 @@ def by_columns(problem: Problem, *, backward: bool) -> bool:
         return bool(_forced[name])
     if (found := shipped.find(name, problem)) is not None:
         return bool(found["design"] == "columns")
+    if not backward and problem.dtype != torch.float32 and 96 <= problem.unit <= 192 and problem.outs <= 128:
+        return False  # one tile holds all outputs, and columns take longer to write than to gather
     return problem.unit >= _LEAST and problem.outs >= _LEAST
 
 
 def tiles(kernel: str, problem: Problem) -> Tiles:
-    """The tiles of a kernel."""
+    """The tiles of a kernel: as forced, as measured on such a GPU, or by rule."""
     if kernel in _forced:
         return _fitted(_forced[kernel], problem)
     if _native.interpreting():
         columns = kernel not in ("forward", "backward_samples", "backward_weight")
         return Tiles(128 if columns else 32, block(problem.unit, 16), block(problem.outs, 32), 1, 1)
     found = shipped.find(kernel, problem)
-    return _fitted(_chosen(kernel, problem) if found is None else Tiles(**found["tiles"]), problem)
+    return _fitted(_by_rule(kernel, problem) if found is None else Tiles(**found["tiles"]), problem)
 
 
-def _chosen(kernel: str, problem: Problem) -> Tiles:
+def _by_rule(kernel: str, problem: Problem) -> Tiles:
+    """What was best of most shapes on an H100."""
     single = problem.dtype == torch.float32
-    exact = single and _gpu.precision(problem.dtype) == "ieee"
     if kernel == "forward":
-        if exact:
+        if single and _gpu.precision(problem.dtype) == "ieee":
             return Tiles(64, 16, 64, 4, 2)
-        # As wide as keeps most multiprocessors busy: every tile of output channels gathers its columns anew.
-        widest = 256 if single else 512
-        programs = count(problem.cells, 64) * problem.groups
-        while widest > 64 and 8 * programs * count(problem.outs, widest) < 7 * _gpu.multiprocessors(problem.device):
-            widest //= 2
-        return Tiles(64, 32, widest, 8, 2 if single else 3)
+        return Tiles(64, 32, 128, 8, 3, early=True) if single else Tiles(64, 64, 128, 4, 1)
     if kernel == "backward_samples":
         return Tiles(64, 32, 64, 8, 2)
     if kernel == "backward_weight":
         return Tiles(32, 32, 64, 4, 2) if single else Tiles(64, 64, 128, 8, 2)
     if kernel == "gather":
         return Tiles(8, 256, 0, 4, 1)
-    if problem.unit >= 256:
-        return Tiles(32, 64, 0, 8, 1, patch=8, unroll=1 if kernel == "columns_backward" else 2)
-    return Tiles(64, 32, 0, 8, 1, patch=8, unroll=1 if kernel == "columns_backward" else 2)
+    unroll = 1 if kernel == "columns_backward" else 2
+    cells, channels = (32, 64) if problem.unit >= 256 else (64, 32)
+    return Tiles(cells, channels, 0, 8, 1, patch=8, unroll=unroll)
 
 
 def candidates(kernel: str, dtype: torch.dtype) -> list[Tiles]:
