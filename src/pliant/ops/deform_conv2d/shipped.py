@@ -72,5 +72,6 @@ def _power(length: int) -> int:
     return (length - 1).bit_length()
 
 
+@functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
