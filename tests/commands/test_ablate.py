@@ -179,7 +179,7 @@ def test_a_trial_tells_the_time_of_a_step_and_the_rest(data: Path, tmp_path: Pat
 
 def test_a_folder_of_other_things_is_left_alone(data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds other files"):
+    with pytest.raises(ValueError, match="contains files that Pliant did not write"):
         ablate(tmp_path, data, assignments=TINY)
 
 
