@@ -150,7 +150,7 @@ def test_the_effective_dilation_is_that_of_the_trained_network(made: Demo) -> No
 
 def test_refuses_a_folder_with_other_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match="holds other files"):
+    with pytest.raises(ValueError, match="contains files that Pliant did not write"):
         demo.run(tmp_path, steps=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(ValueError, match=r"thesis.tex is a file"):
