@@ -330,7 +330,7 @@ def test_every_tile_is_a_power_of_two_that_a_matrix_product_takes(
 ) -> None:
     monkeypatch.setattr(_native, "interpreting", lambda: False)
     for unit, outs in ((1, 3), (24, 40), (64, 64), (512, 1024)):
-        problem = launching.Problem(dtype, torch.device("cpu"), 2394, outs, 1, unit, 9, far=False)
+        problem = launching.Problem(dtype, torch.device("cpu"), 2394, outs, 1, unit, 9, far=False, sampled=unit)
         for tiles in (launching.tiles(kernel, problem), *launching.candidates(kernel, dtype)):
             multiplied = kernel in ("forward", "backward_samples", "backward_weight")
             for side in (tiles.cells, tiles.channels, *([tiles.outs] if multiplied else [])):

@@ -74,6 +74,7 @@ class Gpu:
             memory_allocated=lambda: 100,
             reset_peak_memory_stats=lambda: None,
             max_memory_allocated=lambda: 350,
+            _sleep=lambda cycles: None,
         )
 
 
@@ -98,6 +99,12 @@ def test_a_call_compiles_before_it_is_captured(gpu: Gpu) -> None:
     assert gpu.heard == ["a", "a", "a", "captured a", "replay"]
     assert captured.run() == "a"
     assert gpu.heard[-1] == "replay"
+
+
+def test_a_call_whose_kernels_a_graph_does_not_hold_is_timed_as_it_is(gpu: Gpu) -> None:
+    captured = clock(gpu).capture(gpu.call("a", 5.0), "launched elsewhere")
+    assert (captured.graph, captured.why_not) == (False, "launched elsewhere")
+    assert gpu.heard == []
 
 
 def test_what_cannot_be_captured_is_timed_as_it_is(gpu: Gpu) -> None:

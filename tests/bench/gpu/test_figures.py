@@ -59,6 +59,7 @@ def measured(implementation: str, ms: float, **fields: Any) -> dict[str, Any]:
         "pass": "forward + backward",
         "implementation": implementation,
         "device": {"median_ms": ms},
+        "eager": {"median_ms": 10 + ms},
         "right": True,
         "peak_mib": 12.4,
         "roofline": 0.25,
@@ -69,28 +70,46 @@ def measured(implementation: str, ms: float, **fields: Any) -> dict[str, Any]:
     } | fields
 
 
+def without_device(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name != "device"}
+
+
+def grouped_and(lines: list[dict[str, Any]], grouped: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lines of a step, after a line of another."""
+    return [grouped, *lines]
+
+
 def test_tables_are_made_of_the_last_measurement() -> None:
     old = [measured("Pliant", 9.0), measured("conv2d (cuDNN)", 1.0, last=True)]
     new = [
         measured("conv2d (cuDNN)", 1.0),
         measured("Pliant", 1.5),
-        measured("torchvision", 6.0, right=False, last=True),
+        without_device(measured("torchvision", 6.0, right=False, last=True)),
+    ]
+    grouped = measured("Pliant", 44.0, step="speed of groups")
+    grouped["key"] = grouped["key"] | {"groups": 32}
+    beside = [
+        measured(name, ms, step="beside torchvision", kind="beside")
+        for name, ms in (("conv2d (cuDNN)", 1.0), ("Pliant", 2.0), ("torchvision", 20.0))
     ]
     older = [measured("Pliant", 55.0, step="speed of another", kernels="older", last=True)]
     rehearsed = [measured("Pliant", 77.0, gpu="none: rehearsed on a CPU")]
-    text = "<!-- gpu: speed -->\nold\n<!-- /gpu: speed -->\n<!-- gpu: summary -->\n<!-- /gpu: summary -->"
-    found = page.rewritten(text, [*older, *old, *new, *rehearsed])
-    assert "| 1, 512→512, 38×63, 3×3, 2, 1; 1, channels last | 1 | 1.50 | 6.00 (wrong) | 25% | 12 / 12 |" in found
+    text = "".join(f"<!-- gpu: {name} -->\nold\n<!-- /gpu: {name} -->\n" for name in ("speed", "beside", "summary"))
+    found = page.rewritten(text, [*older, *old, *beside, *grouped_and(new, grouped), *rehearsed])
+    problem = "1, 512→512, 38×63, 3×3, 2, 1"
+    assert f"| {problem}; 1, channels last | 1 | 1.50 | 11 | 1.05 | 1.45 (wrong) | 25% | 12 / 12 |" in found
+    assert f"| {problem}; 1, channels last | 1 | 2.00 | 20.00 | 0.10 |" in found
+    assert f"| {problem}, 32 groups; 1, channels last | - | 44 ms |" in found
     assert "abc, 2026-11-26; torch 2.11, driver 580" in found
     assert "On an NVIDIA H100" in found
-    assert "1.5 to 1.5 of conv2d (cuDNN)'s time and 0.25 to 0.25 of torchvision's time" in found
+    assert "1.5 to 1.5 of conv2d (cuDNN)'s time on the device, 0.1 to 0.1 of torchvision's time there, 0.72" in found
     assert "9.00" not in found
     assert "77" not in found
     assert "55.0" not in found
     assert "[3 measurements]" in found
     assert "old" not in found
     assert page.claims(found) == []
-    assert page.rewritten(found, [*old, *new]) == found
+    assert page.rewritten(found, [*old, *beside, *grouped_and(new, grouped)]) == found
     with pytest.raises(ValueError, match=r"must be one of right, speed.*got 'sped'"):
         page.rewritten("<!-- gpu: sped -->\n<!-- /gpu: sped -->", [])
 

@@ -43,7 +43,8 @@ def _pytest(place: Place) -> Results:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         workers = ["-n", str(min(_WORKERS, os.cpu_count() or 1))] if _has("xdist") and place.on_gpu else ["-n", "0"]
-        command = [sys.executable, "-m", "pytest", str(TESTS), f"--junitxml={report}", *workers, *chosen]
+        plugins = ["-p", "no:benchmark"]  # pytest-benchmark warns of workers, and warnings are errors here
+        command = [sys.executable, "-m", "pytest", str(TESTS), f"--junitxml={report}", *plugins, *workers, *chosen]
         ended = run(command, _SECONDS["tests"])
         yield {"key": {"tests": str(TESTS)}} | ended | (counted(report) if report.exists() else {"right": False})
 

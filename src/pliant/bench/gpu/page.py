@@ -16,7 +16,8 @@ from pliant.bench.rows import ConvRow
 
 PAGES = (Path("README.md"), Path("docs/performance.md"))
 _MARKED = re.compile(r"<!-- gpu: (\w+) -->\n(.*?)<!-- /gpu: \1 -->", re.DOTALL)
-_PLIANT, _CUDNN = "Pliant", "conv2d (cuDNN)"
+_MANY = 64  # channels
+_PLIANT, _CUDNN, _TORCHVISION = "Pliant", "conv2d (cuDNN)", "torchvision"
 _FORWARD, _TRAINING = "forward", "forward + backward"
 _HEAD = "N, C→O, map, kernel, dilation, offset groups; spread, layout"
 
@@ -117,8 +118,8 @@ def _right(lines: Sequence[Line]) -> str:
 
 
 def _speed(lines: Sequence[Line]) -> str:
-    """Make a table for each GPU, dtype and pass: times on the device relative to the plain convolution."""
-    timed = [line for line in lines if line.get("kind") == "speed" and "device" in line]
+    """Make a table for each GPU, dtype and pass: times relative to the plain convolution, on the device and eager."""
+    timed = [line for line in lines if line.get("kind") == "speed" and "eager" in line]
     if not timed:
         return _NOTHING
     parts = [_source(timed)]
@@ -135,26 +136,57 @@ def _speed(lines: Sequence[Line]) -> str:
 
 def _speed_table(title: str, lines: Sequence[Line]) -> str:
     names = list(dict.fromkeys(line["implementation"] for line in lines))
-    others = [name for name in (_PLIANT, *names) if name != _CUDNN]
-    others = list(dict.fromkeys(others))
+    others = [name for name in dict.fromkeys((_PLIANT, *names)) if name != _CUDNN]
+    on_device = [name for name in others if any(line["implementation"] == name and "device" in line for line in lines)]
     by_problem: dict[str, dict[str, Line]] = {}
     for line in lines:
         by_problem.setdefault(_problem(line["key"]), {})[line["implementation"]] = line
     rows = []
     for problem, found in by_problem.items():
         base = found.get(_CUDNN)
-        cells = [problem, _ms(base)]
-        cells += [_ratio(found.get(name), base) for name in others]
-        pliant = found.get(_PLIANT, {})
-        share = pliant.get("roofline")
+        cells = [problem, _ms(base), *(_ratio(found.get(name), base) for name in on_device)]
+        cells += [_ms(base, "eager"), *(_ratio(found.get(name), base, "eager") for name in others)]
+        share = found.get(_PLIANT, {}).get("roofline")
         memory = [found.get(name, {}).get("peak_mib") for name in (_PLIANT, "torchvision")]
         cells += [
             "-" if share is None else f"{share:.0%}",
             " / ".join("-" if m is None else f"{m:.0f}" for m in memory),
         ]
         rows.append(cells)
-    head = [_HEAD, f"{_CUDNN}, ms", *others, "Pliant, of the roofline", "MiB at the peak, Pliant / torchvision"]
+    head = [
+        _HEAD,
+        f"{_CUDNN}, ms on the device",
+        *on_device,
+        "the same, ms eager",
+        *(f"{name}, eager" for name in others),
+    ]
+    head += ["Pliant, of the roofline", "MiB at the peak, Pliant / torchvision"]
     return f"**{title}**\n\n" + _table(head, rows)
+
+
+def _beside(lines: Sequence[Line]) -> str:
+    """Make a table of what was timed beside torchvision on the device, without graphs."""
+    timed = [line for line in lines if line.get("kind") == "beside"]
+    if not timed:
+        return _NOTHING
+    by_problem: dict[str, dict[str, Line]] = {}
+    for line in timed:
+        by_problem.setdefault(_problem(line["key"]), {})[line["implementation"]] = line
+    rows = [
+        [
+            problem,
+            _ms(found.get(_CUDNN)),
+            *(_ratio(found.get(name), found.get(_CUDNN)) for name in (_PLIANT, _TORCHVISION)),
+            _ratio(found.get(_PLIANT), found.get(_TORCHVISION)),
+        ]
+        for problem, found in by_problem.items()
+    ]
+    head = [_HEAD, f"{_CUDNN}, ms", _PLIANT, f"{_TORCHVISION}, float16", "Pliant / torchvision"]
+    return (
+        f"**{timed[0]['gpu']}, forward + backward, {_PLIANT} in bfloat16; {_CUDNN} = 1**\n\n"
+        + _source(timed, "Events around calls before which the device was kept busy, by a script")
+        + _table(head, rows)
+    )
 
 
 def _training(lines: Sequence[Line]) -> str:
@@ -179,36 +211,53 @@ def _training(lines: Sequence[Line]) -> str:
 
 
 def _summary(lines: Sequence[Line]) -> str:
-    """Make the sentences of the README: the range of the ratios in half precision on each GPU."""
-    timed = [line for line in lines if line.get("kind") == "speed" and "device" in line]
+    """Make the sentences of the README: the range of the ratios in half precision on each GPU.
+
+    Grouped convolutions and few channels are left to the page: their plain convolutions take microseconds.
+    """
+    timed = [
+        line
+        for line in lines
+        if line.get("kind") == "speed"
+        and "eager" in line
+        and line["key"]["groups"] == line["key"]["offset_groups"] == 1
+        and line["key"]["channels"] >= _MANY
+    ]
     if not timed:
         return _NEVER_RAN
     sentences = []
     for gpu in dict.fromkeys(line["gpu"] for line in timed):
         mine = [line for line in timed if line["gpu"] == gpu and line["key"]["dtype"] in ("bfloat16", "float16")]
-        found = {}
-        for other in (_CUDNN, "torchvision"):
-            ratios = sorted(_ratios(mine, other))
+        beside = [line for line in lines if line.get("kind") == "beside" and line["gpu"] == gpu]
+        found = []
+        for some, other, clock, where in (
+            (mine, _CUDNN, "device", "on the device"),
+            (beside, _TORCHVISION, "device", "there"),
+            (mine, _TORCHVISION, "eager", "called eagerly, where the host's launches count"),
+        ):
+            ratios = sorted(_ratios(some, other, clock))
             if ratios:
-                found[other] = f"{ratios[0]:.2g} to {ratios[-1]:.2g} of {other}'s time"
+                found.append(f"{ratios[0]:.2g} to {ratios[-1]:.2g} of {other}'s time {where}")
         if found:
             sentences.append(
-                f"On an {gpu}, in half precision, forward with backward takes {' and '.join(found.values())} "
+                f"On an {gpu}, in half precision and with {_MANY} channels or more, forward with backward takes "
+                f"{', '.join(found)} "
                 f"([{len(mine)} measurements](docs/performance.md#on-a-gpu))."
             )
     return "\n".join(sentences) + "\n" if sentences else _NEVER_RAN
 
 
-def _ratios(lines: Sequence[Line], other: str) -> list[float]:
+def _ratios(lines: Sequence[Line], other: str, clock: str) -> list[float]:
     """Return the ratio of Pliant's time in training to another implementation's for each problem."""
     medians: dict[str, dict[str, float]] = {}
     for line in lines:
-        if line["pass"] == _TRAINING:
-            medians.setdefault(str(line["key"]), {})[line["implementation"]] = line["device"]["median_ms"]
+        if line["pass"] == _TRAINING and clock in line:
+            same = {name: value for name, value in line["key"].items() if name != "dtype" or line["kind"] != "beside"}
+            medians.setdefault(str(same), {})[line["implementation"]] = line[clock]["median_ms"]
     return [each[_PLIANT] / each[other] for each in medians.values() if _PLIANT in each and other in each]
 
 
-def _source(lines: Sequence[Line]) -> str:
+def _source(lines: Sequence[Line], how: str = "`python -m pliant.bench.gpu`") -> str:
     """Say which commits and versions the figures are from."""
     commits = sorted({str(line["commit"]) for line in lines})
     dates = sorted({str(line["date"])[:10] for line in lines})
@@ -216,7 +265,7 @@ def _source(lines: Sequence[Line]) -> str:
     drivers = sorted({str(line["driver"]) for line in lines})
     days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return (
-        f"`python -m pliant.bench.gpu` at {', '.join(commits)}, {days}; {', '.join(versions)}, driver "
+        f"{how} at {', '.join(commits)}, {days}; {', '.join(versions)}, driver "
         f"{', '.join(drivers)}; the lines are in `{DEFAULT}`.\n\n"
     )
 
@@ -226,16 +275,16 @@ def _problem(key: Mapping[str, Any]) -> str:
     return f"{row.name}; {row.spread:g}, {key['layout']}"
 
 
-def _ms(line: Line | None) -> str:
-    return "-" if line is None else f"{line['device']['median_ms']:.3g}"
+def _ms(line: Line | None, clock: str = "device") -> str:
+    return "-" if line is None or clock not in line else f"{line[clock]['median_ms']:.3g}"
 
 
-def _ratio(line: Line | None, base: Line | None) -> str:
-    if line is None:
+def _ratio(line: Line | None, base: Line | None, clock: str = "device") -> str:
+    if line is None or clock not in line:
         return "-"
     if base is None:
-        return f"{_ms(line)} ms"
-    ratio = line["device"]["median_ms"] / base["device"]["median_ms"]
+        return f"{_ms(line, clock)} ms"
+    ratio = line[clock]["median_ms"] / base[clock]["median_ms"]
     return f"{ratio:.2f}" + ("" if line.get("right", True) else " (wrong)")
 
 
@@ -246,4 +295,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 _NOTHING = "Nothing has been measured yet.\n"
 _NEVER_RAN = "The Triton kernels have **not run on a GPU yet**.\n"
-PARTS = {"right": _right, "speed": _speed, "training": _training, "summary": _summary}
+PARTS = {"right": _right, "speed": _speed, "beside": _beside, "training": _training, "summary": _summary}

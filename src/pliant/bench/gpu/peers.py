@@ -22,6 +22,8 @@ from pliant.bench.rows import ConvRow, Tensors
 
 PLIANT, TORCHVISION, DEFORMOPS, CUDNN = "Pliant", "torchvision", "deformops", "conv2d (cuDNN)"
 TOLERANCE = {"bfloat16": 1.6e-2, "float16": 2e-3, "tf32": 4e-3, "float32": 2e-5}  # of the largest value
+# Replays of torchvision's graphs take the time of its products alone.
+NOT_CAPTURED = {TORCHVISION: "its kernels run on the default stream, which a graph does not hold"}
 Maker = Callable[[Problem, Tensors], InTorch]
 
 

@@ -105,20 +105,25 @@ def _stream(place: Place) -> Results:
     """Check calls on another stream whose inputs arrive late. A kernel on the default stream would read old values."""
     if not place.on_gpu:
         raise Absent("a CPU has no streams")
-    for call in _pair(place.device):
-        given = call.prepared("float32")
-        late = {name: torch.zeros_like(value).requires_grad_(value.requires_grad) for name, value in given.items()}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), torch.no_grad():
-            torch.cuda._sleep(50_000_000)
-            for name, value in late.items():
-                value.copy_(given[name])
-            with torch.enable_grad():
-                got = call.results(late)
-        stream.synchronize()
-        want = calls.reference(call, given, calls.drawn_grad(got["output"]))
-        yield {"key": {"call": call.name, "check": "stream"}} | verdict(got, want, TOLERANCE["float32"])
+    with multiplying("float32"):
+        for call in _pair(place.device):
+            yield from _streamed(call)
+
+
+def _streamed(call: Call) -> Results:
+    given = call.prepared("float32")
+    late = {name: torch.zeros_like(value).requires_grad_(value.requires_grad) for name, value in given.items()}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.no_grad():
+        torch.cuda._sleep(50_000_000)
+        for name, value in late.items():
+            value.copy_(given[name])
+        with torch.enable_grad():
+            got = call.results(late)
+    stream.synchronize()
+    want = calls.reference(call, given, calls.drawn_grad(got["output"]))
+    yield {"key": {"call": call.name, "check": "stream"}} | verdict(got, want, TOLERANCE["float32"])
 
 
 def _replay(place: Place) -> Results:
@@ -156,13 +161,14 @@ def _deterministic(place: Place) -> Results:
     """Check that deterministic mode gives the same bits twice, and that they are right."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        for call in _pair(place.device):
-            given = call.prepared("float32")
-            first, second = (call.results(given) for _ in range(2))
-            same = all(torch.equal(first[name], second[name]) for name in first)
-            want = calls.reference(call, given, calls.drawn_grad(first["output"]))
-            found = verdict(first, want, TOLERANCE["float32"])
-            found["right"] = found["right"] and same
-            yield {"key": {"call": call.name, "check": "deterministic"}, "same_bits": same} | found
+        with multiplying("float32"):
+            for call in _pair(place.device):
+                given = call.prepared("float32")
+                first, second = (call.results(given) for _ in range(2))
+                same = all(torch.equal(first[name], second[name]) for name in first)
+                want = calls.reference(call, given, calls.drawn_grad(first["output"]))
+                found = verdict(first, want, TOLERANCE["float32"])
+                found["right"] = found["right"] and same
+                yield {"key": {"call": call.name, "check": "deterministic"}, "same_bits": same} | found
     finally:
         torch.use_deterministic_algorithms(False)

@@ -12,7 +12,7 @@ import torch
 from pliant.bench.gate import check, expected
 from pliant.bench.gpu import roofline
 from pliant.bench.gpu.clock import Captured, Clock, quartiles
-from pliant.bench.gpu.peers import BESIDE_DEFORMOPS, EVERYWHERE, PLIANT, Maker, deformops
+from pliant.bench.gpu.peers import BESIDE_DEFORMOPS, EVERYWHERE, NOT_CAPTURED, PLIANT, Maker, deformops
 from pliant.bench.gpu.problems import Problem, multiplying, problems
 from pliant.bench.gpu.steps import Absent, Place, Results, Step, described
 from pliant.bench.gpu.warm import Groups, compile_tuned
@@ -81,7 +81,7 @@ def _everyone(
                 raise
     for what in PASSES:
         calls = {name: partial(_call, each, what) for name, each in made.items()}
-        captured = {name: clock.capture(call) for name, call in calls.items()}
+        captured = {name: clock.capture(call, NOT_CAPTURED.get(name, "")) for name, call in calls.items()}
         on_device = clock.device_seconds({name: each.run for name, each in captured.items()}, _SECONDS)
         graphs = {name: _graph(each) for name, each in captured.items()}
         del captured

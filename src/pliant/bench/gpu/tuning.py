@@ -98,7 +98,13 @@ def _kernel(problem: Problem, kernel: str, place: Place) -> Results:
     settled = [design, *(design | {kernel: tiles} for tiles in some)]
 
     kind = DTYPES[problem.dtype]
-    about = settings.Problem(dtype=kind, device=torch.device(place.device), far=False, **problem.shape)
+    about = settings.Problem(
+        dtype=kind,
+        device=torch.device(place.device),
+        far=False,
+        sampled=problem.row.channels // problem.row.offset_groups,
+        **problem.shape,
+    )
 
     def fields(each: Mapping[str, Any]) -> dict[str, Any]:
         tiles = each[kernel] if kernel in each else settings.tiles(kernel, about)

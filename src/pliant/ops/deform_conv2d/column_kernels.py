@@ -1,10 +1,10 @@
 """Triton kernels of deformable convolution by columns; columns.py launches them.
 
-A chunk is a run of images, or of rows of an image. Its columns are a matrix [groups, cells, taps, C / groups], which
-cuBLAS or cuDNN multiply. The input's gradient is gathered, not scattered: there are lists of the samples between each
-four cells of the input, in compressed sparse rows, so that no channel is added by atomics.
+A chunk is a run of images, or of rows of an image. Its columns are a matrix [cells, taps * C], which torch multiplies.
+The input's gradient is gathered, not scattered: there are lists of the samples between each four cells of the input, in
+compressed sparse rows, so that no channel is added by atomics.
 
-Legend: BLOCK_P output cells, BLOCK_C channels, BLOCK_N cells of the input.
+Legend: BLOCK_P output cells, BLOCK_C channels, BLOCK_N cells of the input; `sampled` channels of an offset group.
 """
 
 import triton
@@ -45,7 +45,7 @@ def columns(
     input, offset, mask, columns, grad_offset, grad_mask,
     first_image, first_row, images, rows, out_height, out_width, height, width,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
-    channels, group_channels, offset_channels, unit, parts,
+    channels, sampled, parts,
     offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell,
     AUTHORS: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr,
     TAPS: tl.constexpr, KERNEL_WIDTH: tl.constexpr, BACKWARD: tl.constexpr,
@@ -62,7 +62,6 @@ def columns(
     )
     offset_group = tl.program_id(1)
     out_area = out_height * out_width
-    cells = images * rows * out_width
     for tap in range(tl.program_id(2), TAPS, parts):
         line = (offset_group * TAPS + tap).to(INDEX)
         base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
@@ -81,36 +80,34 @@ def columns(
             dot01 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
             dot10 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
             dot11 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-        for start in range(offset_group * offset_channels, (offset_group + 1) * offset_channels, unit):
-            group = start // group_channels
-            place = (group * cells + of_chunk) * TAPS + tap
-            of_group = columns + place * group_channels - group * group_channels
-            for span in range(start, start + unit, BLOCK_C * UNROLL):
-                for block in tl.static_range(UNROLL):
-                    first = span + block * BLOCK_C
-                    if EVEN:
-                        first = tl.multiple_of(first, BLOCK_C)
-                    channel = first + tl.arange(0, BLOCK_C)
-                    in_unit = channel < start + unit
-                    at = of_group[:, None] + channel[None, :]
-                    wanted = live[:, None]
-                    if not EVEN:
-                        wanted = wanted & in_unit[None, :]
-                    value00 = _values(input, row00 * channels, in00, channel, in_unit, EVEN)
-                    value01 = _values(input, row01 * channels, in01, channel, in_unit, EVEN)
-                    value10 = _values(input, row10 * channels, in10, channel, in_unit, EVEN)
-                    value11 = _values(input, row11 * channels, in11, channel, in_unit, EVEN)
-                    if BACKWARD:
-                        above = tl.load(at, mask=wanted, other=0.0).to(tl.float32)
-                        dot00 += above * value00
-                        dot01 += above * value01
-                        dot10 += above * value10
-                        dot11 += above * value11
-                    sampled = value00 * w00[:, None]
-                    sampled += value01 * w01[:, None]
-                    sampled += value10 * w10[:, None]
-                    sampled += value11 * w11[:, None]
-                    tl.store(at, sampled.to(columns.dtype.element_ty), mask=wanted)
+        start = offset_group * sampled
+        place = columns + (of_chunk * TAPS + tap) * channels
+        for span in range(start, start + sampled, BLOCK_C * UNROLL):
+            for block in tl.static_range(UNROLL):
+                first = span + block * BLOCK_C
+                if EVEN:
+                    first = tl.multiple_of(first, BLOCK_C)
+                channel = first + tl.arange(0, BLOCK_C)
+                in_group = channel < start + sampled
+                at = place[:, None] + channel[None, :]
+                wanted = live[:, None]
+                if not EVEN:
+                    wanted = wanted & in_group[None, :]
+                value00 = _values(input, row00 * channels, in00, channel, in_group, EVEN)
+                value01 = _values(input, row01 * channels, in01, channel, in_group, EVEN)
+                value10 = _values(input, row10 * channels, in10, channel, in_group, EVEN)
+                value11 = _values(input, row11 * channels, in11, channel, in_group, EVEN)
+                if BACKWARD:
+                    above = tl.load(at, mask=wanted, other=0.0).to(tl.float32)
+                    dot00 += above * value00
+                    dot01 += above * value01
+                    dot10 += above * value10
+                    dot11 += above * value11
+                gathered = value00 * w00[:, None]
+                gathered += value01 * w01[:, None]
+                gathered += value10 * w10[:, None]
+                gathered += value11 * w11[:, None]
+                tl.store(at, gathered.to(columns.dtype.element_ty), mask=wanted)
         if BACKWARD:
             sum00 = tl.sum(dot00, 1)
             sum01 = tl.sum(dot01, 1)
@@ -179,26 +176,23 @@ def list_samples(
 
 
 # fmt: off
-@triton.jit(do_not_specialize=["images", "height", "width", "chunk_cells"])
+@triton.jit(do_not_specialize=["images", "height", "width"])
 def gather(
-    grad_columns, bounds, samples, fractions, modulations, grad_input, images, height, width, chunk_cells,
-    channels, group_channels, offset_channels, unit,
+    grad_columns, bounds, samples, fractions, modulations, grad_input, images, height, width, channels, sampled,
     MASKED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr, ADD: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PATCH: tl.constexpr,
 ):
     # fmt: on
     """A program is a tile of the input's cells and of its channels: the weighted sum of the samples that read them."""
     live, row, image, y, x, _ = _cells_of_chunk(tl.program_id(0), 0, 0, images, height, width, BLOCK_N, PATCH)
-    tiles = tl.cdiv(unit, BLOCK_C)
-    start = tl.program_id(1) // tiles * unit
-    first = start + tl.program_id(1) % tiles * BLOCK_C
+    blocks = tl.cdiv(sampled, BLOCK_C)
+    offset_group = tl.program_id(1) // blocks
+    first = offset_group * sampled + tl.program_id(1) % blocks * BLOCK_C
     if EVEN:
         first = tl.multiple_of(first, BLOCK_C)
     channel = first + tl.arange(0, BLOCK_C)
-    in_unit = channel < start + unit
-    group = start // group_channels
-    of_group = grad_columns + group.to(INDEX) * chunk_cells * TAPS * group_channels - group * group_channels
-    of_image = (start // offset_channels * images + image) * (height + 1)
+    in_group = channel < (offset_group + 1) * sampled
+    of_image = (offset_group * images + image) * (height + 1)
     total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for lower in tl.static_range(2):
         # Samples whose upper left cell is in the row above, which is the list's own row, then in this row; they lie
@@ -220,13 +214,13 @@ def gather(
                 weight *= tl.load(modulations + at, mask=read, other=0.0)
             wanted = read[:, None]
             if not EVEN:
-                wanted = wanted & in_unit[None, :]
-            place = of_group + (sample.to(INDEX) * group_channels)[:, None] + channel[None, :]
+                wanted = wanted & in_group[None, :]
+            place = grad_columns + (sample.to(INDEX) * channels)[:, None] + channel[None, :]
             total += tl.load(place, mask=wanted, other=0.0).to(tl.float32) * weight[:, None]
     at = grad_input + (row.to(INDEX) * channels)[:, None] + channel[None, :]
     wanted = live[:, None]
     if not EVEN:
-        wanted = wanted & in_unit[None, :]
+        wanted = wanted & in_group[None, :]
     if ADD:
         total += tl.load(at, mask=wanted, other=0.0).to(tl.float32)
     tl.store(at, total.to(grad_input.dtype.element_ty), mask=wanted)

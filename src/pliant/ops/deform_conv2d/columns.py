@@ -7,7 +7,6 @@ no atomic additions of channels: the samples that read a cell are listed, and th
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -112,12 +111,11 @@ def _chunks(call: Call) -> Iterator[_Chunk]:
 
 
 def _columns_in(call: Call, chunk: _Chunk, buffer: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A buffer, made for the first and largest chunk, and columns [groups, cells, taps * C / groups] in it."""
-    shape = call.problem.groups, chunk.cells, call.problem.taps * call.arguments["group_channels"]
-    length = math.prod(shape)
+    """A buffer, made for the first and largest chunk, and columns [cells, taps * C] in it."""
+    shape = chunk.cells, call.problem.taps * call.arguments["channels"]
     if buffer is None:
-        buffer = call.input.new_empty(length)
-    return buffer, buffer[:length].view(shape)
+        buffer = call.input.new_empty(shape)
+    return buffer, buffer[: chunk.cells]
 
 
 def _by_convolution(problem: settings.Problem) -> bool:
@@ -128,38 +126,50 @@ def _by_convolution(problem: settings.Problem) -> bool:
 def _multiply(
     columns: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, problem: settings.Problem, chunk: _Chunk
 ) -> None:
-    """out [cells, O] = columns times the weight, by groups."""
-    matrix = weight.reshape(problem.groups, problem.outs, -1)
-    if _by_convolution(problem):
-        chunk.map(out).copy_(F.conv2d(chunk.map(columns[0]), matrix[0][:, :, None, None], bias))
-    elif problem.groups > 1:
-        product = torch.bmm(columns, matrix.mT).transpose(0, 1).reshape(out.shape)
-        out.copy_(product if bias is None else product + bias.to(product.dtype))
+    """out [cells, O] = columns [cells, taps * C] times the weight, by groups."""
+    if problem.groups > 1:
+        product = torch.einsum("ntgc,gotc->ngo", _by_group(columns, problem), _weight_by_group(weight, problem))
+        out.copy_(product.flatten(1) if bias is None else product.flatten(1) + bias.to(product.dtype))
+    elif _by_convolution(problem):
+        matrix = weight.reshape(problem.outs, -1)
+        chunk.map(out).copy_(F.conv2d(chunk.map(columns), matrix[:, :, None, None], bias))
     elif bias is None:
-        torch.mm(columns[0], matrix[0].T, out=out)
+        torch.mm(columns, weight.reshape(problem.outs, -1).T, out=out)
     else:
-        torch.addmm(bias.to(out.dtype), columns[0], matrix[0].T, out=out)
+        torch.addmm(bias.to(out.dtype), columns, weight.reshape(problem.outs, -1).T, out=out)
 
 
 def _multiply_back(grad: Tensor, weight: Tensor, columns: Tensor, problem: settings.Problem, chunk: _Chunk) -> None:
-    """columns [groups, cells, taps * C / groups] = the output's gradient [cells, O] times the weight."""
-    matrix = weight.reshape(problem.groups, problem.outs, -1)
-    if _by_convolution(problem):
-        chunk.map(columns[0]).copy_(F.conv2d(chunk.map(grad), matrix[0].T[:, :, None, None]))
-    elif problem.groups > 1:
-        torch.bmm(grad.unflatten(1, (problem.groups, -1)).transpose(0, 1), matrix, out=columns)
+    """columns [cells, taps * C] = the output's gradient [cells, O] times the weight, by groups."""
+    if problem.groups > 1:
+        above = grad.unflatten(1, (problem.groups, -1))
+        product = torch.einsum("ngo,gotc->ntgc", above, _weight_by_group(weight, problem))
+        _by_group(columns, problem).copy_(product)
+    elif _by_convolution(problem):
+        matrix = weight.reshape(problem.outs, -1).T
+        chunk.map(columns).copy_(F.conv2d(chunk.map(grad), matrix[:, :, None, None]))
     else:
-        torch.mm(grad, matrix[0], out=columns[0])
+        torch.mm(grad, weight.reshape(problem.outs, -1), out=columns)
 
 
 def _weight_gradient(grad: Tensor, columns: Tensor, weight: Tensor, problem: settings.Problem, chunk: _Chunk) -> Tensor:
-    """The weight's gradient [O, taps * C / groups]."""
-    if _by_convolution(problem):
-        matrix = weight.reshape(problem.outs, -1)[:, :, None, None]
-        return conv2d_weight(chunk.map(columns[0]), matrix.shape, chunk.map(grad)).flatten(1)
+    """The weight's gradient, of as many elements as the weight [O, kh, kw, C / groups] and in their order."""
     if problem.groups > 1:
-        return torch.bmm(grad.unflatten(1, (problem.groups, -1)).permute(1, 2, 0), columns).flatten(0, 1)
-    return torch.mm(grad.T, columns[0])
+        return torch.einsum("ngo,ntgc->gotc", grad.unflatten(1, (problem.groups, -1)), _by_group(columns, problem))
+    if _by_convolution(problem):
+        shape = (problem.outs, columns.shape[1], 1, 1)
+        return conv2d_weight(chunk.map(columns), shape, chunk.map(grad))
+    return torch.mm(grad.T, columns)
+
+
+def _by_group(columns: Tensor, problem: settings.Problem) -> Tensor:
+    """Columns as [cells, taps, groups, C / groups]."""
+    return columns.view(len(columns), problem.taps, problem.groups, -1)
+
+
+def _weight_by_group(weight: Tensor, problem: settings.Problem) -> Tensor:
+    """The weight as [groups, O / groups, taps, C / groups]."""
+    return weight.reshape(problem.groups, problem.outs, problem.taps, -1)
 
 
 def _columns(
@@ -176,7 +186,7 @@ def _columns(
         "grad_mask": grad_mask,
         "parts": parts,
         "BACKWARD": backward,
-        "EVEN": call.problem.unit % (tiles.channels * tiles.unroll) == 0,
+        "EVEN": call.problem.sampled % (tiles.channels * tiles.unroll) == 0,
         "BLOCK_P": tiles.cells,
         "BLOCK_C": tiles.channels,
         "PATCH": tiles.patch,
@@ -210,16 +220,15 @@ def _gather(call: Call, chunk: _Chunk, grad_columns: Tensor, grad_input: Tensor)
         "bounds": bounds,
         "grad_input": grad_input[chunk.first_image :],
         "images": chunk.images,
-        "chunk_cells": chunk.cells,
-        "EVEN": problem.unit % tiles.channels == 0,
+        "EVEN": problem.sampled % tiles.channels == 0,
         "INDEX": _gpu.index_type(grad_input, grad_columns),
         "ADD": chunk.first_row > 0,
         "BLOCK_N": tiles.cells,
         "BLOCK_C": tiles.channels,
         "PATCH": tiles.patch,
     }
-    units = call.arguments["channels"] // problem.unit
-    programs = _cell_tiles(chunk.images, height, width, tiles), units * count(problem.unit, tiles.channels), 1
+    blocks = offset_groups * count(problem.sampled, tiles.channels)
+    programs = _cell_tiles(chunk.images, height, width, tiles), blocks, 1
     _launch("gather", programs, call, arguments, **tiles.options)
 
 
@@ -237,5 +246,6 @@ def _cell_tiles(images: int, rows: int, width: int, tiles: Tiles) -> int:
 def _launch(name: str, grid: tuple[int, ...], call: Call, arguments: dict[str, Any], **options: int) -> None:
     """Run a kernel of column_kernels.py with what it takes of the call and of the arguments."""
     kernel = getattr(importlib.import_module("pliant.ops.deform_conv2d.column_kernels"), name)
-    everything = {"input": call.input, "offset": call.offset, "mask": call.mask} | call.arguments | arguments
+    tensors = {"input": call.input, "offset": call.offset, "mask": call.mask}
+    everything = tensors | call.arguments | arguments | {"sampled": call.problem.sampled}
     _gpu.launch(kernel, grid, {name: everything[name] for name in kernel.arg_names}, **options)

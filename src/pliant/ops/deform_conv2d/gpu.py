@@ -173,7 +173,9 @@ def _described(
         "TAPS": taps,
         "KERNEL_WIDTH": kernel[1],
     }
-    problem = settings.Problem(dtype, device, arguments["cells"], outs // groups, groups, unit, taps, far)
+    problem = settings.Problem(
+        dtype, device, arguments["cells"], outs // groups, groups, unit, taps, far, offset_channels
+    )
     return arguments, problem
 
 

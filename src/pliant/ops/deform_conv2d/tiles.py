@@ -13,8 +13,10 @@ from pliant.ops import _gpu, _native
 from pliant.ops.deform_conv2d import shipped
 
 KERNELS = ("forward", "backward_samples", "backward_weight", "columns", "columns_backward", "gather")
+_PRODUCTS = KERNELS[:3]  # the kernels that multiply
 CHUNK_BYTES = 96 << 20  # of columns at a time
 _LEAST = 16  # of a side of a matrix product
+_LEAST_SAMPLED = 8  # channels that are 16 bytes in half precision
 
 
 class Tiles(NamedTuple):
@@ -48,6 +50,7 @@ class Problem(NamedTuple):
     unit: int  # channels that share a group and an offset group
     taps: int
     far: bool  # indices need 64 bits
+    sampled: int  # channels that share an offset group
 
 
 _forced: dict[str, Any] = {}
@@ -69,25 +72,27 @@ def by_columns(problem: Problem, *, backward: bool) -> bool:
     """Whether columns are written to memory and multiplied by torch; else a kernel multiplies as it gathers."""
     name = "backward_by_columns" if backward else "forward_by_columns"
     if problem.dtype == torch.float32 and problem.groups > 1:
-        return False
+        exact = _gpu.precision(problem.dtype) == "ieee"
+        if exact and _gpu.matrix_precision() != "ieee":
+            return False  # products by groups are matrix products, which would be less precise than asked for
     if name in _forced:
         return bool(_forced[name])
     if (found := shipped.find(name, problem)) is not None:
         return bool(found["design"] == "columns")
-    if not backward and problem.dtype != torch.float32 and 96 <= problem.unit <= 192 and problem.outs <= 128:
+    wide = problem.groups == 1 and 96 <= problem.unit <= 192 and problem.outs <= 128
+    if wide and not backward and problem.dtype != torch.float32:
         return False  # one tile holds all outputs, and columns take longer to write than to gather
-    return problem.unit >= _LEAST and problem.outs >= _LEAST
+    return problem.sampled >= _LEAST_SAMPLED and (problem.groups > 1 or problem.outs >= _LEAST)
 
 
 def tiles(kernel: str, problem: Problem) -> Tiles:
     """The tiles of a kernel: as forced, as measured on such a GPU, or by rule."""
     if kernel in _forced:
-        return _fitted(_forced[kernel], problem)
+        return _fitted(kernel, _forced[kernel], problem)
     if _native.interpreting():
-        columns = kernel not in ("forward", "backward_samples", "backward_weight")
-        return Tiles(128 if columns else 32, block(problem.unit, 16), block(problem.outs, 32), 1, 1)
+        return _fitted(kernel, Tiles(32 if kernel in _PRODUCTS else 128, 16, 32, 1, 1), problem)
     found = shipped.find(kernel, problem)
-    return _fitted(_by_rule(kernel, problem) if found is None else Tiles(**found["tiles"]), problem)
+    return _fitted(kernel, _by_rule(kernel, problem) if found is None else Tiles(**found["tiles"]), problem)
 
 
 def _by_rule(kernel: str, problem: Problem) -> Tiles:
@@ -98,13 +103,13 @@ def _by_rule(kernel: str, problem: Problem) -> Tiles:
             return Tiles(64, 16, 64, 4, 2)
         return Tiles(64, 32, 128, 8, 3, early=True) if single else Tiles(64, 64, 128, 4, 1)
     if kernel == "backward_samples":
-        return Tiles(64, 32, 64, 8, 2)
+        return Tiles(64, 32, 64, 8, 2) if single else Tiles(64, 64, 64, 4, 3, patch=8)
     if kernel == "backward_weight":
         return Tiles(32, 32, 64, 4, 2) if single else Tiles(64, 64, 128, 8, 2)
     if kernel == "gather":
         return Tiles(8, 256, 0, 4, 1)
     unroll = 1 if kernel == "columns_backward" else 2
-    cells, channels = (32, 64) if problem.unit >= 256 else (64, 32)
+    cells, channels = (32, 64) if problem.sampled >= 256 else (64, 32)
     return Tiles(cells, channels, 0, 8, 1, patch=8, unroll=unroll)
 
 
@@ -145,17 +150,18 @@ _COLUMNS = (  # cells, channels, warps
 )
 
 
-def _fitted(tiles: Tiles, problem: Problem) -> Tiles:
+def _fitted(kernel: str, tiles: Tiles, problem: Problem) -> Tiles:
     """Blocks no larger than a problem fills."""
-    outs = tiles.outs and block(problem.outs, tiles.outs)
-    channels = block(problem.unit, tiles.channels)
-    unroll = max(1, min(tiles.unroll, problem.unit // channels))
-    return tiles._replace(outs=outs, channels=channels, unroll=unroll)
+    if kernel in _PRODUCTS:
+        outs = block(problem.outs, tiles.outs)
+        return tiles._replace(outs=outs, channels=block(problem.unit, tiles.channels))
+    channels = block(problem.sampled, tiles.channels, _LEAST_SAMPLED)
+    return tiles._replace(channels=channels, unroll=max(1, min(tiles.unroll, problem.sampled // channels)))
 
 
-def block(length: int, most: int) -> int:
-    """A power of two that covers a length, from what a matrix product takes up to `most`."""
-    return min(most, max(_LEAST, 1 << (length - 1).bit_length()))
+def block(length: int, most: int, least: int = _LEAST) -> int:
+    """A power of two that covers a length, from `least`, as of a matrix product, up to `most`."""
+    return min(most, max(least, 1 << (length - 1).bit_length()))
 
 
 def count(length: int, block: int) -> int:
