@@ -23,9 +23,12 @@ class patch_torchvision:
 
     The patch replaces the dispatcher's CPU kernels of `torchvision::deform_conv2d` and of its backward. It therefore
     covers everything that reaches the operator, before and after: `torchvision.ops.deform_conv2d`,
-    `torchvision.ops.DeformConv2d`, and scripted, traced, exported and compiled models. Other devices keep torchvision's
-    kernels. Accepted dtypes and errors stay torchvision's, also under autocast, and values agree up to rounding.
-    float16 is more precise, because sums are accumulated in float32.
+    `torchvision.ops.DeformConv2d`, and scripted, traced, exported and compiled models. Accepted
+    dtypes and errors stay torchvision's, also under autocast, and values agree up to rounding. float16 is more precise,
+    because sums are accumulated in float32.
+
+    Other devices keep torchvision's kernels. On a GPU, Pliant's take less time on the device, but in eager mode the
+    host takes longer to launch them, so that small maps are slower. Call `pliant.ops.deform_conv2d` where it is faster.
 
     Call it to patch for good, or use it as a context manager. Patches may be nested; torchvision's own kernels return
     when the last one is undone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from pliant.bench.gpu import __main__ as command
 from pliant.bench.gpu import ledger, outside, programs
 from pliant.bench.gpu.report import is_wrong
-from pliant.bench.gpu.steps import Absent, Broken, Place, Results, Step, work
+from pliant.bench.gpu.steps import Absent, Broken, Place, Results, Step, described, work
 from pliant.bench.gpu.supervisor import WorkerFailed, supervise
 
 CPU = Place("cpu", tiny=True)
@@ -327,3 +328,14 @@ def test_only_what_is_pliants_is_wrong() -> None:
     assert not is_wrong({"kind": "tuning", "chosen": False, "error": "out of resources"})
     assert is_wrong({"kind": "tuning", "chosen": True, "right": False})
     assert not is_wrong({"absent": "x"})
+
+
+def test_an_error_names_files_without_their_place_and_a_missing_package_is_absent() -> None:
+    with pytest.raises(ModuleNotFoundError) as missing:
+        importlib.import_module("a_package_that_nobody_has")
+    assert described(missing.value) == {"absent": "a_package_that_nobody_has is not installed"}
+    with pytest.raises(ValueError, match="Expecting value") as raised:
+        json.loads("wrong")
+    found = described(raised.value)
+    assert found["error_type"] == "JSONDecodeError"
+    assert 'File "gpu/test_campaign.py"' in found["traceback"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -112,14 +113,17 @@ def work(
 
 
 def described(error: Exception) -> dict[str, Any]:
-    """Return the fields of a line about an error. `Absent` is not an error; it has a reason."""
+    """Return the fields of a line about an error. `Absent` and a package that is not installed are no errors."""
     if isinstance(error, Absent):
         return {"absent": str(error)}
-    where = traceback.format_exception(error)[-6:]
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("pliant"):
+        return {"absent": f"{error.name} is not installed"}
+    # Files by their folder and name: where they lie on a machine is of no interest.
+    where = "".join(traceback.format_exception(error)[-6:])
     return {
         "error": (str(error).strip() or type(error).__name__)[:1000],
         "error_type": type(error).__name__,
-        "traceback": "".join(where)[-3000:],
+        "traceback": re.sub(r'File "[^"]*?([^/"]+/[^/"]+)"', r'File "\1"', where)[-3000:],
     }
 
 
