@@ -118,11 +118,19 @@ DESIGNS = {
 }
 
 
+IN_EITHER = {
+    "torchvision's": replace(CONV_CASES["torchvision's"], batch=2),
+    "far offsets": replace(CONV_CASES["far offsets"], batch=1),
+    "high kernel": ConvCase(channels=6, out_channels=4, kernel=(5, 1), size=(9, 3), groups=1, offset_groups=2),
+    "depthwise": ConvCase(channels=16, out_channels=16, kernel=(2, 2), size=(5, 4), groups=16, offset_groups=2),
+}
+
+
 @pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("name", ["torchvision's", "far offsets", "wide kernel"])
+@pytest.mark.parametrize("name", IN_EITHER)
 def test_convolution_in_either_design(name: str, design: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "CHUNK_BYTES", 1 << 12)  # several chunks of taps
-    case = replace(CONV_CASES[name], batch=2)
+    monkeypatch.setattr(launching, "CHUNK_BYTES", 1 << 11)  # several chunks, some of them rows of an image
+    case = IN_EITHER[name]
     with launching.forced(**DESIGNS[design]):
         check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
 
