@@ -61,7 +61,7 @@ def rewritten(text: str, lines: Sequence[Line]) -> str:
 def claims(text: str) -> list[str]:
     """Return the sentences outside the parts that name a GPU together with a figure."""
     without = _MARKED.sub("", text)
-    blocks = re.split(r"\n\s*\n", without)
+    blocks = re.split(r"\n\s*\n|\n(?=\s*[-*] )", without)  # paragraphs and the items of lists
     found = []
     for block in blocks:
         whole = block if block.lstrip().startswith("|") else " ".join(block.split())
@@ -230,19 +230,19 @@ def _summary(lines: Sequence[Line]) -> str:
         mine = [line for line in timed if line["gpu"] == gpu and line["key"]["dtype"] in ("bfloat16", "float16")]
         beside = [line for line in lines if line.get("kind") == "beside" and line["gpu"] == gpu]
         found = []
-        for some, other, clock, where in (
-            (mine, _CUDNN, "device", "on the device"),
-            (beside, _TORCHVISION, "device", "there"),
-            (mine, _TORCHVISION, "eager", "called eagerly, where the host's launches count"),
+        for some, clock, said in (
+            ((mine, _CUDNN), "device", "the plain convolution's on the device"),
+            ((beside, _TORCHVISION), "device", "torchvision's on the device"),
+            ((mine, _TORCHVISION), "eager", "torchvision's in eager calls, where the host's launches count"),
         ):
-            ratios = sorted(_ratios(some, other, clock))
+            ratios = sorted(_ratios(*some, clock))
             if ratios:
-                found.append(f"{ratios[0]:.2g} to {ratios[-1]:.2g} of {other}'s time {where}")
+                found.append(f"{ratios[0]:.2g} to {ratios[-1]:.2g} of {said}")
         if found:
+            listed = " and ".join([", ".join(found[:-1]), found[-1]] if found[1:] else found)
             sentences.append(
-                f"On an {gpu}, in half precision and with {_MANY} channels or more, forward with backward takes "
-                f"{', '.join(found)} "
-                f"([{len(mine)} measurements](docs/performance.md#on-a-gpu))."
+                f"On an {gpu}, in half precision and with {_MANY} channels or more, the time of forward and backward "
+                f"is {listed} ([{len(mine)} measurements](docs/performance.md#on-a-gpu))."
             )
     return "\n".join(sentences) + "\n" if sentences else _NEVER_RAN
 
