@@ -85,7 +85,7 @@ def test_tables_of_one_class_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", [coco.fpn_faster_rcnn(), imagenet.resnet101()])
 def test_other_networks_have_no_such_tables(recipe: Any) -> None:
-    with pytest.raises(ValueError, match="tables are of DeepLab"):
+    with pytest.raises(ValueError, match="tables compare networks of DeepLab"):
         variants(recipe)
 
 

@@ -93,7 +93,7 @@ def checked(capsys: pytest.CaptureFixture[str], name: str, root: Path, *assignme
     assert check(name, root, assignments=["weights=random", *assignments])
     shown = capsys.readouterr().out
     assert "Training can start." in shown
-    assert "layout that is expected" not in shown
+    assert "expected layout" not in shown
     return shown
 
 

@@ -46,7 +46,7 @@ def test_check_tells_of_the_data_and_that_weights_are_missing(
     assert "train: train, 2 images" in shown
     assert "evaluate: test, 1 images" in " ".join(shown.split())  # the title of a narrow table is broken
     assert "recipe: resnet101 has fixed batch norms and no weights" in shown
-    assert "layout that is expected" not in shown
+    assert "expected layout" not in shown
     assert shown.endswith("The data can be trained on, once that is set.\n")
     assert check("voc.deeplab", data, assignments=["weights=gone.pth"])
     assert "recipe: weights: there is no file gone.pth" in capsys.readouterr().out

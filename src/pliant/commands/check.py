@@ -1,4 +1,4 @@
-"""Whether a recipe can be trained on a data folder: what is there, what is missing, and what is wrong with it."""
+"""`pliant check`: report whether a recipe can be trained on a data folder, and what is missing or wrong there."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _MOST_NAMES = 10
 
 
 def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool = False) -> bool:
-    """Open what a recipe trains and evaluates on, and print what is there and what is not, weights included.
+    """Open the splits that a recipe trains and evaluates on, and print what they hold and what training lacks.
 
     Args:
-        name: Of the recipe.
+        name: Name of the recipe.
         data: The folder of the data.
-        assignments: Changes of the recipe, ``field=value``.
-        deep: Whether every image is decoded, too.
+        assignments: Changes of the recipe's fields, ``field=value``.
+        deep: Whether to decode every image as well.
 
     Returns:
         Whether training can start.
@@ -73,7 +73,7 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
 
 
 def _say_whether_startable(console: Console, recipe: Recipe) -> bool:
-    """Print what training lacks beside the data, such as weights."""
+    """Print what training lacks apart from data, such as weights; return whether it lacks nothing."""
     try:
         require_startable(recipe)
     except (ValueError, OSError) as error:
@@ -83,7 +83,7 @@ def _say_whether_startable(console: Console, recipe: Recipe) -> bool:
 
 
 def _say_splits(console: Console, recipe: Recipe, splits: Splits) -> None:
-    """Print where the data has other splits than the recipe asks for."""
+    """Print which splits of the recipe the data does not have, and which are used in their place."""
     wanted = {"train": (recipe.train_split, splits.train), "evaluate": (recipe.test_split, splits.test)}
     for purpose, (asked, found) in wanted.items():
         if asked is not None and asked != found:
@@ -103,7 +103,7 @@ def _say_error(console: Console, what: str, error: DataError) -> None:
 
 def _say_layout(console: Console, recipe: Recipe) -> None:
     text = task_of(recipe).layout(recipe).described(recipe.train_split)
-    console.print("", "The layout that is expected:", *text.splitlines(), sep="\n")
+    console.print("", "The expected layout:", *text.splitlines(), sep="\n")
 
 
 def _decode(dataset: ImageSet) -> int:
@@ -134,7 +134,7 @@ def _say_content(console: Console, purpose: str, split: str, dataset: ImageSet) 
 
 
 def _notes(dataset: ImageSet) -> list[str]:
-    """What is no problem, and yet not as one may think."""
+    """Facts about a data set that are not problems, but may surprise its user."""
     notes = []
     if isinstance(dataset, DetectionSet) and dataset.left_out:
         names = some([path.name for path in dataset.left_out], _MOST_NAMES)
@@ -153,7 +153,7 @@ def _images(images: Sized) -> str:
 
 
 def _count(dataset: ImageSet) -> tuple[list[int], str]:
-    """How often each class occurs, and what was counted; all boxes, with those that are not trained on."""
+    """Count each class, and name the unit; all boxes count, including those that are not trained on."""
     if not isinstance(dataset, DetectionSet):
         return dataset.class_counts(), f"{dataset.unit}s"
     counts = Counter(label for index in range(len(dataset)) for label in dataset.target(index)["labels"].tolist())

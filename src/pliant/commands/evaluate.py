@@ -1,4 +1,4 @@
-"""Evaluate trained weights on a split."""
+"""`pliant eval`: evaluate trained weights on a split."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a run or weights, print a table, and write the numbers as JSON.
 
-    For detection on COCO's layout, all that was found is written beside it as COCO's server takes it,
-    ``detections_SPLIT_pliant_results.json``; of a split without annotations there is nothing else to tell. Images
-    whose pixels are damaged are left out, and named.
+    For detection on COCO's layout, all detections are written beside the report in the format of COCO's server, as
+    ``detections_SPLIT_pliant_results.json``; a split without annotations has no other results. Images whose pixels are
+    damaged are left out and listed.
 
     Args:
-        source: A run folder, a file of weights that `train` wrote, or one that `export` did.
-        data: The folder of the data; that of the training if None and `source` is a run folder.
-        split: The split; that of the training's recipe if None.
+        source: A run folder, a file of weights that `train` wrote, or a file that `export` wrote.
+        data: The folder of the data; None for that of the training, if `source` is a run folder.
+        split: The split; None for that of the training's recipe.
         strict: Whether the first problem of the data is an error.
-        out: The JSON file; if None, ``eval-SPLIT.json`` in the run folder or beside the weights, and, for other data
-            than the run's own, ``eval-SPLIT-DATA.json`` after the data's folder, with result files in a folder
-            ``eval-SPLIT-DATA``. A file that is not Pliant's is never replaced: see `pliant.outputs`.
-        procedure: What is done at test time beyond one pass.
-        voc_results: For detection on VOC's layout, write ``comp4_det_test_CLASS.txt`` too.
+        out: The JSON file. If None, it is ``eval-SPLIT.json`` in the run folder or beside the weights. For data other
+            than the run's own it is ``eval-SPLIT-DATA.json``, named after the data's folder, and result files are in a
+            folder ``eval-SPLIT-DATA``. A file that Pliant did not write is never replaced: see `pliant.outputs`.
+        procedure: Test-time augmentation and merging; None for a single pass.
+        voc_results: Whether to also write ``comp4_det_test_CLASS.txt``, for detection on VOC's layout.
         launch: The processes that share the images, each with a GPU or on the CPU.
-        device: Such as ``"cuda"``; None for one that the recipe's accelerator allows.
+        device: The device, such as ``"cuda"``; None for one that the recipe's accelerator allows.
 
     Returns:
-        What was written.
+        The content of the JSON file.
 
     Raises:
-        ValueError: If `source` is neither, no data or split is known, or an option does not fit the recipe.
+        ValueError: If `source` cannot be used, no data or split is known, or an option does not fit the recipe.
         DataError: If the data cannot be used, or has nothing of the classes that the network knows.
         ChildProcessError: If one of several processes died.
     """
@@ -96,7 +96,7 @@ def evaluate(
 
 
 def _is_report(path: Path) -> bool:
-    """Whether a file is one that `evaluate` wrote."""
+    """Whether `evaluate` wrote a file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -105,7 +105,7 @@ def _is_report(path: Path) -> bool:
 
 
 def _place(trained: Trained, root: Path, split: str) -> Path:
-    """The report's file: of its own for each data, so that a report is replaced by one on the same data alone."""
+    """The path of the report. Each data folder has its own, so a report replaces only one on the same data."""
     data = str(root.resolve())
     own = trained.data is not None and str(Path(trained.data).resolve()) == data
     plain = f"eval-{split}"
@@ -118,7 +118,7 @@ def _place(trained: Trained, root: Path, split: str) -> Path:
 
 
 def _data_of(path: Path) -> str | None:
-    """The data of a report; None if the file is none."""
+    """The data folder that a report names; None if the file is not a report."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Export trained weights, and say how far the file is from the network."""
+"""`pliant export`: write trained weights as an ONNX file, and compare its results with the network's."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ def export(source: Path, out: Path, *, opset: int = 19, images: Sequence[Path] =
 
     Args:
         source: A run folder or a file of weights that `train` wrote.
-        out: The file, ``.onnx``; one that Pliant wrote is replaced, and no other.
-        opset: 19 or 22.
-        images: Files, or folders of them; one of noise if there are none.
-        openvino: Whether OpenVINO runs the file as well.
+        out: The ``.onnx`` file; only a file that Pliant wrote is replaced.
+        opset: The ONNX opset, 19 or 22.
+        images: Image files or folders of them to compare on; if empty, one image of noise.
+        openvino: Whether to run the file with OpenVINO as well.
 
     Returns:
-        Whether the results were the same; True where ONNX Runtime is not installed, which is said.
+        Whether all results agreed; True if ONNX Runtime is not installed, which is reported.
 
     Raises:
         ImportError: If onnx, onnxscript or (for `openvino`) openvino are not installed.
-        FileNotFoundError: If there are no such weights or images.
-        ValueError: If they cannot be used, the name or opset is not possible, or another file is there.
+        FileNotFoundError: If the weights or an image do not exist.
+        ValueError: If they cannot be used, the file does not end in ``.onnx``, the opset is not supported, or a file
+            that Pliant did not write is in the way.
     """
     console = Console(stderr=True)
     outputs = Outputs.file(out, inputs=[source])

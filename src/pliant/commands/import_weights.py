@@ -1,4 +1,4 @@
-"""Weights that others trained, as files that `predict` and `eval` use."""
+"""`pliant import`: convert weights of other projects to files that `predict` and `eval` can use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Network(Protocol):
 
 @dataclass(frozen=True)
 class _Found:
-    """A foreign file: its tensors, what they are of, how they become ours, and the recipe they were trained by."""
+    """What a file of another project holds: tensors, network, conversion to ours, recipe and classes."""
 
     arrays: dict[str, Tensor]
     network: _Network
@@ -54,8 +54,8 @@ class Imported:
 
     Attributes:
         path: The file.
-        name: Of the recipe that says how the network was trained and is used.
-        recipe: With the changes that the file needs.
+        name: Name of the recipe by which the network was trained and is used.
+        recipe: The recipe with the changes that the file needs.
         classes: As in `pliant.runs.trained.Trained`.
     """
 
@@ -73,24 +73,24 @@ def import_weights(
     assignments: Sequence[str] = (),
     denormalized: bool | None = None,
 ) -> Imported:
-    """Write others' weights as a file of ours, with the recipe by which they run as they did.
+    """Convert weights of another project, and write them with the recipe that reproduces their results.
 
-    The paper's authors' MXNet files (`.params`) of R-FCN, Faster R-CNN and DeepLab are read, and mmdetection's
-    checkpoints of Faster R-CNN with a feature pyramid on ResNet-50 or 101; deformable or not.
+    The sources are the paper's authors' MXNet files (`.params`) of R-FCN, Faster R-CNN and DeepLab, and mmdetection's
+    checkpoints of Faster R-CNN with a feature pyramid on ResNet-50 or 101, all with or without deformation.
 
     Args:
-        source: Their file.
-        out: The file to write; one that Pliant wrote is replaced, and no other.
-        classes: Their names: foreground for detection, all for segmentation. Where none are given, those in the file,
-            or COCO's, VOC's or Cityscapes' if their number is right.
-        assignments: Changes of the recipe, ``field=value``.
-        denormalized: Of the authors' detectors: whether the file's layer of the boxes gives true numbers and not ones
-            in units of 0.1 and 0.2. If None, it does where the file has it under ``_test`` names, and only there.
+        source: The file of the other project.
+        out: The file to write; only a file that Pliant wrote is replaced.
+        classes: Names of the classes: foreground for detection, all for segmentation. If empty, those in the file are
+            used, or COCO's, VOC's or Cityscapes' if their number matches.
+        assignments: Changes of the recipe's fields, ``field=value``.
+        denormalized: Whether the box layer of the authors' detectors is denormalized, so that its outputs are not in
+            units of 0.1 and 0.2. None for True exactly if the file has the layer under ``_test`` names.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is none of these, does not fit the network (all that is missing, unknown or misshapen is
-            listed), or the classes are not as many. Nothing is written then.
+        ValueError: If the file is none of these, its tensors do not fit the network (the error lists all missing,
+            unknown and misshapen ones), or the number of classes differs. Nothing is written in this case.
     """
     outputs = Outputs.file(out, inputs=[source])
     if not source.is_file():
@@ -191,12 +191,12 @@ def _checked_classes(source: Path, found: _Found, recipe: Recipe, given: tuple[s
 
 
 def _coco() -> tuple[str, ...]:
-    """COCO's 80 in the order of their ids."""
+    """COCO's 80 classes in the order of their ids."""
     names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     return tuple(name for name in names if name not in ("__background__", "N/A"))
 
 
 def _cityscapes() -> tuple[str, ...]:
-    """Cityscapes' 19 in the order of their training ids."""
+    """Cityscapes' 19 evaluated classes in the order of their training ids."""
     evaluated = [each for each in Cityscapes.classes if not each.ignore_in_eval and each.train_id >= 0]
     return tuple(each.name for each in sorted(evaluated, key=lambda each: each.train_id))

@@ -1,4 +1,4 @@
-"""Look at trained weights: where units sample, where parts of RoIs go, what that costs; pictures and one page."""
+"""`pliant look`: pictures and a page of where trained units sample, where the parts of RoIs move, and what it costs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pliant.tasks.task import View
 
 _PAGE, _COST, _DILATION = "look.html", "complexity.json", "effective_dilation"
 _FORMATS = ("png", "pdf", "svg")
-_MOST_ROIS = 6
+_MOST_ROIS = 6  # in the picture of parts
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Looked:
 
     Attributes:
         page: The file to open in a browser.
-        pictures: All pictures, in every format.
-        failed: Images that could not be read, and why.
         outputs: The files that may be written.
+        pictures: All pictures, in every format.
+        failed: The reason for each image that could not be read.
     """
 
     page: Path
@@ -46,7 +46,7 @@ class Looked:
 
     @contextlib.contextmanager
     def drawing(self, name: str) -> Iterator[list[Path]]:
-        """Paths to draw a picture to, in every format."""
+        """Yield the paths to draw a picture to, one for each format."""
         files = [f"{name}.{ending}" for ending in _FORMATS]
         with self.outputs.writing(*files) as places:
             yield places
@@ -71,28 +71,29 @@ def look(
 ) -> Looked:
     """Show where a trained network samples (figures 5 to 7 of the paper), and what that costs (tables 2 and 4).
 
-    For each image there is ``NAME.sampling``, units on the background and on the smallest and largest object with the
-    points they read beside those of the plain network, and, where RoI pooling is deformable, ``NAME.parts``; each as
-    PNG, PDF and SVG. ``look.html`` shows all images, and every unit that one points at.
+    For each image, ``NAME.sampling`` shows units on the background, on the smallest and on the largest object with the
+    points that they read, beside those of the plain network. Where RoI pooling is deformable, ``NAME.parts`` shows how
+    the parts of RoIs move. Each picture is written as PNG, PDF and SVG. ``look.html`` shows all images, and the points
+    of any unit under the mouse.
 
     Args:
         source: A run folder or a file of weights that `train` wrote.
-        images: Files, or folders whose image files are taken, with those of all folders below.
-        out: The folder to write to; ``look`` in the run folder or beside the weights if None.
-        threshold: The score from which detections are shown, at most 50 an image.
-        cost: Measure the network and the plain one on the first image: ``complexity.json`` and a table.
-        data: A folder of detection data, over which the effective dilation is measured: ``effective_dilation.json``,
-            a picture and a table.
-        split: Split of that data; None for the one that the training left for evaluation.
-        device: Such as ``"cuda"``; a GPU if there is one when None.
+        images: Image files, or folders that are searched for image files with all their subfolders.
+        out: The folder to write to; if None, ``look`` in the run folder or beside the weights.
+        threshold: Lower limit of the score of the detections that are shown, at most 50 for each image.
+        cost: Whether to measure the network and the plain one on the first image, for ``complexity.json`` and a table.
+        data: A folder of detection data to measure the effective dilation on, for ``effective_dilation.json``, a
+            picture and a table.
+        split: Split of `data`; None for the one that the training left for evaluation.
+        device: The device, such as ``"cuda"``; None for a GPU if there is one.
 
     Returns:
-        What was written. An image that cannot be read is reported there and the others go on.
+        What was written. An image that cannot be read is listed there and left out.
 
     Raises:
-        FileNotFoundError: If the weights or an image are not there.
+        FileNotFoundError: If the weights or an image do not exist.
         ValueError: If the weights cannot be used, nothing in the network is deformable, `data` does not fit it, no
-            image can be read, or a file that is not Pliant's is where one would go.
+            image can be read, or a file that Pliant did not write is in the way.
     """
     found_images = find_images(images, leave_out=out)
     files, own = without_own(found_images.images, images)
@@ -138,14 +139,14 @@ def look(
 
 
 def _planned(names: Iterable[str]) -> list[str]:
-    """Every file that there may be."""
+    """The names of all files that may be written."""
     drawn = [f"{name}.{what}" for name in names for what in ("sampling", "parts")]
     pictures = [f"{name}.{ending}" for name in (*drawn, _DILATION) for ending in _FORMATS]
     return [_PAGE, _COST, f"{_DILATION}.json", *pictures]
 
 
 def _open(trained: Trained, model: nn.Module, data: Path | None, split: str | None) -> DetectionSet | None:
-    """The data to measure the effective dilation on."""
+    """Open the data to measure the effective dilation on; None if none is given."""
     if data is None:
         if split is not None:
             raise ValueError("--split names a split of --data, which is missing")
@@ -160,7 +161,7 @@ def _open(trained: Trained, model: nn.Module, data: Path | None, split: str | No
 
 
 def _look_at(model: nn.Module, name: str, view: View, classes: Sequence[str], looked: Looked) -> PageImage:
-    """Draw the pictures of an image, and collect what the page needs."""
+    """Draw the pictures of an image, and collect what the page shows of it."""
     trace = Trace(model, view.image)
     shown = (view.image * 255).round().byte().cpu()
     if trace.layers:
@@ -197,10 +198,10 @@ def _look_at(model: nn.Module, name: str, view: View, classes: Sequence[str], lo
 def _panels(
     view: View, shown: Tensor, parts: RoIParts, classes: Sequence[str]
 ) -> list[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
-    """The best detections of each class in turn, with the parts as they move for that class."""
+    """The best detections, taken from each class in turn, with the parts as they move for that class."""
     rank = dict.fromkeys(view.labels, 0)
     order = []
-    for index, label in enumerate(view.labels):  # the best first
+    for index, label in enumerate(view.labels):  # sorted by score
         order.append((rank[label], index))
         rank[label] += 1
     panels = []

@@ -1,4 +1,4 @@
-"""Use trained weights on images: pictures to look at, and files to work with."""
+"""`pliant predict`: run trained weights on images, and write pictures and files of results."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Prediction:
     """What `predict` did.
 
     Attributes:
-        pictures: The files to look at, by image.
-        failed: Images that could not be used, and why.
-        records: What ``predictions.json`` holds; see `predict`.
+        pictures: The picture that was drawn for each image.
+        failed: The reason for each image that could not be read.
+        records: The content of ``predictions.json``; see `predict`.
     """
 
     pictures: dict[Path, Path] = field(default_factory=dict)
@@ -41,29 +41,29 @@ def predict(
     device: str | None = None,
     procedure: Procedure | None = None,
 ) -> Prediction:
-    """Predict for images.
+    """Run a trained network on images, and write its results.
 
-    For detection each picture shows the boxes above the threshold, and ``predictions.json`` holds all of them
-    in COCO's results form with ``file_name`` and ``category`` added; ``category_id`` is that of the training's data
-    where it has such ids, else the label, from 1, in the order of the classes. For segmentation there is a palette PNG
-    of class ids, ``NAME.mask.png``, at the size of the image, and a picture of it over the image. For
-    classification each picture shows the best class, and ``predictions.json`` holds the best five.
+    For detection, each picture shows the boxes above the threshold, and ``predictions.json`` holds all boxes in COCO's
+    results format with ``file_name`` and ``category`` added; ``category_id`` is that of the training's data if it has
+    such ids, otherwise the label, which counts the classes from 1. For segmentation, ``NAME.mask.png`` is a palette PNG
+    of class ids at the size of the image, and the picture shows the classes over the image. For classification, each
+    picture shows the best class, and ``predictions.json`` holds the best five.
 
     Args:
-        source: A run folder, a file of weights that `train` wrote, or one that `export` did.
-        images: Files, or folders whose image files are taken, with those of all folders below.
-        out: The folder to write to; it is made if need be. Pictures that Pliant wrote there are replaced, and no other
-            file is: see `pliant.outputs`.
-        threshold: The score from which boxes are drawn.
-        device: Such as ``"cuda"``; a GPU if there is one when None.
-        procedure: What is done at test time beyond one pass.
+        source: A run folder, a file of weights that `train` wrote, or a file that `export` wrote.
+        images: Image files, or folders that are searched for image files with all their subfolders.
+        out: The folder to write to, which is created if it is missing. Only files that Pliant wrote there are replaced:
+            see `pliant.outputs`.
+        threshold: Lower limit of the score of the boxes that are drawn.
+        device: The device, such as ``"cuda"``; None for a GPU if there is one.
+        procedure: Test-time augmentation and merging; None for a single pass.
 
     Returns:
-        What was written. An image that cannot be read is reported there and the others go on.
+        What was written. An image that cannot be read is listed there and left out.
 
     Raises:
-        FileNotFoundError: If the weights or an image are not there.
-        ValueError: If the weights cannot be used, or a file that is not Pliant's is where a picture would go.
+        FileNotFoundError: If the weights or an image do not exist.
+        ValueError: If the weights cannot be used, or a file that Pliant did not write is in the way.
     """
     found_images = find_images(images, leave_out=out)
     files, own = without_own(found_images.images, images)

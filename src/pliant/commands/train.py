@@ -1,4 +1,4 @@
-"""Train what a recipe says."""
+"""`pliant train`: train a recipe, or resume a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pliant.tasks.splits import Splits, choose_splits, open_training_data
 from pliant.tasks.startable import endless_warm_up, require_startable
 from pliant.tasks.task import stored_recipe, task_of
 
-_MOST_CLASSES = 40  # that are named when a training begins
+_MOST_CLASSES = 40  # in the summary that is printed before a training
 
 
 def train(
@@ -39,20 +39,20 @@ def train(
     """Train a recipe from the start.
 
     Args:
-        name: Of the recipe, such as ``"voc.faster_rcnn_deform"``.
+        name: Name of the recipe, such as ``"voc.faster_rcnn_deform"``.
         data: The folder of the data.
         assignments: Changes of the recipe's fields, ``field=value``.
-        run: The folder to write to; ``runs/NAME`` if None.
+        run: The folder to write to; None for ``runs/NAME``.
         strict: Whether the first problem of the data is an error.
         launch: The processes that share each batch, each with a GPU or on the CPU.
-        device: Such as ``"cuda"``; None for one that the recipe's accelerator allows.
+        device: The device, such as ``"cuda"``; None for one that the recipe's accelerator allows.
 
     Returns:
         The folder of the finished run.
 
     Raises:
-        ValueError: If there is no such recipe or field, a value is not of its type or range, the training could not
-            come to anything (see `require_startable`), or the folder is taken.
+        ValueError: If there is no such recipe or field, a value is not of its type or range, the recipe lacks
+            something to start (see `require_startable`), or the folder already holds something.
         DataError: If the data cannot be used.
         ChildProcessError: If one of several processes died.
     """
@@ -89,15 +89,15 @@ def resume(
     launch: Launch = ALONE,
     device: str | None = None,
 ) -> RunFolder:
-    """Continue a run that was interrupted, with the losses it would have had.
+    """Continue an interrupted run, with the losses that it would have had without the interruption.
 
     Args:
-        run: Its folder.
-        data: Where the data is now, if it was moved.
-        launch, device: See `train`; they need not be what they were.
+        run: The folder of the run.
+        data: The folder of the data, if it has moved.
+        launch, device: See `train`; they may differ from those of the interrupted run.
 
     Raises:
-        ValueError: If it is no run folder, or its checkpoint or the data do not belong to it.
+        ValueError: If the folder is not a run folder, or its checkpoint or the data do not belong to the run.
     """
     folder = RunFolder.open(run)
     description = folder.description()
@@ -112,7 +112,7 @@ def resume(
     with Progress(quiet=not is_first()) as progress, progress.task("reading the data"):
         opened = open_training_data(recipe, root, splits, classes=classes, strict=description["strict"])
     lightning.seed_everything(recipe.seed, verbose=False)
-    # Without a checkpoint the first weights are needed again, else they come from it.
+    # The weights come from the checkpoint; only without one is the backbone initialised again.
     module = build_module(recipe, classes, pretrained=not folder.last.is_file())
     report_problems(folder, opened.by_split())
     _say_what(recipe, description["recipe"], splits, opened.train, opened.validation, folder)
@@ -139,12 +139,12 @@ def _share(launch: Launch, folder: RunFolder, recipe: Recipe, device: torch.devi
 
 
 def _console() -> Console:
-    """What the first of the processes says."""
+    """A console that prints in the first process only."""
     return Console(stderr=True, quiet=not is_first())
 
 
 def report_problems(folder: RunFolder, sets: dict[str, ImageSet]) -> None:
-    """Print how many problems the data has, and write all of them to ``problems.txt`` of the run."""
+    """Print the number of problems of the data, and write all of them to ``problems.txt`` of the run."""
     if not is_first():
         return
     path = folder.path / "problems.txt"

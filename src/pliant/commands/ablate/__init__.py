@@ -1,1 +1,1 @@
-"""`pliant ablate`: the tables 1 and 3 of the paper on any data."""
+"""`pliant ablate`: tables 1 and 3 of the paper, on any data."""

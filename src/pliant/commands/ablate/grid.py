@@ -1,4 +1,4 @@
-"""What an ablation compares: the networks of the paper's tables 1 and 3, each with several seeds."""
+"""The networks that an ablation compares: those of the paper's tables 1 and 3, each with several seeds."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Variant:
     """A network of the tables.
 
     Attributes:
-        key: Its name as a folder's.
-        rows: What it is called in table 1 and in table 3, by their numbers; it may be in both.
-        changes: The fields of the recipe in which it differs.
+        key: Its name in the names of folders.
+        rows: Its name in each table that it is in, by the table's number (1 or 3).
+        changes: The fields of the recipe that it changes.
     """
 
     key: str
@@ -40,11 +40,11 @@ class Cell:
     folder: Path
 
     def report(self, split: str) -> Path:
-        """The file of its results."""
+        """The path of the file of its results."""
         return self.folder / f"eval-{split}.json"
 
     def results(self, split: str) -> dict[str, Any] | None:
-        """Its results, or ``{"failed": why}``; None if that is still to come."""
+        """Its results, or ``{"failed": why}``; None if the cell is not finished."""
         for path in (self.report(split), self.folder / "failed.json"):
             if path.is_file():
                 content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -53,14 +53,14 @@ class Cell:
 
 
 def variants(recipe: Recipe) -> list[Variant]:
-    """The networks of the tables that a recipe can be: ten if it has RoI pooling, else eight.
+    """The networks of the tables for a recipe: ten if its network has RoI pooling, eight otherwise.
 
     Raises:
-        ValueError: If it is none of the paper's networks.
+        ValueError: If the recipe's network is not in the paper's tables.
     """
     ablation = task_of(recipe).ablation(recipe)
     if ablation is None:
-        raise ValueError("the paper's tables are of DeepLab, class-aware RPN, Faster R-CNN and R-FCN")
+        raise ValueError("the paper's tables compare networks of DeepLab, class-aware RPN, Faster R-CNN and R-FCN")
     plain: dict[str, Any] = {"deform_layers": 0, "dilation": 2} | ({"deform_roi": False} if ablation.pooled else {})
     found = []
     for number in LAYERS:
@@ -75,7 +75,7 @@ def variants(recipe: Recipe) -> list[Variant]:
 
 
 def cells(chosen: Sequence[Variant], seeds: int, folder: Path) -> list[Cell]:
-    """All variants with the first seed, then all with the next."""
+    """The cells in the order in which they run: all variants with the first seed, then all with the next."""
     return [
         Cell(variant, seed, folder / "cells" / f"{variant.key}_seed{seed}")
         for seed in range(seeds)
@@ -84,7 +84,7 @@ def cells(chosen: Sequence[Variant], seeds: int, folder: Path) -> list[Cell]:
 
 
 def table_rows(chosen: Sequence[Variant], table: int) -> list[Variant]:
-    """The variants of table 1 or 3, in its order."""
+    """The variants of table 1 or 3, in the order of its rows."""
     if table == 1:
         return [variant for variant in chosen if 1 in variant.rows]
     order = {"layers-0": 0, **{f"dilation-{dilation}": 1 for dilation in DILATIONS}, "layers-3": 2}

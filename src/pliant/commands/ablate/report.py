@@ -1,4 +1,4 @@
-"""An ablation as it is seen: while it runs, and as tables and a plot."""
+"""The progress of an ablation while it runs, and its results as tables and a plot."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ TITLES = {1: "Deformable layers", 3: "Dilation and deformation"}
 
 
 def metrics_of(recipe: Recipe) -> Mapping[str, str]:
-    """The numbers of the tables: titles, and keys of the results. The first is the one that is plotted."""
+    """The columns of the tables: their titles, with the keys of the results. The first one is plotted."""
     return _compared(recipe).metrics
 
 
 def _compared(recipe: Recipe) -> Ablation:
     ablation = task_of(recipe).ablation(recipe)
-    assert ablation is not None  # as `variants` says
+    assert ablation is not None  # `variants` has refused such a recipe
     return ablation
 
 
 def percentages(cells: Sequence[Cell], variant: Variant, split: str, key: str) -> list[float]:
-    """One number of a variant in percent, of each seed that has it."""
+    """The value of a metric for each seed of a variant that has one, in percent."""
     found = [cell.results(split) for cell in cells if cell.variant == variant]
     values = [float(result[key]) for result in found if result is not None and result.get(key) is not None]
     return [100 * value for value in values if not math.isnan(value)]
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """The mean, with the standard deviation of a sample if there are several; empty without a value."""
+    """The mean of values, with their sample standard deviation if there are several; empty if there are none."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -52,7 +52,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def one_class_alone(cells: Sequence[Cell], split: str, recipe: Recipe) -> str | None:
-    """A sentence if no network finds more than one of several classes, so that the tables compare nothing."""
+    """A warning if no network finds more than one of several classes, so that the tables compare nothing; else None."""
     key = _compared(recipe).of_class
     done = [classes for cell in cells if len(classes := (cell.results(split) or {}).get("per_class", {})) > 1]
     found = [{name for name, values in classes.items() if (values.get(key) or 0) > 0} for classes in done]
@@ -65,7 +65,7 @@ def one_class_alone(cells: Sequence[Cell], split: str, recipe: Recipe) -> str | 
 
 
 class AblationView:
-    """The table as it fills, and how many steps of all cells are done; a line a cell where there is no terminal."""
+    """Shows the table as it fills, and the progress over all cells; without a terminal, prints a line for each cell."""
 
     def __init__(self, cells: Sequence[Cell], split: str, recipe: Recipe) -> None:
         self.cells = cells
@@ -85,14 +85,14 @@ class AblationView:
         self.progress.__exit__(kind, error, trace)
 
     def stepping(self, cell: Cell) -> Callable[[int], None]:
-        """What a cell calls with the number of steps done, after each."""
+        """The function that a cell calls after each step, with the number of steps done."""
         before = self.cells.index(cell) * self.steps
         words = f"{self._place(cell)} {_name(cell)}"
         self.task.update(before, doing=words)
         return lambda step: self.task.update(before + step)
 
     def finished(self, cell: Cell) -> None:
-        """Tell that a cell is done."""
+        """Show that a cell is finished."""
         self.task.update((self.cells.index(cell) + 1) * self.steps)
         if not self.progress.interactive:
             results = cell.results(self.split) or {}
@@ -131,7 +131,7 @@ def write_report(outputs: Outputs, cells: Sequence[Cell], split: str, recipe: Re
     """Write ``ablation.md``, ``ablation.csv``, ``ablation.png`` and ``ablation.svg``.
 
     Returns:
-        The first.
+        The path of ``ablation.md``.
     """
     with outputs.writing(*REPORT) as (markdown, table, *pictures):
         markdown.write_text(_markdown(cells, split, recipe, asked), encoding="utf-8")
@@ -184,7 +184,7 @@ def _csv(cells: Sequence[Cell], split: str, metrics: Mapping[str, str]) -> str:
 
 
 def _draw(cells: Sequence[Cell], split: str, recipe: Recipe) -> Figure:
-    """A row a network: a dot each seed, a bar at their mean; the two tables side by side on one scale."""
+    """Plot the two tables side by side on one scale: a row for each network, a dot for each seed, a bar at the mean."""
     title, key = next(iter(metrics_of(recipe).items()))
     rows = {table: table_rows(_variants(cells), table) for table in (1, 3)}
     figure = Figure(figsize=(9, 1.2 + 0.42 * max(map(len, rows.values()))), layout="constrained")
@@ -207,8 +207,7 @@ def _draw(cells: Sequence[Cell], split: str, recipe: Recipe) -> Figure:
 
 
 def _variants(cells: Sequence[Cell]) -> list[Variant]:
-    seen = {cell.variant.key: cell.variant for cell in cells}
-    return list(seen.values())
+    return list({cell.variant.key: cell.variant for cell in cells}.values())
 
 
 def _name(cell: Cell) -> str:

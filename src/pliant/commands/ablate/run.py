@@ -1,4 +1,4 @@
-"""The paper's tables 1 and 3 on any data: every network with the same steps and seeds, cell by cell."""
+"""`pliant ablate`: train and evaluate the networks of the paper's tables 1 and 3 on any data, with the same seeds."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ GLYPHS = (
     "max_side=128",
     "flip=0",
 )
-"""How networks are trained on Glyphs, which needs no weights: small, from random numbers."""
+"""Changes of the recipe for Glyphs: a small network that is trained from random weights."""
 
 _TRIAL_STEPS = 4
 _TRIAL_IMAGES = 8
 _LEAST_STEPS = 10
-_HELD_BACK = 0.05  # of a budget, for what the trial did not see
+_HELD_BACK = 0.05  # part of a budget that is kept for what the trial did not measure
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,15 @@ class Plan:
     """What is trained in every cell.
 
     Attributes:
-        asked: What the user said, to tell whether a folder holds the same ablation.
-        name: Of the recipe.
-        assignments: Its changes.
-        recipe: With the changes and the number of steps.
-        data: The folder.
-        splits: To train and to evaluate on. Nothing is validated, so that all cells are evaluated after the last step.
-        seeds: Their number.
-        device: Where the networks run; None for that of the recipe.
+        asked: The user's arguments, which show whether a folder holds the same ablation.
+        name: Name of the recipe.
+        assignments: Changes of the recipe's fields, ``field=value``.
+        recipe: The recipe with these changes and the number of steps.
+        data: The folder of the data.
+        splits: Splits to train and to evaluate on. There is no validation, so all cells are evaluated after the last
+            step.
+        seeds: Number of seeds.
+        device: The device of the networks; None for that of the recipe.
     """
 
     asked: dict[str, Any]
@@ -100,16 +101,16 @@ def ablate(
 
     Args:
         out: The folder to write to.
-        data: The folder of the data; None for Glyphs, which are drawn and kept in `out`.
-        name: Of the recipe.
-        assignments: Changes of its fields, ``field=value``; for all networks.
-        seeds: How many times each network is trained, with the seeds 0, 1, ...
-        budget: The time for all, such as ``"20m"`` or ``"1h30m"``, from which the number of steps follows; None for
-            that of the recipe.
-        device: Such as ``"cuda"``; None for one that the recipe's accelerator allows.
+        data: The folder of the data; None for Glyphs, which are drawn into `out`.
+        name: Name of the recipe.
+        assignments: Changes of the recipe's fields for all networks, ``field=value``.
+        seeds: Number of times that each network is trained, with the seeds 0, 1, ...
+        budget: Time for the complete ablation, such as ``"20m"`` or ``"1h30m"``, which determines the number of steps;
+            None for the recipe's number of steps.
+        device: The device, such as ``"cuda"``; None for one that the recipe's accelerator allows.
 
     Returns:
-        The tables, a file of Markdown.
+        The path of the tables, a Markdown file.
 
     Raises:
         ValueError: If an argument is wrong, `out` holds something else, or the budget is too small.
@@ -125,7 +126,7 @@ def ablate(
     own = GLYPHS if data is None else ()
     recipe = override(find_recipe(name), (*own, *assignments))
     if data is not None:
-        choose_splits(recipe, data)  # or says what is wrong with the folder, before anything is written
+        choose_splits(recipe, data)  # raises if the data cannot be used, before anything is written
     require_startable(recipe)
     chosen = variants(recipe)
     place = "glyphs" if data is None else str(data.resolve())
@@ -161,21 +162,25 @@ def ablate(
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a text such as ``"90s"``, ``"20m"`` or ``"1h30m"``.
+    """Convert a text such as ``"90s"``, ``"20m"`` or ``"1h30m"`` to seconds.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the text is not a duration above zero.
     """
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     parts = [] if match is None else [int(part or 0) for part in match.groups()]
     if not any(parts):
-        raise ValueError(f"a time is written such as 90s, 20m or 1h30m, got {text!r}")
+        raise ValueError(f"expected a duration such as 90s, 20m or 1h30m, got {text!r}")
     hours, minutes, seconds = parts
     return float(3600 * hours + 60 * minutes + seconds)
 
 
 def _steps(out: Path, asked: dict[str, Any]) -> int | None:
-    """The number of steps if `out` holds this very ablation; None if it holds none."""
+    """The number of steps of the ablation in `out`; None if there is none.
+
+    Raises:
+        ValueError: If the ablation in `out` has other arguments.
+    """
     path = out / PLAN
     if not path.is_file():
         return None
@@ -191,7 +196,7 @@ def _steps(out: Path, asked: dict[str, Any]) -> int | None:
 def _draw_glyphs(out: Path, recipe: Recipe) -> Path:
     folder = out / "glyphs"
     if not folder.is_dir():
-        # Under another name until it is whole.
+        # The folder gets its name only when it is complete.
         temporary = Path(tempfile.mkdtemp(dir=out, prefix="glyphs"))
         scenes: dict[str, Any] = {
             "size": recipe.short_side,
@@ -206,7 +211,7 @@ def _draw_glyphs(out: Path, recipe: Recipe) -> Path:
 
 
 def _run(plan: Plan, cell: Cell, opened: TrainingData, watch: Callable[[int], None]) -> None:
-    """Train and evaluate a cell, or continue it."""
+    """Train and evaluate a cell, from its checkpoint if it has one."""
     recipe = dataclasses.replace(plan.recipe, **cell.variant.changes, seed=cell.seed)
     run = RunFolder(cell.folder)
     if not run.description_path.is_file():
@@ -220,7 +225,7 @@ def _run(plan: Plan, cell: Cell, opened: TrainingData, watch: Callable[[int], No
         write_json(cell.folder / "failed.json", {"failed": str(error)})
         return
     _evaluate(plan, cell)
-    run.last.unlink()  # the weights stay
+    run.last.unlink()  # the files of weights are kept
 
 
 def _evaluate(plan: Plan, cell: Cell) -> None:
@@ -242,10 +247,10 @@ def _fit(plan: Plan, recipe: Recipe, run: RunFolder, opened: TrainingData, watch
 
 
 def _affordable(plan: Plan, chosen: Sequence[Variant], opened: TrainingData, budget: float, start: float) -> int:
-    """How many steps every cell can have, by a few steps and images of each network.
+    """The number of steps of each cell that fit into a budget, estimated from a few steps and images of each network.
 
     Raises:
-        ValueError: If that is hardly any.
+        ValueError: If fewer than `_LEAST_STEPS` fit.
     """
     test = task_of(plan.recipe).open(plan.recipe, plan.data, str(plan.splits.test), classes=opened.classes)
     with Progress() as progress:
@@ -263,7 +268,7 @@ def _affordable(plan: Plan, chosen: Sequence[Variant], opened: TrainingData, bud
 
 
 def _trial(plan: Plan, variant: Variant, opened: TrainingData, test: ImageSet) -> tuple[float, float]:
-    """The seconds of a step, and of all else in a cell: building the network, writing the run, evaluating."""
+    """Measure the seconds of a step, and of the rest of a cell: building the network, writing the run, evaluating."""
     recipe = dataclasses.replace(plan.recipe, **variant.changes, max_steps=_TRIAL_STEPS)
     ticks = [time.monotonic()]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the demo shows at its end: one page with all in it, and beside it the pictures and numbers it is made of."""
+"""The report of the demo: one self-contained page, with its pictures and numbers as files beside it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ COMPARISON, PREDICTIONS, SAMPLING, DILATION = (
     "effective_dilation.svg",
 )
 FILES = (RESULTS, PAGE, EXPLORER, COMPARISON, PREDICTIONS, SAMPLING, DILATION)
-AREAS = (30.0**2, 48.0**2)  # of digits, in square pixels: a third of them each is small, medium, large
-_SHOWN = 6  # scenes among the predictions
+AREAS = (30.0**2, 48.0**2)  # of digits, in square pixels; they divide the digits into thirds: small, medium, large
+_SHOWN = 6  # scenes in the figure of predictions
 _LAYERS, _STRIDE = 3, 8
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one network came to."""
+    """The results of one network."""
 
     network: str
     miou: float
@@ -60,16 +60,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo came to.
+    """The results of the demo.
 
     Attributes:
-        task: in words.
-        settings: of the run; `steps`, `seed` and the like.
-        results: the plain network's first, the deformable one's last.
-        scenes: that were held out.
-        images, masks: the pixels of these scenes, uint8 `[N, 3, H, W]` and class ids `[N, H, W]`.
-        predicted: by network, class ids `[N, H, W]`.
-        plain, untrained, trained: the plain network, and the deformable one before and after training.
+        task: Description of what the networks segment.
+        settings: Settings of the run, such as `steps` and `seed`.
+        results: Results of the networks, with the plain one first and the deformable one last.
+        scenes: The held-out scenes.
+        images, masks: Their pixels, uint8 `[N, 3, H, W]`, and class ids `[N, H, W]`.
+        predicted: The predicted class ids `[N, H, W]` of each network, by its name.
+        plain, untrained, trained: The plain network, and the deformable one before and after training.
     """
 
     task: str
@@ -86,7 +86,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of the page, or a table instead, and what there is to see."""
+    """A figure of the page: a picture, a table or both, with a caption."""
 
     title: str
     caption: str
@@ -107,11 +107,11 @@ def write_report(outputs: Outputs, outcome: Outcome) -> Path:
     """Measure the trained networks, and write pictures, ``results.json``, ``look.html`` and ``report.html``.
 
     Args:
-        outputs: the files of the demo, `FILES`.
-        outcome: of the demo.
+        outputs: The files of the demo, `FILES`.
+        outcome: The results of the demo.
 
     Returns:
-        The page, which needs no other file and no network.
+        The path of the page, which needs no other file and no internet connection.
     """
     with outputs.writing(*FILES) as places:
         _write_files(places[0].parent, outcome)
@@ -176,8 +176,8 @@ def _comparison(out: Path, outcome: Outcome) -> Figure:
     return Figure(
         "Which network segments best",
         f"Mean intersection over union of {len(outcome.scenes.classes)} classes on {len(outcome.scenes)} held-out "
-        f"scenes, in percent; longer is better. The {last.network} network comes to {last.miou:.1f}: {against}. "
-        "This is one seed; other seeds tell how much of a difference is chance.",
+        f"scenes, in percent; longer is better. The {last.network} network reaches {last.miou:.1f}: {against}. "
+        "These are results of one seed; runs with other seeds show how much of a difference is chance.",
         path,
         "Bars: " + ", ".join(f"{result.network} {result.miou:.1f} percent" for result in results),
         ("network", "mIoU", "pixel accuracy", "loss", "parameters", "time of a step"),
@@ -202,15 +202,15 @@ def _predictions(out: Path, outcome: Outcome) -> Figure:
     draw.segmentations(path, list(outcome.images[:_SHOWN]), columns, outcome.scenes.classes)
     return Figure(
         "What the networks see",
-        "The first held-out scenes, and a colour for each class. See whether a digit has one colour, the one under "
-        "'truth': a network that looks at too small a part of a large digit gives it several.",
+        "The first held-out scenes, with a colour for each class. A correctly segmented digit has a single colour, "
+        "that of the column 'truth'; a network that sees too small a part of a large digit gives it several.",
         path,
-        "A row a scene: the image, the true classes, and those that each network found",
+        "One row for each scene: the image, the true classes, and the classes that each network predicted",
     )
 
 
 def _sampling(out: Path, outcome: Outcome) -> Figure:
-    """A unit on the largest digit, on the smallest, and on the background, before and after training."""
+    """Draw what units on the largest digit, the smallest one and the background read, before and after training."""
     path = out / SAMPLING
     rows, reach = [], []
     for name, index, at in places(outcome.scenes):
@@ -224,10 +224,11 @@ def _sampling(out: Path, outcome: Outcome) -> Figure:
     return Figure(
         "Where a unit reads",
         "A unit of the third deformable layer (cross) and the 729 places that it reads through all three layers "
-        "(dots). Before training they are the grid of a plain network. See afterwards how they spread, and whether "
-        f"they keep to the digit. Their mean distance from their middle went from {', from '.join(reach)}, in pixels.",
+        "(dots). Before training they form the grid of a plain network. After training they show how far the "
+        f"unit reaches, and whether it keeps to the digit. Their mean distance from their centre, in pixels, went "
+        f"from {', from '.join(reach)}.",
         path,
-        "Three scenes, before and after training, with the places that one unit reads",
+        "Three scenes with the places that one unit reads, before and after training",
     )
 
 
@@ -260,10 +261,10 @@ def _dilation(out: Path, outcome: Outcome, spreads: dict[str, dict[str, Spread]]
         "Effective dilation by object size",
         f"How far apart the samples of a filter lie, in cells of {_STRIDE} pixels: 1 is a plain filter. Mean and "
         f"standard deviation over all places of {len(outcome.images)} scenes; a digit is small below {small}² pixels "
-        f"and large above {large}². See whether filters on large digits spread farther than filters on small ones, as "
-        "the paper's table 2 has it.",
+        f"and large above {large}². In the paper's table 2, filters on large objects spread farther than filters on "
+        "small ones.",
         path,
-        "For each layer the effective dilation on small, medium and large digits and on the background",
+        "The effective dilation of each layer on small, medium and large digits and on the background",
         ("", *groups),
         rows,
     )
@@ -275,8 +276,8 @@ def _cost(outcome: Outcome, cost: Comparison) -> Figure:
     return Figure(
         "What it costs",
         f"One forward pass on an image of {size} pixels, threads: {torch.get_num_threads()}; the deformable network "
-        f"takes {cost.time_ratio:.2f} times as long, the median of passes in turn. What is added are the branches that "
-        "predict the offsets, and the bilinear samples.",
+        f"takes {cost.time_ratio:.2f} times as long (median over alternating passes). The added cost is that of the "
+        "branches that predict the offsets, and of bilinear sampling.",
         head=("", "plain", "deformable"),
         rows=[
             ("parameters", *(f"{side.parameters:,}" for side in sides)),
@@ -288,7 +289,7 @@ def _cost(outcome: Outcome, cost: Comparison) -> Figure:
 
 
 def _write_explorer(path: Path, outcome: Outcome) -> None:
-    """The page of `pliant look`, on the scenes of the figure above."""
+    """Write the page of `pliant look` for the scenes of `_sampling`."""
     starts = {index: at for _, index, at in reversed(places(outcome.scenes))}
     colours = torch.tensor([[int(name[place : place + 2], 16) for place in (1, 3, 5)] for name in draw.COLOURS])
     images = []
@@ -303,7 +304,7 @@ def _write_explorer(path: Path, outcome: Outcome) -> None:
 
 
 def places(scenes: Glyphs) -> list[tuple[str, int, tuple[int, int]]]:
-    """(name, scene, cell of the map of stride 8) for a large digit, a small one, and the background."""
+    """A large digit, a small one, and the background, each as (name, scene, cell of the map of stride 8)."""
     boxes = [
         (float((box[2] - box[0]) * (box[3] - box[1])), index, box)
         for index in range(min(64, len(scenes)))

@@ -1,7 +1,7 @@
 """The demo: a plain, a dilated and a deformable network on the same scenes, side by side.
 
-Everything is in this file: the network, the training loop, the comparison. The three networks differ in one
-argument of their three 3x3 layers, and start from the same weights; data, order, steps and schedule are the same.
+This file has the network, the training loop and the comparison. The three networks differ
+only in their three 3x3 layers. They start from the same weights, and have the same data, order, steps and schedule.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ NETWORKS = ("plain", "dilated", "deformable")
 STEPS, BATCH, TRAIN_SCENES, TEST_SCENES = 1200, 16, 2000, 256
 SCENES: dict[str, Any] = {"size": 112, "digits": (1, 3), "sides": (24, 104), "warp": 0.5}
 TASK = "digits of {} to {} pixels".format(*SCENES["sides"])
-BACKGROUND_WEIGHT = 0.3  # nine pixels in ten are background; the same for all three networks
-OFFSET_LR_MULT = 0.1  # AdamW takes steps of the learning rate's size however small the gradient is
+BACKGROUND_WEIGHT = 0.3  # nine pixels in ten are background
+OFFSET_LR_MULT = 0.1  # AdamW's steps do not shrink with the gradient, so offsets need a smaller rate
 
 
 class Segmenter(nn.Module):
-    """A stem to stride 8, three residual 3x3 layers, and one score a class: `[N, 3, H, W]` to `[N, classes, H, W]`."""
+    """A stem to stride 8, three residual 3x3 layers, and class scores: `[N, 3, H, W]` to `[N, classes, H, W]`."""
 
     def __init__(self, classes: int, width: int = 64, dilation: int = 1) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def _normalised(conv: nn.Conv2d) -> nn.Sequential:
 
 
 def build(kind: str, classes: int, seed: int) -> Segmenter:
-    """One of the three networks; with the same seed all have the same weights but for the offset branches."""
+    """Build one of the three networks; those of one seed have the same weights, apart from the offset branches."""
     torch.manual_seed(seed)
     model = Segmenter(classes, dilation=2 if kind == "dilated" else 1)
     if kind == "deformable":
@@ -68,16 +68,16 @@ def build(kind: str, classes: int, seed: int) -> Segmenter:
 
 
 def run(out: Path, *, steps: int | None = None, seed: int = 0, device: str | None = None) -> None:
-    """Train the three networks, print the comparison, and write a page with all there is to see into a folder.
+    """Train the three networks, print the comparison, and write a page with figures into a folder.
 
     Args:
-        out: the folder; new, empty, or of an earlier demo.
-        steps: of each network; by default as many as two cores do in some minutes.
-        seed: of the scenes, the weights and the order of the batches.
-        device: such as `"cuda"`, to train on; a GPU if there is one when None.
+        out: The folder; new, empty, or that of an earlier demo.
+        steps: Number of training steps of each network; None for `STEPS`, which take two cores a few minutes.
+        seed: Seed of the scenes, the weights and the order of the batches.
+        device: The device to train on, such as `"cuda"`; None for a GPU if there is one.
 
     Raises:
-        ValueError: when the folder holds something else.
+        ValueError: If the folder holds something else.
     """
     chosen = choose_device(device)
     outputs = Outputs(out, FILES, own=True)
@@ -96,7 +96,7 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0, device: str | Non
             trained[kind] = model = build(kind, len(test.classes), seed).to(chosen)
             with progress.task(f"training the {kind} network", steps) as task:
                 seconds, loss = _train(model, images, masks, steps, seed, task)
-            model.cpu()  # what is measured below is measured on the CPU
+            model.cpu()  # all measurements below are made on the CPU
             predicted[kind] = predict(model, test_images)
             results.append(_evaluate(kind, model, predicted[kind], test_masks, test.classes, seconds, loss))
         outcome = Outcome(
@@ -118,10 +118,10 @@ def run(out: Path, *, steps: int | None = None, seed: int = 0, device: str | Non
 
 
 def _train(model: Segmenter, images: Tensor, masks: Tensor, steps: int, seed: int, task: Task) -> tuple[float, float]:
-    """AdamW on one cycle, the loss at every fourth pixel.
+    """Train a network with AdamW and a one-cycle schedule; the loss is taken at every fourth pixel in each direction.
 
     Returns:
-        The seconds that a step took in the median, and the mean loss of the last tenth of the steps.
+        The median seconds of a step, and the mean loss of the last tenth of the steps.
     """
     groups = pliant.param_groups(model, lr=5e-3, weight_decay=1e-2, offset_lr_mult=OFFSET_LR_MULT)
     optimizer = torch.optim.AdamW(groups)
