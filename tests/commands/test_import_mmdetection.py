@@ -146,7 +146,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
     refused({"state_dict": [1, 2]}, "must hold a dict of tensors")
     refused([torch.zeros(1)], "must hold a dict, got list")
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(ValueError, match=r"cut.pth is not a whole file of tensors"):
+    with pytest.raises(ValueError, match=r"cut.pth is not a complete file of tensors"):
         import_weights(tmp_path / "cut.pth", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -166,6 +166,6 @@ def test_no_code_in_a_pickle_runs(tmp_path: Path, old: bool) -> None:
     trap = tmp_path / "trap"
     content = {"state_dict": {"a": torch.zeros(1)}, "meta": Harmful(trap), "history": np.float64(1)}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
-    with pytest.raises(ValueError, match=r"a.pth is no file of tensors alone, and is not unpickled"):
+    with pytest.raises(ValueError, match=r"a.pth holds other objects than tensors, and is not unpickled"):
         import_weights(tmp_path / "a.pth", tmp_path / "out.safetensors")
     assert not trap.exists()

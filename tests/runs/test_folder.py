@@ -93,7 +93,7 @@ def test_bad_weights_are_refused(tmp_path: Path) -> None:
     write_weights(whole, nn.Linear(3, 2), {})
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(whole.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         read_weights(cut)
     from safetensors.torch import save_file
 
@@ -108,7 +108,7 @@ def test_damaged_checkpoint_is_not_taken_for_a_whole_one(tmp_path: Path) -> None
     torch.save({"global_step": 7, "state": torch.ones(100)}, path)
     assert resume_step(path) == 7
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
         resume_step(path)
 
 

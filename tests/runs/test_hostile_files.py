@@ -103,7 +103,7 @@ def test_hostile_safetensors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hostile.safetensors"
     path.write_bytes(content)
     for read in (read_tensors, read_weights):
-        with memory_limit(64), pytest.raises(ValueError, match=r"hostile\.safetensors is not a whole") as caught:
+        with memory_limit(64), pytest.raises(ValueError, match=r"hostile\.safetensors is not a complete") as caught:
             read(path)
         assert "allocate" not in str(caught.value)
 
@@ -194,7 +194,7 @@ def test_parts_of_an_archive_that_overlap(tmp_path: Path) -> None:
     struct.pack_into("<HHI", end, 8, 5 * 20, 5 * 20, len(records) * 20)
     path = tmp_path / "hostile.pth"
     path.write_bytes(content[:directory] + records * 20 + bytes(end))
-    with pytest.raises(ValueError, match=r"hostile\.pth is not a whole file of tensors: .* its parts claim"):
+    with pytest.raises(ValueError, match=r"hostile\.pth is not a complete file of tensors: .* its parts claim"):
         read_tensors(path)
 
 
@@ -219,7 +219,7 @@ PARAMS = struct.pack("<QQQ", 0x112, 0, 1)
 def test_hostile_params(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hostile.params"
     path.write_bytes(content)
-    message = r"hostile\.params is not whole or not MXNet's: at byte \d+ expected .*, got "
+    message = r"hostile\.params is damaged or not MXNet's: at byte \d+ expected .*, got "
     with memory_limit(32), pytest.raises(ValueError, match=message):
         read_params(path)
 

@@ -92,7 +92,7 @@ def test_a_prefix_that_not_all_names_have_is_named(tmp_path: Path) -> None:
     found = read_tensors(tmp_path / "a.pth", NET)
     shapes = {name: list(value.shape) for name, value in NET.items()}
     with pytest.raises(
-        ValueError, match=r"3 of its 4 names would fit without the prefix 'encoder\.', which is taken off"
+        ValueError, match=r"3 of its 4 names would fit without the prefix 'encoder\.', which is removed only"
     ):
         require_fit("a.pth", found, shapes, "Net")
 

@@ -1,1 +1,1 @@
-"""Weights that others trained: their files, and their names in the networks of this package."""
+"""Readers of other projects' weight files, which convert names and tensors to those of Pliant's networks."""

@@ -1,4 +1,4 @@
-"""The networks that the paper's authors trained in MXNet: which one a file holds, and its names and numbers in ours."""
+"""The networks that the paper's authors trained in MXNet: recognise one, and convert its tensors to ours."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 BLOCKS = (3, 4, 23, 3)
-# Their networks learn the four numbers of a box in units of these.
+# The authors' networks predict the four box deltas in units of these.
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
-# In RGB, 0..255; that of our ResNets differs by half a level.
+# In RGB, 0..255; the mean of our ResNets differs by half a level.
 IMAGE_MEAN = (123.15, 115.90, 103.06)
 _STATISTICS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
 _RPN = {"rpn_conv_3x3": "rpn.head.conv", "rpn_cls_score": "rpn.head.cls_logits", "rpn_bbox_pred": "rpn.head.bbox_pred"}
@@ -52,11 +52,11 @@ class AuthorsNetwork:
 
     Attributes:
         network: `"rfcn"`, `"faster_rcnn"` or `"deeplab"`.
-        num_classes: with the background.
-        deform_layers: how many 3x3 convolutions, from the last one on, are deformable.
-        offset_groups: of these; 1 where there are none.
+        num_classes: number of classes with the background.
+        deform_layers: number of deformable 3x3 convolutions, counted from the last one.
+        offset_groups: their number of offset groups; 1 if there are none.
         deform_roi: whether RoI pooling is deformable.
-        anchors: of a cell; 0 for DeepLab.
+        anchors: number of anchors of a cell; 0 for DeepLab.
         bins: k of R-FCN's position-sensitive pooling; 7 for the others.
     """
 
@@ -69,7 +69,7 @@ class AuthorsNetwork:
     bins: int
 
     def names(self) -> dict[str, str]:
-        """The names in the file, with those of our network's state."""
+        """The names of the tensors in the file, each with its name in our network's state."""
         layers = dict(_HEADS[self.network])
         if self.deform_roi:
             layers |= _ROI_OFFSETS[self.network]
@@ -83,7 +83,7 @@ class AuthorsNetwork:
         return names
 
     def shapes(self, state: Mapping[str, Tensor]) -> dict[str, list[int]]:
-        """The shapes in the file for our network's state: their RPN has a score for the background too."""
+        """The shapes that the file must have for our network's state; the authors' RPN also scores the background."""
         shapes = {theirs: list(state[ours].shape) for theirs, ours in self.names().items() if ours in state}
         for part in ("weight", "bias"):
             if f"arg:rpn_cls_score_{part}" in shapes:
@@ -91,11 +91,11 @@ class AuthorsNetwork:
         return shapes
 
     def convert(self, arrays: Mapping[str, Tensor], *, denormalized: bool) -> dict[str, Tensor]:
-        """Our network's state, from arrays of the names and shapes of `shapes`.
+        """Convert arrays with the names and shapes of `shapes` to our network's state.
 
         Args:
-            arrays: from `without_test_keys`.
-            denormalized: whether the layer of the boxes gives their true numbers, not in units of `BOX_STDS`.
+            arrays: the arrays that `without_test_keys` returned.
+            denormalized: whether the outputs of the box layer are box deltas as such, not in units of `BOX_STDS`.
         """
         state = {ours: arrays[theirs].float() for theirs, ours in self.names().items()}
         if self.network == "deeplab":
@@ -110,17 +110,17 @@ class AuthorsNetwork:
         return state
 
     def _box_stds(self) -> Tensor:
-        """One for each output of the layer of the boxes; R-FCN has k * k outputs for each number."""
+        """The unit of each output of the box layer; R-FCN has k * k outputs for each box delta."""
         if self.network == "rfcn":
             return torch.tensor(BOX_STDS).repeat_interleave(self.bins**2).repeat(2)
         return torch.tensor(BOX_STDS).repeat(self.num_classes)
 
 
 def recognise(path: str | Path, arrays: Mapping[str, Tensor]) -> AuthorsNetwork:
-    """The network whose weights these are, by the names and first dimensions of its last layers.
+    """Recognise a network by the names and first dimensions of its last layers.
 
     Raises:
-        ValueError: none of theirs, or one that they did not have.
+        ValueError: the arrays are of none of the authors' networks, or have impossible dimensions.
     """
     network = next((name for name, layer in _SCORES.items() if f"arg:{layer}_weight" in arrays), None)
     if network is None:
@@ -155,18 +155,18 @@ def recognise(path: str | Path, arrays: Mapping[str, Tensor]) -> AuthorsNetwork:
 
 
 def without_test_keys(path: str | Path, arrays: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The arrays that the authors test with, and whether these replaced others.
+    """The arrays that the authors test with, and whether any of them replaced a trained one.
 
-    After training they write the layer of the boxes a second time, as `NAME_test`, with its outputs de-normalised.
+    After training, the authors' code writes the box layer a second time, denormalized, as `NAME_test`.
 
     Raises:
-        ValueError: of weight and bias, one only has such a twin.
+        ValueError: the `_test` arrays are not the weight and bias of the box layer.
     """
     tested = {name.removesuffix("_test"): value for name, value in arrays.items() if name.endswith("_test")}
     allowed = [{f"arg:{layer}_{part}" for part in ("weight", "bias")} for layer in _BOXES.values()]
     if tested and set(tested) not in allowed:
         raise ValueError(
-            f"{path} must have weight and bias of the layer of the boxes under _test, or nothing, got "
+            f"{path} must have the weight and bias of the box layer under _test, or no such array, got "
             f"{', '.join(f'{name}_test' for name in tested)}"
         )
     plain = {name: value for name, value in arrays.items() if not name.endswith("_test")}
@@ -174,7 +174,7 @@ def without_test_keys(path: str | Path, arrays: Mapping[str, Tensor]) -> tuple[d
 
 
 def _deformation(path: str | Path, arrays: Mapping[str, Tensor]) -> tuple[int, int]:
-    """How many convolutions are deformable, and their groups of offsets."""
+    """The number of deformable convolutions, and of their offset groups."""
     found = {
         name: _outputs(arrays, name, 0) for name in arrays if re.fullmatch(r"arg:res\w+_branch2b_offset_weight", name)
     }
@@ -220,6 +220,6 @@ def _norm_names(theirs: str, ours: str) -> dict[str, str]:
 
 
 def _outputs(arrays: Mapping[str, Tensor], name: str, default: int) -> int:
-    """The first dimension of an array; `default` where it is missing, which is reported later with all others."""
+    """The first dimension of an array; `default` if it is missing, which `require_fit` reports later."""
     value = arrays.get(name)
     return default if value is None or not value.dim() else value.shape[0]

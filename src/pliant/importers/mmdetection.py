@@ -1,4 +1,4 @@
-"""Checkpoints of mmdetection 2 and 3: Faster R-CNN on a feature pyramid, with its names and numbers in ours."""
+"""Checkpoints of mmdetection 2 and 3: recognise a Faster R-CNN on a feature pyramid, and convert it to ours."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class MMDetectionNetwork:
     """What the names and shapes of a checkpoint say about its network.
 
     Attributes:
-        depth: 50 or 101; of torchvision's form of the ResNet, not Caffe's.
-        num_classes: with the background.
-        deform_stages: how many stages, from the last one on, have deformable 3x3 convolutions.
-        offset_groups: of these; 1 where there are none.
-        modulated: whether they are (DCNv2).
+        depth: depth of the ResNet, 50 or 101, in torchvision's form and not Caffe's.
+        num_classes: number of classes with the background.
+        deform_stages: number of stages with deformable 3x3 convolutions, counted from the last one.
+        offset_groups: their number of offset groups; 1 if there are none.
+        modulated: whether the deformable convolutions are modulated (DCNv2).
     """
 
     depth: int
@@ -49,7 +49,7 @@ class MMDetectionNetwork:
     modulated: bool
 
     def names(self) -> dict[str, str]:
-        """The names in the checkpoint, with those of our network's state."""
+        """The names of the tensors in the checkpoint, each with its name in our network's state."""
         names = {"backbone.conv1.weight": f"{_BODY}.conv1.weight", **_norm_names("bn1")}
         for stage, blocks in enumerate(_BLOCKS[self.depth], start=1):
             for block in (f"layer{stage}.{place}" for place in range(blocks)):
@@ -69,21 +69,21 @@ class MMDetectionNetwork:
         return names
 
     def shapes(self, state: Mapping[str, Tensor]) -> dict[str, list[int]]:
-        """The shapes in the checkpoint for our network's state: they have no box of the background."""
+        """The shapes that the checkpoint must have for our network's state; it has no background box."""
         shapes = {theirs: list(state[ours].shape) for theirs, ours in self.names().items() if ours in state}
         for part in ("weight", "bias"):
             shapes[f"{_BOXES}.{part}"][0] -= 4
         return shapes
 
     def convert(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our network's state, from arrays of the names and shapes of `shapes`."""
+        """Convert arrays with the names and shapes of `shapes` to our network's state."""
         state = {ours: arrays[theirs].float() for theirs, ours in self.names().items()}
         for part in ("weight", "bias"):
             scores, boxes = (f"{_HEADS[name]}.{part}" for name in (_SCORES, _BOXES))
-            state[scores] = state[scores].roll(1, dims=0)  # they have the background last
+            state[scores] = state[scores].roll(1, dims=0)  # mmdetection has the background last
             state[boxes] = torch.cat((torch.zeros_like(state[boxes][:4]), state[boxes]))
         if self.modulated:
-            # Their factor of a sample is a sigmoid, ours twice that.
+            # Theirs weights a sample by a sigmoid, ours by twice the sigmoid.
             for name in [name for name in state if name.endswith(".conv2.offset_conv.weight")]:
                 weight = name.replace("offset_conv.weight", "weight")
                 state[weight] = state[weight] / 2
@@ -91,10 +91,10 @@ class MMDetectionNetwork:
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of a checkpoint by name, without counts of batches, and the names of its classes if it has them.
+    """The tensors of a checkpoint by name, without `num_batches_tracked`, and the names of its classes if it has them.
 
     Raises:
-        FileNotFoundError, ValueError: see `pliant.runs.tensors.read_file`; also where there is no dict of tensors.
+        FileNotFoundError, ValueError: see `pliant.runs.tensors.read_file`; also a ValueError without a dict of tensors.
     """
     stored = read_file(path)
     if not isinstance(stored, dict):
@@ -105,10 +105,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], tuple[str, ...
 
 
 def recognise(path: str | Path, arrays: Mapping[str, Tensor]) -> MMDetectionNetwork:
-    """The network whose weights these are.
+    """Recognise a network by the names and shapes of its tensors.
 
     Raises:
-        ValueError: not a Faster R-CNN with a feature pyramid of mmdetection 2 or 3, or on a Caffe-style ResNet.
+        ValueError: it is not mmdetection's Faster R-CNN with a feature pyramid, or is one on a Caffe-style ResNet.
     """
     scores = arrays.get(f"{_SCORES}.weight")
     if scores is None or scores.dim() != 2 or len(scores) < 2 or "neck.fpn_convs.0.conv.weight" not in arrays:
@@ -128,7 +128,7 @@ def recognise(path: str | Path, arrays: Mapping[str, Tensor]) -> MMDetectionNetw
 
 
 def _deformation(path: str | Path, arrays: Mapping[str, Tensor]) -> tuple[int, int, bool]:
-    """How many of the last stages are deformable, their groups of offsets, and whether they are modulated."""
+    """The number of deformable stages and of their offset groups, and whether they are modulated."""
     found = {name: match for name in arrays if (match := _OFFSET.fullmatch(name)) and arrays[name].dim() == 4}
     if not found:
         return 0, 1, False

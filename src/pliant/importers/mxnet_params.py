@@ -1,4 +1,4 @@
-"""MXNet's `.params` files, read without MXNet."""
+"""A reader of MXNet's `.params` files that does not need MXNet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_ARRAYS = 2**16  # the paper's networks have some 700
 
 
 def is_params(path: str | Path) -> bool:
-    """Whether a file begins as a list of MXNet's arrays does."""
+    """Whether a file begins with the mark of a list of MXNet arrays."""
     with Path(path).open("rb") as file:
         return file.read(8) == struct.pack("<Q", LIST_MAGIC)
 
@@ -28,12 +28,12 @@ def is_params(path: str | Path) -> bool:
 def read_params(path: str | Path) -> dict[str, Tensor]:
     """The arrays of a `.params` file by name, such as `arg:conv1_weight` and `aux:bn_conv1_moving_mean`.
 
-    All three layouts that MXNet has written dense arrays in are read: of its first years, of version 0.11, and
-    since 1.0 (`NDArray::Load` in its `src/ndarray/ndarray.cc`). An array without dimensions is empty.
+    MXNet has written dense arrays in three layouts, all of which are read: that of its first years, that of version
+    0.11, and that since 1.0 (`NDArray::Load` in its `src/ndarray/ndarray.cc`). An array without dimensions is empty.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is not whole, or holds what is none of these; with the position in bytes.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is incomplete or has another format; the message gives the position in bytes.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,7 +45,7 @@ def read_params(path: str | Path) -> dict[str, Tensor]:
 
 
 class _Reader:
-    """Reads from the front; nothing is allocated before its size is compared with what is left of the file."""
+    """Reads from front to back; before it allocates memory, it checks that the file has as many bytes left."""
 
     def __init__(self, path: Path, content: mmap.mmap) -> None:
         self.path = path
@@ -96,7 +96,7 @@ class _Reader:
             return torch.empty(0)
         at = self.position
         shape = self.numbers(f"{dimensions}{kind}", f"the shape of array {number}")
-        # NumPy refuses sides that would be too many numbers but for a zero.
+        # NumPy refuses a shape whose other sides are too large even if one side is zero.
         if min(shape) < 0 or (0 in shape and math.prod(max(side, 1) for side in shape) >= 2**60):
             raise self.error(at, f"a shape for array {number}", list(shape))
         return self.data(number, shape)
@@ -148,4 +148,4 @@ class _Reader:
             raise self.error(self.position, f"{size} bytes for {what}", f"only {self.left}")
 
     def error(self, position: int, expected: str, got: Any) -> ValueError:
-        return ValueError(f"{self.path} is not whole or not MXNet's: at byte {position} expected {expected}, got {got}")
+        return ValueError(f"{self.path} is damaged or not MXNet's: at byte {position} expected {expected}, got {got}")

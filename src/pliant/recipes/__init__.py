@@ -12,7 +12,7 @@ from pliant.recipes.base import ClassificationRecipe, DetectionRecipe, Recipe, S
 
 __all__ = ["ClassificationRecipe", "DetectionRecipe", "Recipe", "SegmentationRecipe", "find_recipe", "override"]
 
-# Every recipe that has a short name, by the module of this package whose function it is.
+# All recipes with a short name: the functions of each module of this package.
 RECIPES: dict[str, tuple[str, ...]] = {
     "cityscapes": ("deeplab", "deeplab_authors", "deeplab_deform", "deeplab_deform_authors"),
     "coco": (
@@ -58,7 +58,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """Call the function of a recipe.
+    """Build a recipe by its name.
 
     Args:
         name: A short name such as ``"voc.faster_rcnn"``, or, for a recipe of your own, a module that Python can import

@@ -1,7 +1,8 @@
-"""Where the authors' code departs from the paper, in all of their recipes.
+"""Where the authors' code departs from the paper, in all of its recipes.
 
-They add up gradients over images where we average them, so their learning rate of 5e-4 is one for each image, and
-their weight decay of 5e-4 is shared by the images of a step. They warm up for 1000 steps at a tenth of the rate.
+The authors sum gradients over images, while Pliant averages them. Their learning rate of 5e-4 is therefore the rate
+for a single image, and their weight decay of 5e-4 is divided by the number of images in a step. They warm
+up for 1000 steps at a tenth of the rate.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ R = TypeVar("R", bound=Recipe)
 def as_authors_detect(
     recipe: DetectionRecipe, *, images: int, epochs: float, decay_epoch: float, batch_size: int
 ) -> DetectionRecipe:
-    """Their schedule, their rules at the border and in pooling, and batches of one orientation.
+    """Apply the authors' schedule and their rules at the border and in pooling to a detection recipe.
 
     Args:
-        recipe: The paper's.
-        images: Of an epoch, mirrored ones counted.
-        epochs: Of the training.
-        decay_epoch: When the learning rate falls to a tenth.
-        batch_size: Images a step, theirs one for each GPU.
+        recipe: The recipe with the paper's schedule.
+        images: Number of images in an epoch, including mirrored ones.
+        epochs: Number of epochs of the training.
+        decay_epoch: Epoch at which the learning rate falls to a tenth.
+        batch_size: Number of images in a step; the authors use one for each GPU.
     """
     recipe = _schedule(recipe, images, epochs, decay_epoch, batch_size)
     return replace(recipe, sampling="authors")
@@ -33,7 +34,7 @@ def as_authors_detect(
 def as_authors_segment(
     recipe: SegmentationRecipe, *, images: int, epochs: float, decay_epoch: float, batch_size: int
 ) -> SegmentationRecipe:
-    """Their schedule and their rules at the border; biases learn twice as fast. See `as_authors_detect`."""
+    """Apply the authors' schedule and rules at the border; biases learn twice as fast. See `as_authors_detect`."""
     return replace(_schedule(recipe, images, epochs, decay_epoch, batch_size), bias_lr_mult=2.0)
 
 

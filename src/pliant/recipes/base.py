@@ -1,4 +1,4 @@
-"""What a recipe holds, and how its fields are changed from the command line."""
+"""The fields of recipes, and how the command line changes them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ RANDOM = "random"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Schedule):
-    """What the recipes of all tasks have in common; the defaults are the paper's for detection and segmentation.
+    """The fields that recipes of all tasks have; the defaults are the paper's for detection and segmentation.
 
-    The type of a field says which values it may have (`pliant.ranges`); another value is a `ValueError`.
+    The type of a field determines its allowed values (`pliant.ranges`); any other value raises `ValueError`.
 
     Attributes:
         kind: The task, by the name of its module in `pliant.tasks`.
-        max_steps: See `Schedule`, as for `momentum`, `weight_decay`, `decay_at`, `decay`, `warmup_steps` and
+        max_steps: See `Schedule`, also for `momentum`, `weight_decay`, `decay_at`, `decay`, `warmup_steps` and
             `warmup_factor`.
-        lr: Learning rate at `lr_batch` images a step; it is scaled in proportion to `batch_size`.
-        lr_batch: Number of images a step for which `lr` is given.
+        lr: Learning rate for `lr_batch` images in a step; it is scaled in proportion to `batch_size`.
+        lr_batch: Number of images in a step for which `lr` is given.
         batch_size: Number of images in a step.
         clip: Upper limit of the gradient's norm; None for no limit.
         offset_lr_mult: Learning-rate multiplier of the offset branches (beta in the paper).
@@ -36,10 +36,10 @@ class Recipe(Schedule):
         backbone: ``"resnet101"``, ``"resnet50"`` or ``"aligned_inception_resnet"`` as in the paper, or the name of a
             timm model after ``"timm/"``.
         weights: Initial weights of the backbone: a file, ``"pretrained"`` for timm's own, or ``"random"``. None is
-            random as well, and refused where the batch norms are frozen.
+            random as well, but is an error if the batch norms are frozen.
         frozen: Whether the batch norms of the backbone are frozen. None freezes them, except in a timm model without
             weights. In detectors and segmenters only those of timm models can be trained.
-        deform_layers: Number of 3x3 convolutions, from the last one of the backbone on, that are deformable.
+        deform_layers: Number of deformable 3x3 convolutions, counted from the last one of the backbone.
         dilation: Dilation of the 3x3 convolutions of the last stage.
         padded_pool: Whether the first pooling of the paper's ResNets has padding, as in Keras' port of the weights.
         border: Rule of the deformable convolutions at the border of the map, ``"paper"`` or ``"authors"``.
@@ -55,11 +55,12 @@ class Recipe(Schedule):
         aspect_grouping: Whether a training batch holds only upright or only wide images.
         layout: Layout of the data: ``"voc"``, ``"coco"`` or ``"cityscapes"``; ``"folders"`` for classification.
         classes: Names of the classes; empty for those found in the data.
-        train_split: Split to train on; several are joined by ``+`` (VOC). Where the data has no such split, and it was
-            not set explicitly, ``trainval`` or ``train`` is used.
-        test_split: Split to evaluate on; likewise, with ``test`` or ``val``.
-        val_split: Split to validate on during training, which chooses the best checkpoint. None for ``val``, if that
-            is neither trained on nor evaluated.
+        train_split: Split to train on; several are joined by ``+`` (VOC). If the data lacks it and it was not set
+            explicitly, ``trainval`` or ``train`` is used.
+        test_split: Split to evaluate on. If the data lacks it and it was not set explicitly, ``test`` or ``val`` is
+            used.
+        val_split: Split to validate on during training, which chooses the best checkpoint. None for ``val``, unless
+            that is trained on or evaluated.
         seed: Seed of all random numbers.
         workers: Number of processes that load data; the losses do not depend on it.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
@@ -119,17 +120,17 @@ class Recipe(Schedule):
 
     @property
     def scaled_lr(self) -> float:
-        """The learning rate for `batch_size` images a step."""
+        """The learning rate for `batch_size` images in a step."""
         return self.lr * self.batch_size / self.lr_batch
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule alone, with the learning rate for `batch_size` images a step."""
+        """The fields of `Schedule` alone, with the learning rate for `batch_size` images in a step."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Schedule)}
         return Schedule(**{**values, "lr": self.scaled_lr})
 
     def replaced(self, **changes: Any) -> Self:
-        """The recipe with other values of some fields."""
+        """The recipe with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
@@ -140,19 +141,19 @@ class DetectionRecipe(Recipe):
     Attributes:
         network: The network, by the name of its function in `pliant.models`.
         deform_roi: Whether RoI pooling is deformable.
-        deform_stages: Number of stages, from the last one on, whose 3x3 convolutions are all deformable
+        deform_stages: Number of stages whose 3x3 convolutions are all deformable, counted from the last one
             (`fpn_faster_rcnn`, which has this in place of `deform_layers` and `deform_roi`).
         sampling: Where the bins of RoI pooling sample, ``"paper"`` or ``"authors"``.
         bins: k of position-sensitive RoI pooling (`rfcn`).
-        hardest: Whether to learn from the 128 RoIs with the largest loss, in place of 128 drawn ones (`rfcn`).
-        background_iou: Lower limit of a background RoI's overlap with an object; RoIs below are not learned from
+        hardest: Whether to learn from the 128 RoIs with the largest loss, in place of 128 random ones (`rfcn`).
+        background_iou: Lower limit of a background RoI's overlap with an object; RoIs below it are not trained on
             (`faster_rcnn`).
         roi_offset_lr_mult: Learning-rate multiplier of the layer that predicts the offsets of bins in deformable RoI
             pooling (beta in the paper; `faster_rcnn`).
         reduce_lr_mult: Learning-rate multiplier of the new 1x1 convolution on conv5.
         anchor_scales: Square roots of the anchors' areas, in multiples of 16 pixels of the scaled image.
         score_threshold: Lower limit of a detection's score.
-        nms_threshold: Overlap with a better detection of its class above which a detection is removed.
+        nms_threshold: Upper limit of a detection's overlap with a better one of its class.
         max_detections: Upper limit of the number of detections in an image.
     """
 
@@ -216,9 +217,9 @@ class ClassificationRecipe(Recipe):
 
 
 def override(recipe: R, assignments: Sequence[str]) -> R:
-    """Change fields by texts ``field=value``.
+    """Change fields by assignments ``field=value``.
 
-    Lists are separated by commas, ``none`` is None, ``true`` and ``false`` are the truth values.
+    Commas separate the items of lists, ``none`` is None, and ``true`` and ``false`` are booleans.
 
     Raises:
         ValueError: If a text is not an assignment, there is no such field, or the value is not of its type or range.
@@ -244,15 +245,15 @@ def override(recipe: R, assignments: Sequence[str]) -> R:
 
 
 def to_fields(recipe: Recipe) -> dict[str, Any]:
-    """The fields as JSON can hold them."""
+    """The fields of a recipe, for JSON."""
     return dataclasses.asdict(recipe)
 
 
 def from_fields(cls: type[Recipe], fields: Mapping[str, Any]) -> Recipe:
-    """A recipe of a class from what `to_fields` gave and JSON kept.
+    """A recipe from the fields that `to_fields` returned, after a round trip through JSON.
 
     Raises:
-        ValueError: If a field is unknown, or has a value that it may not have.
+        ValueError: If a field is unknown, or a value is not allowed.
     """
     unknown = sorted(set(fields) - set(ranges.field_types(cls)))
     if unknown:

@@ -1,6 +1,6 @@
 """Training on Cityscapes: the paper's schedule, and the authors' (`..._authors`).
 
-`docs/recipes.md` tables every value with its source.
+`docs/recipes.md` lists every value with its source.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def deeplab_deform() -> SegmentationRecipe:
 
 
 def deeplab_authors() -> SegmentationRecipe:
-    """The authors' schedule: 53 epochs of crops at 4 images a step."""
+    """The authors' schedule: 53 epochs of crops, with 4 images in a step."""
     recipe = as_authors_segment(deeplab(), images=5950, epochs=53, decay_epoch=40.336, batch_size=4)
     return replace(recipe, crop=(768, 1024))
 

@@ -1,7 +1,7 @@
 """Training on COCO, and on any folder of its layout: the paper's schedule, and the authors' (`..._authors`).
 
-The paper takes 8 images a step, with a learning rate of 1e-3 for two thirds of 240,000 steps and 1e-4 for the rest.
-Its splits are those of 2014 and 2015. `docs/recipes.md` tables every value with its source.
+The paper uses 8 images in a step, with a learning rate of 1e-3 for two thirds of 240,000 steps and 1e-4 for the rest.
+Its splits are those of 2014 and 2015. `docs/recipes.md` lists every value with its source.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def rfcn_deform() -> DetectionRecipe:
 
 
 def rfcn_authors() -> DetectionRecipe:
-    """The authors' schedule: 8 epochs at 8 images a step, the new 1x1 convolution three times as fast."""
+    """The authors' schedule: 8 epochs of 8 images in a step; the new 1x1 convolution learns three times as fast."""
     recipe = as_authors_detect(rfcn(), images=_IMAGES, epochs=8, decay_epoch=5.333, batch_size=8)
     return replace(recipe, reduce_lr_mult=3.0)
 
@@ -75,7 +75,7 @@ def rfcn_deform_aligned_inception_resnet() -> DetectionRecipe:
 
 
 def class_aware_rpn() -> DetectionRecipe:
-    """Class-aware RPN; anchors start a scale lower than for VOC. The authors did not release theirs."""
+    """Class-aware RPN; anchors start a scale lower than for VOC. The authors did not release one."""
     return replace(faster_rcnn(), network="class_aware_rpn")
 
 
@@ -115,5 +115,5 @@ def fpn_faster_rcnn_deform() -> DetectionRecipe:
 
 
 def fpn_faster_rcnn_modulated() -> DetectionRecipe:
-    """And modulated (Zhu et al. 2019)."""
+    """All 3x3 convolutions of conv3 to conv5 deformable and modulated (Zhu et al. 2019)."""
     return replace(fpn_faster_rcnn_deform(), modulated=True)

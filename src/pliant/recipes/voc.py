@@ -1,7 +1,7 @@
 """Training on PASCAL VOC, and on any folder of its layout: the paper's schedule, and the authors' (`..._authors`).
 
-The paper takes 8 images a step, with a learning rate of 1e-3 for two thirds of the steps and 1e-4 for the rest.
-`docs/recipes.md` tables every value with its source.
+The paper uses 8 images in a step, with a learning rate of 1e-3 for two thirds of the steps and 1e-4 for the rest.
+`docs/recipes.md` lists every value with its source.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rfcn_deform() -> DetectionRecipe:
 
 
 def rfcn_authors() -> DetectionRecipe:
-    """The authors' schedule: 7 epochs at 4 images a step, the new 1x1 convolution three times as fast."""
+    """The authors' schedule: 7 epochs of 4 images in a step; the new 1x1 convolution learns three times as fast."""
     return replace(faster_rcnn_authors(), network="rfcn", reduce_lr_mult=3.0)
 
 
@@ -58,7 +58,7 @@ def rfcn_deform_authors() -> DetectionRecipe:
 
 
 def class_aware_rpn() -> DetectionRecipe:
-    """Class-aware RPN on VOC 2007 and 2012 trainval, evaluated on 2007 test. The authors did not release theirs."""
+    """Class-aware RPN on VOC 2007 and 2012 trainval, evaluated on 2007 test. The authors did not release one."""
     return replace(faster_rcnn(), network="class_aware_rpn")
 
 

@@ -1,4 +1,4 @@
-"""A trained network evaluated on a split of a data set."""
+"""Evaluating a trained network on a split of a data set."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pliant.runs.training import fit_settings
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The outcome of an evaluation.
 
     Attributes:
         module: The network with its metrics.
-        report: What was evaluated, and how; without the results.
-        results: What the metrics give.
-        skipped: The images that could not be read, of all processes.
+        report: What was evaluated and how, without the results.
+        results: The values of the metrics.
+        skipped: The images that could not be read, from all processes.
     """
 
     module: TrainingModule
@@ -56,7 +56,7 @@ def require_known_classes(trained: Trained, dataset: ImageSet, split: str) -> No
     """Refuse annotated data that has nothing of the classes that the network knows.
 
     Raises:
-        DataError: If it has not.
+        DataError: If it has none.
     """
     if not dataset.annotated or trained.task.knows_any(dataset):
         return
@@ -77,15 +77,15 @@ def evaluate_trained(
     device: torch.device | None = None,
     show: bool = True,
 ) -> Evaluation:
-    """Evaluate a trained network, built once; a file of ONNX is run as it is.
+    """Evaluate a trained network; an exported one runs in its own runtime.
 
     Args:
         trained: The network.
-        dataset: From `open_for_evaluation`.
-        split: Its name.
-        procedure: What is done at test time beyond one pass.
-        device: From `Trained.device`; None for one that the recipe's accelerator allows.
-        show: Whether to show how far the evaluation is.
+        dataset: The data set that `open_for_evaluation` returned.
+        split: Name of the split.
+        procedure: Test-time augmentation and merging; None for a single pass.
+        device: The device that `Trained.device` returned; None for one that the recipe's accelerator allows.
+        show: Whether to show a progress bar.
 
     Raises:
         DataError: If no image can be read.
@@ -97,7 +97,7 @@ def evaluate_trained(
         model = trained.task.augmented(model, procedure)
     module = trained.task.module(trained.recipe, model, trained.classes)
     with warnings.catch_warnings():
-        # Where no image can be read, which is an error below.
+        # torchmetrics warns if no image can be read, which is an error below.
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
         settings = fit_settings(trained.recipe, device)
         results = evaluate(module, dataset, trained.task.collate(training=False), settings, show=show)

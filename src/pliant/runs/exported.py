@@ -1,4 +1,4 @@
-"""Trained networks as ONNX files: written, compared with the network, and opened again in its place."""
+"""Trained networks as ONNX files: write one, compare it with the network, and open it in the network's place."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Exported(Trained):
         return self.task.from_program(OnnxModule(self.path, self.runtime), self.recipe).eval()
 
     def device(self, asked: str | None) -> torch.device:
-        """The CPU, on which the runtimes work.
+        """The CPU, the only device that the runtimes use here.
 
         Raises:
             ValueError: If another device is asked for.
@@ -51,20 +51,21 @@ class Exported(Trained):
 def write_exported(source: Path, out: Path, *, opset: int = 19) -> Trained:
     """Write a trained network as an ONNX file of standard operators, for any batch and image size.
 
-    A detector takes ``images`` float [N, 3, H, W] in 0..1, already scaled, smaller ones at the top left, and ``sizes``
-    int64 [N, 2], and gives ``boxes`` [N, D, 4] in pixels, ``labels`` [N, D] (0 for nothing) and ``scores`` [N, D]. A
-    segmenter gives ``scores`` [N, C, H, W] of ``images``, a classifier ``scores`` [N, C]. Recipe and classes are in
-    the file, so that ``pliant predict`` and ``eval`` take it in place of the weights.
+    A detector takes ``images`` float [N, 3, H, W] in 0..1, already scaled and padded at the right and bottom, with
+    their unpadded ``sizes`` int64 [N, 2]. It returns ``boxes`` [N, D, 4] in pixels, ``labels`` [N, D] (0 for no
+    detection) and ``scores`` [N, D]. A segmenter returns ``scores`` [N, C, H, W] of ``images``, and a classifier
+    ``scores`` [N, C]. The file holds the recipe and classes, so ``pliant predict`` and ``eval`` accept it in place of
+    the weights.
 
     Args:
         source: A run folder or a file of weights that `train` wrote.
-        out: The file, ``.onnx``.
-        opset: 19 or 22.
+        out: The ``.onnx`` file.
+        opset: The ONNX opset, 19 or 22.
 
     Raises:
         ImportError: If onnx or onnxscript are not installed.
-        FileNotFoundError: If there are no such weights.
-        ValueError: If they cannot be used, or the name or opset is not possible.
+        FileNotFoundError: If the weights do not exist.
+        ValueError: If they cannot be used, the file does not end in ``.onnx``, or the opset is not supported.
     """
     if out.suffix != ".onnx":
         raise ValueError(f"the file must end in .onnx, got {out}")
@@ -97,7 +98,7 @@ def load_exported(path: Path, runtime: str = "onnxruntime") -> Exported:
     Raises:
         ImportError: If the runtime is not installed.
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a file.
+        ValueError: If `write_exported` did not write it.
     """
     metadata = OnnxModule(path, runtime).metadata
     if _KEY not in metadata:
@@ -121,6 +122,6 @@ def open_trained(source: Path) -> Trained:
 
 @torch.inference_mode()
 def compare(trained: Trained, exported: Exported, images: Mapping[str, Tensor]) -> dict[str, Agreement]:
-    """Run network and exported file on images, uint8 [3, H, W] by name."""
+    """Compare a network with its exported file on images, uint8 [3, H, W], by name."""
     model, other = trained.model(), exported.model()
     return {name: trained.task.agreement(model, other, trained.recipe, image) for name, image in images.items()}

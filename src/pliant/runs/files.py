@@ -1,4 +1,4 @@
-"""Files that are complete at any moment: written under a temporary name and renamed."""
+"""Writing files completely or not at all: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_torch(path: Path, content: Any) -> None:
     Raises:
         OSError: If it cannot be written, as on a full disk.
     """
-    # Written to the file directly, torch's error on a full disk would only be an unexpected position.
+    # If torch wrote to the file itself, its error on a full disk would only mention an unexpected position.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with replacing(path) as temporary:

@@ -54,11 +54,11 @@ class RunFolder:
         """Make the folder of a new run.
 
         Args:
-            path: Where; it must not exist or must be empty.
-            description: Written to ``recipe.json``; what JSON can hold.
+            path: The folder; it must be empty or not exist.
+            description: Content of ``recipe.json``, of values that JSON can hold.
 
         Raises:
-            ValueError: If something is there already.
+            ValueError: If the folder already holds something.
         """
         run = cls(path)
         run.require_free()
@@ -85,7 +85,7 @@ class RunFolder:
             raise
 
     def clear(self) -> None:
-        """Remove what a run has before its first step."""
+        """Remove the files that a run has before its first step."""
         for name in _BEFORE_THE_FIRST_STEP:
             path = self.path / name
             if path.is_dir():
@@ -95,15 +95,15 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Whether a step was done, or tried with a loss that was not finite."""
+        """Whether the run has done a step, or tried one whose loss was NaN or infinite."""
         return any((self.path / name).exists() for name in ("train.csv", "not_finite")) or self.last.exists()
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The folder of a run that was started before.
+        """Open the folder of an earlier run.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If it is not a run folder.
         """
         run = cls(path)
         if not run.description_path.is_file():
@@ -111,7 +111,7 @@ class RunFolder:
         return run
 
     def require_free(self) -> None:
-        """Raise `ValueError` if something is there already, and `OSError` if no folder can be made there."""
+        """Raise `ValueError` if the folder holds something, and `OSError` if it cannot be created."""
         require_folder(self.path)
         if not is_free(self.path):
             raise ValueError(
@@ -120,7 +120,7 @@ class RunFolder:
             )
 
     def description(self) -> dict[str, Any]:
-        """What ``recipe.json`` says.
+        """The content of ``recipe.json``.
 
         Raises:
             ValueError: If it cannot be read as a JSON object.
@@ -134,7 +134,7 @@ class RunFolder:
         return content
 
     def weights(self) -> Path:
-        """The weights to use: the best by validation, else the last.
+        """The weights to use: the best by validation, or the last if there was no validation.
 
         Raises:
             ValueError: If the run has none yet.
@@ -146,10 +146,10 @@ class RunFolder:
 
 
 def resume_step(checkpoint: Path) -> int:
-    """The number of steps a checkpoint was taken after; 0 if there is none.
+    """The number of steps before a checkpoint was written; 0 if the file does not exist.
 
     Raises:
-        ValueError: If the file is damaged or no checkpoint.
+        ValueError: If the file is damaged or not a checkpoint.
     """
     if not checkpoint.is_file():
         return 0
@@ -157,7 +157,7 @@ def resume_step(checkpoint: Path) -> int:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         return int(content["global_step"])
     except Exception as error:
-        raise ValueError(f"{checkpoint} is not a whole checkpoint: {error}") from error
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: {error}") from error
 
 
 @contextlib.contextmanager
@@ -167,12 +167,12 @@ def holding(folder: Path) -> Iterator[None]:
     The system releases the lock when the process ends, however it ends.
 
     Raises:
-        ValueError: If another process trains into it.
+        ValueError: If another process is training into it.
     """
     with (folder / ".lock").open("w") as file:
         if fcntl is not None:
             try:
-                # Not flock, which the processes that load data would hold on to.
+                # A lock of flock would pass to the data-loading processes, which may outlive this one.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 raise ValueError(f"another process trains into {folder}; wait for it, or stop it") from None

@@ -1,4 +1,4 @@
-"""Files of tensors that others wrote, read without running anything in them, and compared with what is expected."""
+"""Reading files of tensors from other sources without running code from them, and checking names and shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-# Under which keys checkpoints hold the weights; the first that is there counts.
+# The keys under which checkpoints hold the weights; the first one present is used.
 _WRAPPERS = (
     "state_dict",
     "model",
@@ -28,7 +28,7 @@ _WRAPPERS = (
     "state_dict_ema",
 )
 _COMPILED = "_orig_mod"
-_DEEPEST = 6  # how many parts of names, and how many dicts in one another, are looked at
+_DEEPEST = 6  # most parts of a name, and most nested dicts, that are searched
 _AVERAGED = "n_averaged"  # the count of torch.optim.swa_utils.AveragedModel
 
 
@@ -37,7 +37,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or of another format.
+        ValueError: it is damaged, or has another format.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file of weights")
@@ -45,16 +45,16 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
 
 
 def read_file(path: str | Path) -> Any:
     """The content of a `.safetensors` file or one of `torch.save`, on the CPU.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is neither, or holds more than tensors and plain values, which only its pickle's code could make,
-            or would take more memory than the file has bytes.
+        FileNotFoundError: there is no such file.
+        ValueError: it is neither, or holds other objects than tensors and plain values (unpickling those would run code
+            from the file), or would take more memory than the file has bytes.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -67,34 +67,34 @@ def read_file(path: str | Path) -> Any:
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
         raise ValueError(
-            f"{path} is no file of tensors alone, and is not unpickled, since that may run any code. If you trust it, "
-            f"save its tensors anew where its libraries are: torch.save(torch.load(FILE)['state_dict'], OUT). "
+            f"{path} holds other objects than tensors, and is not unpickled, since that may run any code. If you trust "
+            f"it, save its tensors again where its libraries are: torch.save(torch.load(FILE)['state_dict'], OUT). "
             f"{reason.strip()}"
         ) from error
-    except Exception as error:  # torch's unpickler meets a damaged file with whatever it stumbles on
-        raise ValueError(f"{path} is not a whole file of tensors: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a damaged file can make torch's unpickler raise any exception
+        raise ValueError(f"{path} is not a complete file of tensors: {type(error).__name__}: {error}") from error
 
 
 def read_tensors(path: str | Path, expected: Iterable[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a file by name, from wherever in a checkpoint they are.
+    """The tensors of a file by name, wherever a checkpoint has them.
 
-    Training programs keep the weights below a key of the checkpoint, and wrappers put a prefix before every name
-    (`module.`, `model.`, `backbone.`, one or several). Both are taken off; `_orig_mod.`, which torch.compile puts
-    before the names of what it compiled, is taken off wherever it stands.
+    Training programs store the weights under a key of the checkpoint, and wrappers add one or several prefixes to every
+    name (`module.`, `model.`, `backbone.`). Both are removed, and so is `_orig_mod.`, which torch.compile adds, at any
+    place in a name.
 
     Args:
-        path: of the file.
-        expected: names of the network that the weights are for. A prefix that all names have is taken off if more of
-            them are as expected without it.
+        path: the file.
+        expected: names of the network that the weights are for. A prefix of all names is removed if more of them
+            match without it.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_file`; also where there is no dict of tensors.
+        FileNotFoundError, ValueError: see `read_file`; also a ValueError without a dict of tensors.
     """
     return without_prefix(require_tensors(path, unwrapped(read_file(path))), expected)
 
 
 def unwrapped(stored: Any) -> Any:
-    """The dict of tensors of a checkpoint, from below the key that has it; what has none is given as it is."""
+    """The dict of tensors in a checkpoint, from under the key that holds it; without one, `stored` itself."""
     for _ in range(_DEEPEST):
         if not isinstance(stored, dict) or all(isinstance(value, Tensor) for value in stored.values()):
             break
@@ -107,7 +107,7 @@ def unwrapped(stored: Any) -> Any:
 
 
 def without_prefix(tensors: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
-    """Tensors without the prefix that all their names have, if so more of the names are as expected."""
+    """Remove the prefix that all names share, if more of the names are expected ones without it."""
     plain = {name.replace(f"{_COMPILED}.", ""): value for name, value in tensors.items()}
     found = plain if len(plain) == len(tensors) else dict(tensors)
     counted = {name: value for name, value in found.items() if name != _AVERAGED}
@@ -120,7 +120,7 @@ def without_prefix(tensors: Mapping[str, Tensor], expected: Iterable[str]) -> di
     def fitting(length: int) -> int:
         return len(wanted.intersection(".".join(parts[length:]) for parts in names))
 
-    best = max(range(len(common) + 1), key=fitting)  # of equals, the shortest prefix
+    best = max(range(len(common) + 1), key=fitting)  # the shortest of equally good prefixes
     if not best:
         return found
     return {".".join(parts[best:]): value for parts, value in zip(names, counted.values(), strict=True)}
@@ -131,10 +131,10 @@ def _is_state(value: Any) -> bool:
 
 
 def require_tensors(path: str | Path, stored: Any) -> dict[str, Tensor]:
-    """What a file holds, if that is a dict of ordinary tensors by name.
+    """The content of a file, which must be a dict of dense CPU tensors by name.
 
     Raises:
-        ValueError: it is something else, or a tensor has more numbers than are stored for it.
+        ValueError: it is something else, or a tensor has more elements than its storage.
     """
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"{path} must hold a dict of tensors, got {type(stored).__name__}")
@@ -159,15 +159,15 @@ def require_fit(
     optional: Container[str] = (),
     most: int | None = None,
 ) -> None:
-    """Raise ValueError unless names and shapes are those expected; it lists what is missing, unknown and misshapen.
+    """Raise ValueError, which lists missing, unknown and misshapen tensors, unless names and shapes are as expected.
 
     Args:
-        path: of the file, to be named.
+        path: the file, for the message.
         found: its tensors by name.
-        expected: shapes by name.
-        network: whose weights they should be, to be named.
-        optional: those of the expected that may be missing.
-        most: how many problems are listed; all where it is None.
+        expected: the expected shapes by name.
+        network: the network that the weights should fit, for the message.
+        optional: expected names that may be missing.
+        most: upper limit of the number of listed problems; None for no limit.
     """
     problems = [
         f"missing {name} {list(shape)}"
@@ -187,7 +187,7 @@ def require_fit(
 
 
 def _prefix_said(found: Iterable[str], expected: Mapping[str, Any]) -> str:
-    """Where more of the names would fit without a prefix that some have: the prefix."""
+    """A note on a prefix of some names without which more of them would fit; empty if there is none."""
     names = list(found)
     fitting = Counter(
         name[: -len(rest)]
@@ -201,15 +201,15 @@ def _prefix_said(found: Iterable[str], expected: Mapping[str, Any]) -> str:
     if count <= sum(name in expected for name in names):
         return ""
     return (
-        f"{count} of its {len(names)} names would fit without the prefix {prefix!r}, which is taken off only where all "
-        "have it; "
+        f"{count} of its {len(names)} names would fit without the prefix {prefix!r}, which is removed only if all "
+        "names have it; "
     )
 
 
 def _require_no_bomb(path: Path) -> None:
     """Raise ValueError if reading a file of `torch.save` could take far more memory than the file has bytes.
 
-    `torch.save` compresses nothing, and writes no bytearray, which the safe unpickler would make of any length.
+    `torch.save` neither compresses nor writes a bytearray, which the safe unpickler would create at any length.
     """
     with path.open("rb") as file:
         if not file.read(1):

@@ -29,11 +29,11 @@ class Trained:
         folder: Folder for results: the run folder, or that of the file.
         name: Name of the recipe.
         recipe: The recipe with all changes.
-        classes: Foreground names for detection, the background's first for segmentation, all for classification.
-        step: Number of steps of the training.
-        data: The folder of the training data, which only a run folder knows.
+        classes: Names of the classes; without the background for detection, with it first for segmentation.
+        step: Number of training steps done.
+        data: The folder of the training data; None unless a run folder records it.
         test_split: Split that the training left for evaluation.
-        category_ids: The id that the training's data has for each class, in their order; None where it has none.
+        category_ids: The training data's id of each class, in the order of the classes; None if it has no ids.
         state: The tensors by name.
     """
 
@@ -52,7 +52,7 @@ class Trained:
         """The network with these weights, ready to predict.
 
         Raises:
-            ValueError: If the weights are not those of the network, or far fewer than the description asks for.
+            ValueError: If the weights do not fit the network, or the described network is far larger than they are.
         """
         model = build_within(self.path, self.recipe, self.classes, self.state)
         shapes = {name: value.shape for name, value in model.state_dict().items()}
@@ -70,7 +70,7 @@ class Trained:
         return choose_device(asked, self.recipe.accelerator)
 
     def data_and_split(self, data: Path | None, split: str | None) -> tuple[Path, str]:
-        """The folder and the split to evaluate on; where they are not given, those that the training left.
+        """The folder and split to evaluate on; None selects the training's.
 
         Raises:
             ValueError: If no data is known.
@@ -80,7 +80,7 @@ class Trained:
             raise ValueError("say where the data is with --data PATH")
         root = Path(self.data or "") if data is None else data
         if split is None:
-            # The split that the training left for evaluation, if this data has it, else a usual name.
+            # Prefer the split that the training left for evaluation; if this data lacks it, take a usual name.
             recipe = self.recipe.replaced(test_split=self.test_split or self.recipe.test_split)
             split = choose_test_split(recipe, root)
         return root, split
@@ -89,11 +89,11 @@ class Trained:
 def load_trained(source: Path) -> Trained:
     """Read a run folder (its best weights, or the last where there was no validation) or a file of weights.
 
-    For a checkpoint, ``.ckpt``, the weights that were written with it are read.
+    If `source` is a checkpoint (``.ckpt``), the weights that were written with it are read.
 
     Raises:
-        FileNotFoundError: If there is nothing of that name.
-        ValueError: If it is no run folder or file of weights, or is damaged.
+        FileNotFoundError: If `source` does not exist.
+        ValueError: If it is neither a run folder nor a file of weights, or is damaged.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source}: there is no such run folder or file of weights")
@@ -117,10 +117,10 @@ def _weights_of(path: Path) -> Path:
 
 
 def described(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Trained` that the description in a file's header gives.
+    """The fields of `Trained` from the description in a file's header.
 
     Raises:
-        ValueError: If something is missing or wrong there.
+        ValueError: If an entry is missing or wrong.
     """
     try:
         return {
@@ -146,10 +146,10 @@ def _category_ids(description: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def build_within(path: Path, recipe: Recipe, classes: tuple[str, ...], state: Mapping[str, Tensor]) -> nn.Module:
-    """The network of a file's description, which may come from a stranger, in the memory that its weights suggest.
+    """Build the network that a file describes, with limited memory, as the file may come from a stranger.
 
     Raises:
-        ValueError: If it cannot be built, or one tensor would take more than all of `state` eight times.
+        ValueError: If it cannot be built, or a tensor would take more than about eight times the memory of `state`.
     """
     most = 8 * sum(value.nbytes for value in state.values()) + 2**26
     try:
@@ -160,7 +160,7 @@ def build_within(path: Path, recipe: Recipe, classes: tuple[str, ...], state: Ma
 
 
 class _Limit(TorchDispatchMode):
-    """Raises ValueError where an operation gives a tensor of more bytes than `most`, before they are written to."""
+    """Raises ValueError if an operation returns a tensor of more than `most` bytes, before its memory is filled."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A training from a recipe: the network under its schedule, how it is fitted, and what a run keeps about it."""
+"""From a recipe to a training: the module to fit, the settings to fit it with, and the description of the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def build_module(recipe: Recipe, classes: Sequence[str], *, pretrained: bool = T
 
 
 def fit_settings(recipe: Recipe, device: torch.device | None = None) -> FitSettings:
-    """How the engine is to run a recipe, on a device or, if None, on that of the recipe's `accelerator`."""
+    """The settings with which the engine runs a recipe; if `device` is None, the recipe's `accelerator` decides."""
     return FitSettings(
         batch_size=recipe.batch_size,
         evaluation_batch_size=task_of(recipe).evaluation_batch(recipe),
@@ -40,7 +40,7 @@ def fit_settings(recipe: Recipe, device: torch.device | None = None) -> FitSetti
 
 
 def batch_groups(recipe: Recipe, training: ImageSet) -> list[int] | None:
-    """The group of each image, of which a batch holds one alone; None for a single group."""
+    """The group of each image, where a batch holds images of one group only; None for a single group."""
     return orientations(training.sizes) if recipe.aspect_grouping else None
 
 
@@ -54,7 +54,7 @@ def describe(
     strict: bool = False,
     category_ids: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
-    """The content of ``recipe.json`` of a run: all that resuming it needs."""
+    """The content of a run's ``recipe.json``, with everything that resuming needs."""
     ids = [(category_ids or {}).get(label) for label in range(1, len(classes) + 1)]
     return {
         "recipe": name,
@@ -70,5 +70,5 @@ def describe(
 
 
 def weights_description(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's description goes along with its weights: all but where its data lies on this machine."""
+    """The part of a run's description that is stored with its weights: all but the data's path and its strictness."""
     return {key: value for key, value in description.items() if key not in ("data", "strict")}

@@ -22,13 +22,13 @@ def write_weights(path: Path, model: nn.Module, description: Mapping[str, Any]) 
 
     Args:
         path: The file.
-        model: Its tensors keep their names and dtypes.
-        description: Header of the file, as JSON, from which the model can be rebuilt.
+        model: The model, whose tensors keep their names and dtypes.
+        description: Description from which the model can be rebuilt, stored as JSON in the header.
 
     Raises:
         OSError: If it cannot be written, as on a full disk.
     """
-    # Tensors that share memory are not allowed in the format, hence the copies.
+    # The format does not allow tensors that share memory, so they are copied.
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     header = {"format": "pt", _METADATA_KEY: json.dumps(description, ensure_ascii=False)}
     with replacing(path) as temporary:
@@ -46,7 +46,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not whole, no safetensors, or was not written by `write_weights`.
+        ValueError: If it is damaged, not a safetensors file, or was not written by `write_weights`.
     """
     state, header = read_safetensors(path)
     try:

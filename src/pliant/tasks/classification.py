@@ -23,7 +23,7 @@ from pliant.tasks.collation import readable
 from pliant.tasks.layouts import FOLDERS, Layout
 from pliant.tasks.task import Agreement, Exportable, Task, View, backbone_options, build_with
 
-_BEST = 5  # classes that are recorded for an image
+_BEST = 5  # number of classes that are recorded for an image
 
 
 def _open_folder(root: Path, split: str, *, training: bool, **options: Any) -> ImageSet:
@@ -56,7 +56,7 @@ class ClassificationTask(Task[ClassificationRecipe]):
         return recipe.batch_size
 
     def as_seen(self, recipe: ClassificationRecipe, image: Tensor) -> Tensor:
-        """The part of an image, uint8 [3, H, W], that is evaluated, float [3, crop, crop]."""
+        """The crop of an image, uint8 [3, H, W], that the network evaluates, float [3, crop, crop]."""
         return self._resize(recipe)(image)
 
     def _resize(self, recipe: ClassificationRecipe) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Batches from which damaged images are missing."""
+"""Collating samples of which some could not be read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Any
 
 
 def readable(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
-    """A batch of the samples that are not None; two empty lists if all are."""
+    """Collate the samples that are not None; if all are None, return two empty lists."""
     found = [sample for sample in samples if sample is not None]
     return collate(found) if found else ([], [])

@@ -42,8 +42,8 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 _POOLED = ("faster_rcnn", "rfcn")  # the networks of the paper that have RoI pooling
 _DEFORMATION = ("deform_layers", "deform_roi", "deform_stages")
-_MOST_VIEWED = 50  # detections in a view
-_COMPARED = 0.05  # the score from which detections must agree
+_MOST_VIEWED = 50  # most detections in a view
+_COMPARED = 0.05  # lower limit of the score of detections that must agree
 
 
 def _open_voc(root: Path, split: str, *, training: bool, **options: Any) -> ImageSet:
@@ -55,7 +55,7 @@ def _open_coco(root: Path, split: str, *, training: bool, **options: Any) -> Ima
 
 
 class DetectionTask(Task[DetectionRecipe]):
-    """Detectors of torchvision's convention on VOC's or COCO's layout."""
+    """Detectors with torchvision's conventions, on VOC's or COCO's layout."""
 
     recipe = DetectionRecipe
     layouts = {  # noqa: RUF012
@@ -143,7 +143,7 @@ class DetectionTask(Task[DetectionRecipe]):
     def records(
         self, found: Detections, classes: Sequence[str], *, image_id: int, category_ids: Sequence[int] | None
     ) -> list[dict[str, Any]]:
-        """COCO's results, with the names of the classes."""
+        """The detections in COCO's results format, with the names of their classes added."""
         ids = category_ids or range(1, len(classes) + 1)
         names = dict(zip(ids, classes, strict=True))
         results = coco_results(found, image_id, dict(enumerate(ids, start=1)))
@@ -202,7 +202,7 @@ class DetectionTask(Task[DetectionRecipe]):
 
     def exportable(self, model: nn.Module) -> Exportable:
         assert isinstance(model, GeneralizedRCNN)
-        height, width = 150, 215  # no multiples of a stride, and some cells on the coarsest map
+        height, width = 150, 215  # not multiples of a stride, and several cells on the coarsest map
         inputs = (torch.rand(2, 3, height, width), torch.tensor([[height, width], [height - 9, width - 5]]))
         return Exportable(BatchedDetector(model), inputs, ("images", "sizes"), ("boxes", "labels", "scores"))
 
@@ -240,11 +240,11 @@ class ExportedDetector(nn.Module):
 
 
 def unfitting_anchors(recipe: DetectionRecipe) -> str | None:
-    """Why a detector learns from no anchor, as those that cross the image's border are left out; None if it can."""
+    """A reason why no anchor fits into the images, so that a detector learns from none; None if some anchor fits."""
     if recipe.network == "fpn_faster_rcnn":
         return None
     side = min(recipe.anchor_scales) * STRIDE
-    # Of ratio 2:1 an anchor is 11 x 22 pixels, and of 1:2 23 x 12, where the square one is 16 x 16.
+    # At a square anchor's 16 x 16 pixels, the one of ratio 2:1 has 11 x 22, and the one of ratio 1:2 has 23 x 12.
     if side <= recipe.short_side or (side * 11 <= 16 * recipe.short_side and side * 22 <= 16 * recipe.max_side):
         return None
     return (
@@ -254,14 +254,14 @@ def unfitting_anchors(recipe: DetectionRecipe) -> str | None:
 
 
 def compare_detections(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Agreement:
-    """How far two results for one image are apart; see `DetectionTask.agreement`."""
+    """Compare two results for one image; see `DetectionTask.agreement`."""
     there, scores, pixels = _counterparts(ours, theirs)
     back, *_ = _counterparts(theirs, ours)
     return Agreement(there and back, scores, int((ours["scores"] >= _COMPARED).sum()), pixels)
 
 
 def _counterparts(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> tuple[bool, float, float]:
-    """Whether all that score well have a counterpart among the others, and the largest differences to these."""
+    """Whether each detection that scores well has a counterpart, and the largest differences in score and edge."""
     well = some["scores"] >= _COMPARED
     if not well.any() or not len(others["scores"]):
         return not well.any(), 0.0, 0.0

@@ -1,4 +1,4 @@
-"""How the files of a data set lie in its folder, and what a user has to know about that."""
+"""The layouts of data sets: how their files are arranged in a folder, and the text that explains it to users."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ train.txt, val.txt. From the Berkeley vision group's page of "Semantic Contours 
 COCO = """\
 train2014/, val2014/, test2015/ (or of 2017) with images, and
   annotations/instances_SPLIT.json
-  annotations/image_info_test-dev2015.json                      (to send results of)
+  annotations/image_info_test-dev2015.json                      (for results to submit)
 From cocodataset.org."""
 CITYSCAPES = """\
 leftImg8bit/SPLIT/CITY/CITY_000000_000019_leftImg8bit.png
@@ -25,26 +25,26 @@ for the splits train and val. From cityscapes-dataset.com."""
 FOLDERS = """\
 train/CLASS/NAME.jpg
 val/CLASS/NAME.jpg
-From image-net.org, or any images that you sort so."""
+From image-net.org, or any images that you sort into such folders."""
 _VOC = """\
 VOCdevkit/VOC2007/ and VOC2012/, each with
   JPEGImages/ID.jpg
   ImageSets/Main/SPLIT.txt          Annotations/ID.xml          (detection)
   ImageSets/Segmentation/SPLIT.txt  SegmentationClass/ID.png    (segmentation)
-One such folder of your own will do. From host.robots.ox.ac.uk/pascal/VOC."""
+A single such folder of your own is enough. From host.robots.ox.ac.uk/pascal/VOC."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which the files of a data set lie, for one task.
+    """One arrangement of the files of a data set, for one task.
 
     Attributes:
         open: Opens a split: `open(root, split, classes=, transforms=, strict=, training=)`.
         splits: Lists the names of the splits in a folder.
         text: The folders and files, as `pliant check` shows them.
-        a_split: What a split is, for the error where there is none.
-        holds: Whether a folder has a split, by its name; None if `splits` lists all that can be named.
-        extra: Names that may stand in a list of splits beside those of the layout, with their own text.
+        a_split: Explanation of what a split is, for the error if there is none.
+        holds: Tells whether a folder has a split of some name; None if `splits` lists all of them.
+        extra: Further names that a list of splits may have, each with its own text.
     """
 
     open: Callable[..., ImageSet]
@@ -59,17 +59,17 @@ class Layout:
         return split in self.splits(root) if self.holds is None else self.holds(root, split)
 
     def described(self, split: str | None) -> str:
-        """The layout's text, with that of the extra parts that a list of splits names."""
+        """The layout's text, followed by that of each extra part that `split` names."""
         parts = (split or "").split("+")
         return "\n".join([self.text, *(text for name, text in self.extra if name in parts)])
 
 
 def voc(open: Callable[..., ImageSet], folder: str, **options: Any) -> Layout:
-    """VOC's layout, whose lists of images lie in a folder for each task.
+    """VOC's layout, which has a folder of image lists for each task.
 
     Args:
         open: See `Layout`.
-        folder: Below `ImageSets`, such as ``"Main"``.
+        folder: The folder in `ImageSets`, such as ``"Main"``.
         options: Further attributes of `Layout`.
     """
     return Layout(

@@ -1,4 +1,4 @@
-"""Which places of an image are worth a look: on the background, and on the smallest and the largest object."""
+"""Choosing the places of an image to show: on the background, and on the smallest and the largest object."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 from scipy import ndimage
 
 Place = tuple[float, float]
-_LEAST_OBJECT = 64  # pixels of a connected piece of one class
+_LEAST_OBJECT = 64  # fewest pixels of a piece that is an object
 
 
 def choose_places(objects: list[tuple[float, Place]], covered: np.ndarray) -> list[tuple[str, Place]]:
-    """The places by name, as far as there are such.
+    """The places by name; those that an image lacks are left out.
 
     Args:
-        objects: The area and the middle (y, x) of each object.
-        covered: bool [H, W], where the objects are.
+        objects: The area and the centre (y, x) of each object.
+        covered: Mask of the objects, bool [H, W].
     """
     named = []
     if not covered.all():
@@ -39,7 +39,7 @@ def pieces(ids: np.ndarray) -> list[tuple[float, Place]]:
 
 
 def _innermost(mask: np.ndarray) -> Place:
-    """The centre (y, x) of the pixel that is farthest from all that is not in the mask, or in the image."""
+    """The centre (y, x) of the pixel that is farthest from the mask's and the image's border."""
     distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(distance.argmax(), mask.shape)
     return float(row) + 0.5, float(column) + 0.5

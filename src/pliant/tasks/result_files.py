@@ -1,4 +1,4 @@
-"""Detections in the forms that the servers of COCO and VOC take."""
+"""Writing detections in the formats of the COCO and VOC evaluation servers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def coco_results(found: Mapping[str, Tensor], image_id: int, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
-    """The detections of an image in COCO's results form.
+    """The detections of an image in COCO's results format.
 
     Args:
         found: ``boxes`` [K, 4] (x0, y0, x1, y1), ``labels`` [K] and ``scores`` [K].
-        image_id: That of the data set.
-        category_ids: That of each label. Labels without one are left out.
+        image_id: The image's id in the data set.
+        category_ids: The category id of each label. Labels without one are left out.
 
     Returns:
         For each box ``image_id``, ``category_id``, ``bbox`` (x, y, width, height) and ``score``.
@@ -41,8 +41,8 @@ def write_coco_results(
 
     Args:
         path: The file.
-        found: For each image its id and detections.
-        category_ids: That of each label.
+        found: The id and detections of each image.
+        category_ids: The category id of each label.
     """
     results = [item for image_id, of_image in found for item in coco_results(of_image, image_id, category_ids)]
     path.write_text(json.dumps(results), encoding="utf-8")
@@ -53,16 +53,16 @@ def write_voc_results(
 ) -> list[Path]:
     """Write ``comp4_det_test_CLASS.txt`` for each class: lines of image, score, xmin, ymin, xmax, ymax.
 
-    Pixels are counted from 1, the last one included, as VOC has it. A slash in a class becomes %2F.
+    As in VOC, pixels are counted from 1, and xmax and ymax are inclusive. A slash in a class becomes %2F.
 
     Args:
-        folder: Where to.
-        found: For each image its id, and ``boxes`` [K, 4] (x0, y0, x1, y1), ``labels`` [K] and ``scores`` [K].
+        folder: The folder to write to.
+        found: For each image, its id, and ``boxes`` [K, 4] (x0, y0, x1, y1), ``labels`` [K] and ``scores`` [K].
         names: VOC's name of each image.
-        classes: The foreground names.
+        classes: Names of the foreground classes.
 
     Returns:
-        The files.
+        The paths of the files.
     """
     lines: dict[int, list[str]] = {label: [] for label in range(1, len(classes) + 1)}
     for image_id, result in found:

@@ -27,7 +27,7 @@ from pliant.tasks.layouts import CITYSCAPES, SBD, Layout, voc, voc_has
 from pliant.tasks.places import choose_places, pieces
 from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, backbone_options, build_with
 
-_OPACITY = 50  # of 255, of the inside of an object in a view
+_OPACITY = 50  # of the inside of an object in a view, out of 255
 
 
 def _open(reader: Callable[..., ImageSet]) -> Callable[..., ImageSet]:
@@ -39,7 +39,7 @@ def _voc_or_sbd(root: Path, split: str) -> bool:
 
 
 class SegmentationTask(Task[SegmentationRecipe]):
-    """Segmenters of torchvision's convention on VOC's or Cityscapes' layout."""
+    """Segmenters with torchvision's conventions, on VOC's or Cityscapes' layout."""
 
     recipe = SegmentationRecipe
     layouts = {  # noqa: RUF012
@@ -90,7 +90,7 @@ class SegmentationTask(Task[SegmentationRecipe]):
         return full[0, 0].to(torch.uint8).cpu()
 
     def draw(self, image: Tensor, found: Tensor, classes: Sequence[str], *, threshold: float) -> list[Image.Image]:
-        """The classes over the image, and a palette picture of their ids."""
+        """The image with its classes in colour, and a palette image of their ids."""
         colours = class_colours(len(classes))
         foreground = torch.stack([found == label for label in range(1, len(classes))])  # bool [C - 1, H, W]
         drawn = draw_segmentation_masks(image.as_subclass(Tensor), foreground, alpha=0.55, colors=colours[1:])
@@ -136,7 +136,7 @@ class SegmentationTask(Task[SegmentationRecipe]):
         return ExportedSegmenter(program)
 
     def agreement(self, model: nn.Module, other: nn.Module, recipe: SegmentationRecipe, image: Tensor) -> Agreement:
-        """The best class must be the same in all pixels but one in a thousand."""
+        """The best class must be the same in at least 99.9% of the pixels."""
         scaled = _resize(recipe)(image).as_subclass(Tensor)[None]
         ours, theirs = (each(scaled)["out"].softmax(dim=1) for each in (model, other))
         differ = (ours.argmax(dim=1) != theirs.argmax(dim=1)).float().mean().item()
@@ -144,7 +144,7 @@ class SegmentationTask(Task[SegmentationRecipe]):
 
 
 class OriginalMask:
-    """Transforms the image alone: the mask keeps the size at which it is evaluated."""
+    """Transforms only the image; the mask keeps its original size, at which it is evaluated."""
 
     def __init__(self, transform: Callable[[Any, Any], tuple[Any, Any]]) -> None:
         self.transform = transform

@@ -1,4 +1,4 @@
-"""Which splits of a data set are trained on, validated on and evaluated, and the data sets of a training."""
+"""Choosing the splits to train on, validate on and evaluate, and opening the data sets of a training."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class TrainingData:
         return self.train.classes
 
     def by_split(self) -> dict[str, ImageSet]:
-        """The data sets there are, by what they are for."""
+        """The data sets by their purpose, without a validation set if there is none."""
         return {"train": self.train} | ({} if self.validation is None else {"validation": self.validation})
 
 
 def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) -> Splits:
-    """The splits of a recipe that the data has, or, where it has none of them, the usual names.
+    """The splits that a recipe names, or the usual ones if the data has none of those.
 
-    Of several that a recipe joins by ``+``, those are taken that are there.
+    If a recipe joins several splits by ``+``, those that the data has are used.
 
     Args:
-        recipe: Says what to look for.
-        root: The data.
-        explicit: Names of split fields that a user asked for; these are taken as they are.
+        recipe: The recipe that names the splits.
+        root: The folder of the data.
+        explicit: Names of the recipe's split fields that the user has set; their values are used unchanged.
 
     Raises:
         DataError: If there is nothing to train on, or the folder is missing.
@@ -70,10 +70,10 @@ def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) ->
 
 
 def choose_test_split(recipe: Recipe, root: Path) -> str:
-    """The split of a recipe to evaluate on that the data has, or the usual name; no split to train on is needed.
+    """The split to evaluate on, as in `choose_splits`; the data need not have a split to train on.
 
     Raises:
-        DataError: If there is none, or the folder is missing.
+        DataError: If there is no such split, or the folder is missing.
     """
     there = _splits_there(recipe, root)
     train = _choose_train(recipe, root, there, ())
@@ -95,7 +95,7 @@ def _no_split(recipe: Recipe, root: Path, there: list[str], purpose: str, option
 
 
 def _choose_train(recipe: Recipe, root: Path, there: list[str], explicit: Collection[str]) -> str | None:
-    # Without a test split, the validation split is evaluated on, so it must not be trained on.
+    # Without a test split, the validation split is used for evaluation, so it must not be used for training.
     tests = tuple(set(_TEST_NAMES) - set(_VALIDATION_NAMES))
     has_test = _choose(recipe, root, there, "test_split", tests, set(), explicit) is not None
     usual = _TRAIN_NAMES if has_test or "train" not in there else _TRAIN_NAMES[1:]
@@ -127,10 +127,10 @@ def open_training_data(
     """The data sets to train and validate on.
 
     Args:
-        recipe: Says how they are read and transformed.
-        root: The folder.
-        splits: Their splits.
-        classes: The names to use; none means the recipe's or those in the data.
+        recipe: The recipe that determines how they are read and transformed.
+        root: The folder of the data.
+        splits: The splits to open.
+        classes: Names of the classes; empty for the recipe's or those in the data.
         strict: Whether the first problem of the data is an error.
 
     Raises:
@@ -154,8 +154,7 @@ def open_training_data(
 def require_content(dataset: ImageSet) -> None:
     """Refuse a data set that has nothing to learn of any class.
 
-    Nothing is read for this: pixels are counted when masks are opened, which is done anyway to find those that cannot
-    be used.
+    This reads no files: the pixels of masks were counted when the data set was opened.
 
     Raises:
         DataError: If there is no box, pixel or image of any class.

@@ -1,4 +1,4 @@
-"""What a recipe must have for a training to begin, beyond the range of each field."""
+"""Checks that a training with a recipe can start, beyond the ranges of its fields."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pliant.backbones.caffe_resnet import DEPTHS
 from pliant.backbones.timm_backbone import timm_name
 from pliant.recipes.base import PRETRAINED, RANDOM, Recipe
 
-_FILES = ("model.safetensors", "pytorch_model.bin")  # timm's
+_FILES = ("model.safetensors", "pytorch_model.bin")  # the names in timm's repositories
 
 
 def require_startable(recipe: Recipe) -> None:
-    """Check that a training of a recipe can come to something, before its data is read and anything is written.
+    """Check that a recipe can be trained, before its data is read and anything is written.
 
     Raises:
         ValueError: If a frozen backbone has no weights, or there is no such accelerator; the message says what to set.
-        FileNotFoundError: If the weights are a file that is not there.
+        FileNotFoundError: If the weights are a file that does not exist.
     """
     _require_weights(recipe)
     if recipe.accelerator == "gpu" and not torch.cuda.is_available():
@@ -56,7 +56,7 @@ def _require_timms_weights(backbone: str) -> None:
     if any(isinstance(path, str) for path in cached):
         return
     try:
-        get_session().head(constants.ENDPOINT, timeout=10)  # once: the download itself tries for a minute
+        get_session().head(constants.ENDPOINT, timeout=10)  # once: a download would retry for a minute
     except Exception as error:  # the session is of requests or httpx
         raise ConnectionError(
             f"timm's weights of {backbone} are not on this machine, and {constants.ENDPOINT} cannot be reached for "
@@ -66,7 +66,7 @@ def _require_timms_weights(backbone: str) -> None:
 
 
 def endless_warm_up(recipe: Recipe) -> str | None:
-    """Why the learning rate is never reached; None if it is."""
+    """A reason why the warm-up never ends, so that the learning rate is not reached; None if it ends."""
     if recipe.warmup_steps < recipe.max_steps:
         return None
     return (

@@ -1,4 +1,4 @@
-"""What a task must say, so that every command can work with it without knowing which one it is."""
+"""The interface of a task, by which every command works with it without knowing which one it is."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Agreement:
     """How far an exported file is from its network on one image.
 
     Attributes:
-        same: Whether both found the same; each task says what that means.
-        scores: The largest difference of scores (probabilities for classes).
-        detections: How many detections of the network were compared; None but for detection.
-        pixels: The largest distance of a box's edge, in pixels of the image; None but for detection.
+        same: Whether both gave the same result, as each task defines it.
+        scores: The largest difference of scores (of probabilities for classes).
+        detections: Number of the network's detections that were compared; None for other tasks.
+        pixels: The largest distance between edges of boxes, in pixels of the image; None for other tasks.
     """
 
     same: bool
@@ -46,12 +46,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Exportable:
-    """A network as a function of tensors, which a file can hold.
+    """A network as a function of tensors, ready for export.
 
     Attributes:
-        module: In evaluation mode.
-        inputs: Examples; the number of images and their sizes may differ later.
-        input_names, output_names: In the file.
+        module: The network in evaluation mode.
+        inputs: Example inputs; the file accepts other numbers and sizes of images.
+        input_names, output_names: Names of the inputs and outputs in the file.
     """
 
     module: nn.Module
@@ -65,11 +65,11 @@ class View:
     """One image as `pliant look` shows it; places and boxes are in pixels of `image`.
 
     Attributes:
-        picture: uint8 `[3, h, w]`, what `image` was made from.
-        image: float `[3, H, W]`, as the network takes it.
-        places: (name, (y, x)): the background, the smallest and the largest object, as far as there are such.
+        picture: The picture that `image` was made from, uint8 `[3, h, w]`.
+        image: The input of the network, float `[3, H, W]`.
+        places: (name, (y, x)) of the background, the smallest and the largest object, if the image has them.
         boxes, labels, scores: The best detections of a detector.
-        overlay: uint8 `[4, h, w]`, the classes of a segmenter in colours, the background left clear.
+        overlay: The classes of a segmenter in colour, with a transparent background, uint8 `[4, h, w]`.
     """
 
     picture: Tensor
@@ -83,11 +83,11 @@ class View:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What `pliant ablate` compares networks of a recipe by.
+    """The metrics by which `pliant ablate` compares networks of a recipe.
 
     Attributes:
-        metrics: Titles of the numbers, with their keys in the results. The first is plotted.
-        of_class: The key of a number of each class that is above 0 once a network finds the class.
+        metrics: Titles of the metrics, with their keys in the results. The first one is plotted.
+        of_class: Key of a metric of each class that is above 0 if the network finds the class.
         pooled: Whether the network has RoI pooling.
     """
 
@@ -97,16 +97,16 @@ class Ablation:
 
 
 class Task(abc.ABC, Generic[R]):
-    """One kind of training, from images in a folder to results: what is special about it, and nothing else.
+    """Everything that is special about one kind of training, from images in a folder to results.
 
-    A module of this package that ends in ``TASK = ...`` is a task; its name is the `kind` of its recipes.
+    A module of this package that ends in ``TASK = ...`` defines a task; its name is the `kind` of the task's recipes.
 
     Attributes:
         recipe: The class of its recipes.
-        layouts: The layouts of data that it reads, by the names that recipes give them.
-        columns: The columns of `pliant eval`: keys of a class's results, with the keys for all classes together.
-        endings: What `draw` gives, as endings of file names; the first is the picture to look at.
-        recorded: Whether `predictions.json` holds what `records` gives, beside the pictures.
+        layouts: The layouts of data that it reads, by their names in recipes.
+        columns: The columns of `pliant eval`: keys of a class's results, each with the key for all classes together.
+        endings: Endings of the files for the pictures that `draw` returns; the first is the picture for people.
+        recorded: Whether `predictions.json` is written, with what `records` returns.
         background: Whether the first class is the background.
         has_boxes: Whether targets and results are boxes.
     """
@@ -123,21 +123,21 @@ class Task(abc.ABC, Generic[R]):
 
     @abc.abstractmethod
     def transforms(self, recipe: R, *, training: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
-        """What is done to an image and its target before a network sees them."""
+        """The transforms of an image and its target."""
 
     @abc.abstractmethod
     def collate(self, *, training: bool) -> Callable[[list[Any]], Any]:
-        """What makes a batch of samples."""
+        """The function that makes a batch of samples."""
 
     def evaluation_batch(self, recipe: R) -> int:
-        """How many images are evaluated at once; one where their sizes differ."""
+        """The number of images in an evaluation batch; 1 if their sizes differ."""
         return 1
 
     def layout(self, recipe: Recipe) -> Layout:
         """The layout that a recipe names.
 
         Raises:
-            ValueError: If this task does not read it.
+            ValueError: If this task does not read that layout.
         """
         if recipe.layout not in self.layouts:
             known = " or ".join(f"layout={name}" for name in self.layouts)
@@ -157,11 +157,11 @@ class Task(abc.ABC, Generic[R]):
         """Open one split of a data set.
 
         Args:
-            recipe: Says how it is read and transformed.
-            root: The folder.
-            split: Its name, or several joined by ``+``.
-            training: Whether samples are transformed for training, or for evaluation.
-            classes: Their names; none means the recipe's or those in the data.
+            recipe: The recipe that determines how the split is read and transformed.
+            root: The folder of the data.
+            split: Name of the split, or several joined by ``+``.
+            training: Whether samples are transformed for training or for evaluation.
+            classes: Names of the classes; empty for the recipe's or those in the data.
             strict: Whether the first problem of the data is an error.
 
         Raises:
@@ -178,7 +178,7 @@ class Task(abc.ABC, Generic[R]):
         )
 
     def knows_any(self, dataset: ImageSet) -> bool:
-        """Whether a data set has anything of the classes that it was opened with."""
+        """Whether a data set has an annotation of any class that it was opened with."""
         return any(dataset.class_counts())
 
     # -- network
@@ -188,13 +188,13 @@ class Task(abc.ABC, Generic[R]):
         """Build the network of a recipe.
 
         Args:
-            recipe: Names the network and its options.
-            classes: The names of the classes; without the background in detection.
-            pretrained: Whether the backbone starts from the recipe's weights; not needed where others follow.
+            recipe: The recipe that names the network and its options.
+            classes: Names of the classes; without the background in detection.
+            pretrained: Whether to load the recipe's weights into the backbone; False if all weights are loaded later.
 
         Raises:
-            ValueError: If the backbone is unknown or cannot be built so.
-            FileNotFoundError: If the weights are a file that is missing.
+            ValueError: If the backbone is unknown or does not support the options.
+            FileNotFoundError: If the weights are a file that does not exist.
         """
 
     @abc.abstractmethod
@@ -217,7 +217,7 @@ class Task(abc.ABC, Generic[R]):
         return {"*.bias": recipe.bias_lr_mult, "*.offset_conv.*": recipe.offset_lr_mult}
 
     def doubts(self, recipe: R) -> dict[str, str]:
-        """What a user should know before a training that can start, by a word for it."""
+        """Warnings about a training that can start, each under a one-word title."""
         if recipe.weights not in (None, RANDOM):
             return {}
         start = "the backbone starts" if recipe.fixed_norms else "all of the backbone is trained"
@@ -239,22 +239,22 @@ class Task(abc.ABC, Generic[R]):
 
     @abc.abstractmethod
     def infer(self, model: nn.Module, image: Tensor, recipe: R, device: torch.device | str) -> Any:
-        """What a network in evaluation mode finds in an image, uint8 [3, H, W]; on the CPU."""
+        """Run a network in evaluation mode on an image, uint8 [3, H, W]; the result is on the CPU."""
 
     @abc.abstractmethod
     def draw(self, image: Tensor, found: Any, classes: Sequence[str], *, threshold: float) -> list[Image.Image]:
-        """The pictures of what `infer` found, one for each of `endings`."""
+        """Draw the result of `infer`: one picture for each of `endings`."""
 
     def records(
         self, found: Any, classes: Sequence[str], *, image_id: int, category_ids: Sequence[int] | None
     ) -> list[dict[str, Any]]:
-        """What `infer` found, for `predictions.json`.
+        """The entries of `predictions.json` for an image.
 
         Args:
-            found: What `infer` gave.
-            classes: The names of the classes.
-            image_id: The number of the image among all images.
-            category_ids: The id that the training's data has for each class; None where it has none.
+            found: The result of `infer`.
+            classes: Names of the classes.
+            image_id: Index of the image among all images.
+            category_ids: The training data's id of each class; None if it has no ids.
         """
         return []
 
@@ -272,58 +272,58 @@ class Task(abc.ABC, Generic[R]):
         """What `pliant look` shows of an image, uint8 [3, h, w]."""
 
     def as_input(self, image: Tensor) -> Any:
-        """One image, float [3, H, W], as the network takes images."""
+        """The network's input for one image, float [3, H, W]."""
         return image[None]
 
     # -- results
 
     def remarks(self, results: Mapping[str, Any]) -> list[str]:
-        """Further lines below the table of results."""
+        """Lines to print below the table of results."""
         return []
 
     def result_files(self, dataset: ImageSet, split: str, *, voc: bool) -> list[str]:
-        """The names of the files for the servers that evaluate this kind of data.
+        """The names of the result files for the evaluation server of a data set.
 
         Args:
-            dataset: What is evaluated.
-            split: Its name.
-            voc: Whether VOC's files are asked for.
+            dataset: The evaluated data set.
+            split: Name of its split.
+            voc: Whether to write VOC's files.
 
         Raises:
-            ValueError: If they are and this is not VOC's data.
+            ValueError: If `voc` is True and the data set is not VOC detection.
         """
         if voc:
             raise ValueError("VOC's result files are for detection on VOC's layout")
         return []
 
     def write_results(self, places: Sequence[Path], module: Any, dataset: ImageSet) -> None:
-        """Write what an evaluation found to the files that `result_files` named."""
+        """Write the results of an evaluation to the files of `result_files`."""
         raise NotImplementedError
 
     def ablation(self, recipe: R) -> Ablation | None:
-        """How networks of a recipe are compared in the paper's tables; None if they are not there."""
+        """How the paper's tables compare networks of a recipe; None if they do not include them."""
         return None
 
     # -- export
 
     @abc.abstractmethod
     def exportable(self, model: nn.Module) -> Exportable:
-        """The network as a file can hold it."""
+        """The network in a form that can be exported."""
 
     @abc.abstractmethod
     def from_program(self, program: nn.Module, recipe: R) -> nn.Module:
-        """An exported program, called as the network is."""
+        """Wrap an exported program so that it is called like the network."""
 
     @abc.abstractmethod
     def agreement(self, model: nn.Module, other: nn.Module, recipe: R, image: Tensor) -> Agreement:
-        """Compare a network with what `from_program` gives, on an image, uint8 [3, H, W]."""
+        """Compare a network with one that `from_program` returned, on an image, uint8 [3, H, W]."""
 
 
 def find_task(kind: str) -> Task[Any]:
     """The task of a kind of recipe.
 
     Raises:
-        ValueError: If there is none; another version of Pliant may have it.
+        ValueError: If this version of Pliant has no such task.
     """
     name = f"pliant.tasks.{kind}"
     known = kind.isidentifier() and importlib.util.find_spec(name) is not None
@@ -342,7 +342,7 @@ def stored_recipe(kind: str, fields: Mapping[str, Any]) -> Recipe:
     """The recipe that a file of a run describes.
 
     Raises:
-        ValueError: If there is no such kind of recipe, or a field is unknown or has another value than it may.
+        ValueError: If there is no such kind of recipe, a field is unknown, or a value is not allowed.
     """
     return from_fields(find_task(kind).recipe, fields)
 
@@ -362,16 +362,16 @@ def backbone_options(recipe: Recipe, *, pretrained: bool) -> dict[str, Any]:
 def build_with(
     build: Callable[..., nn.Module], num_classes: int, options: Mapping[str, Any], *, needed: Iterable[str] = ()
 ) -> nn.Module:
-    """Call a function of `pliant.models` with those of the options that it takes.
+    """Call a function of `pliant.models` with the options that it takes.
 
     Args:
         build: The function.
-        num_classes: Its first argument.
-        options: By their names.
-        needed: Options that must not be lost: a function that does not take one that is set is an error.
+        num_classes: The first argument of the function.
+        options: The options by name.
+        needed: Options that the function must take if they are set.
 
     Raises:
-        ValueError: If one of `needed` would be lost.
+        ValueError: If an option of `needed` is set and the function does not take it.
     """
     parameters = signature(build).parameters
     taken = set(parameters)
