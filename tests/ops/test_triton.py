@@ -111,6 +111,7 @@ DESIGNS = {
         "forward": Tiles(32, 16, 32, 4, 1, 8, early=True),
         "backward_samples": Tiles(32, 16, 32, 4, 1, 8),
         "backward_weight": Tiles(32, 16, 32, 4, 1, 8),
+        "forward_by_columns": False,
         "backward_by_columns": False,
     },
     "by columns": COLUMNS,
@@ -128,11 +129,15 @@ IN_EITHER = {
 
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("name", IN_EITHER)
-def test_convolution_in_either_design(name: str, design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convolution_in_either_design(
+    name: str, design: str, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launching, "CHUNK_BYTES", 1 << 11)  # several chunks, some of them rows of an image
     case = IN_EITHER[name]
     with launching.forced(**DESIGNS[design]):
         check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
+    fused, by_columns = {"forward", "backward_samples", "backward_weight"}, {"columns", "list_samples", "gather"}
+    assert set(launched) == (by_columns if "columns" in design else fused)
 
 
 @pytest.mark.parametrize("border", ["paper", "authors"])

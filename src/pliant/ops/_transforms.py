@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from pliant._after_import import after_import
 
-_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _WITH_DATA = ("cpu", "cuda")
 
 
@@ -117,7 +117,7 @@ def _watched(inputs: tuple[Any, ...]) -> bool:
     if torch._C._is_any_autocast_enabled() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
         return True
     return any(
-        isinstance(value, Tensor) and (type(value) not in _PLAIN or value.device.type not in _WITH_DATA)
+        isinstance(value, Tensor) and (type(value) not in PLAIN or value.device.type not in _WITH_DATA)
         for value in inputs
     )
 

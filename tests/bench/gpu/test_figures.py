@@ -74,11 +74,6 @@ def without_device(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name != "device"}
 
 
-def grouped_and(lines: list[dict[str, Any]], grouped: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lines of a step, after a line of another."""
-    return [grouped, *lines]
-
-
 def test_tables_are_made_of_the_last_measurement() -> None:
     old = [measured("Pliant", 9.0), measured("conv2d (cuDNN)", 1.0, last=True)]
     new = [
@@ -95,7 +90,7 @@ def test_tables_are_made_of_the_last_measurement() -> None:
     older = [measured("Pliant", 55.0, step="speed of another", kernels="older", last=True)]
     rehearsed = [measured("Pliant", 77.0, gpu="none: rehearsed on a CPU")]
     text = "".join(f"<!-- gpu: {name} -->\nold\n<!-- /gpu: {name} -->\n" for name in ("speed", "beside", "summary"))
-    found = page.rewritten(text, [*older, *old, *beside, *grouped_and(new, grouped), *rehearsed])
+    found = page.rewritten(text, [*older, *old, *beside, grouped, *new, *rehearsed])
     problem = "1, 512→512, 38×63, 3×3, 2, 1"
     assert f"| {problem}; 1, channels last | 1 | 1.50 | 11 | 1.05 | 1.45 (wrong) | 25% | 12 / 12 |" in found
     assert f"| {problem}; 1, channels last | 1 | 2.00 | 20.00 | 0.10 |" in found
@@ -112,7 +107,7 @@ def test_tables_are_made_of_the_last_measurement() -> None:
     assert "[3 measurements]" in found
     assert "old" not in found
     assert page.claims(found) == []
-    assert page.rewritten(found, [*old, *beside, *grouped_and(new, grouped)]) == found
+    assert page.rewritten(found, [*old, *beside, grouped, *new]) == found
     with pytest.raises(ValueError, match=r"must be one of right, speed.*got 'sped'"):
         page.rewritten("<!-- gpu: sped -->\n<!-- /gpu: sped -->", [])
 

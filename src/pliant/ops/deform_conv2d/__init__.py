@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from pliant.ops import _checks, _onnx
+from pliant.ops._transforms import PLAIN
 from pliant.ops.deform_conv2d import op
 
 BORDERS = ("paper", "authors")
-_PLAIN = (Tensor, torch.nn.Parameter)
 _MOST_PASSED = 4096
 
 
@@ -113,7 +113,7 @@ _passed: set[Any] = set()  # descriptions of calls that passed the checks, which
 
 def _described(tensors: tuple[Tensor | None, ...], *options: Any) -> Any:
     """What the checks look at; None where sizes may be symbols."""
-    if torch.compiler.is_compiling() or not all(tensor is None or type(tensor) in _PLAIN for tensor in tensors):
+    if torch.compiler.is_compiling() or not all(tensor is None or type(tensor) in PLAIN for tensor in tensors):
         return None
     if len(_passed) > _MOST_PASSED:
         _passed.clear()

@@ -1,7 +1,7 @@
 """Deformable convolution by columns on a GPU: Triton gathers them (column_kernels.py), torch multiplies.
 
-Columns are computed for a chunk of the output at a time, as many as stay in the GPU's cache. The input's gradient needs
-no atomic additions of channels: the samples that read a cell are listed, and the list is summed.
+Columns are computed for a chunk of the output at a time, which bounds the memory (`tiles.CHUNK_BYTES`). The input's
+gradient needs no atomic additions of channels: the samples that read a cell are listed, and the list is summed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.grad import conv2d_weight
 from pliant.ops import _gpu
 from pliant.ops.deform_conv2d import tiles as settings
 from pliant.ops.deform_conv2d.gpu import Call
-from pliant.ops.deform_conv2d.tiles import Tiles, count
+from pliant.ops.deform_conv2d.tiles import cell_tiles, count
 
 _LISTED = 128  # samples of a program that lists them
 _PROGRAMS = 8  # a multiprocessor, below which programs share the taps
@@ -177,7 +177,7 @@ def _columns(
 ) -> None:
     backward = grad_offset is not None
     tiles = call.tiles("columns_backward" if backward else "columns")
-    programs = _cell_tiles(chunk.images, chunk.rows, chunk.width, tiles), _offset_groups(call)
+    programs = cell_tiles(tiles, chunk.images, chunk.rows, chunk.width), _offset_groups(call)
     wanted = _PROGRAMS * _gpu.multiprocessors(columns.device)
     parts = min(call.problem.taps, count(wanted, programs[0] * programs[1]))
     arguments = {
@@ -228,19 +228,12 @@ def _gather(call: Call, chunk: _Chunk, grad_columns: Tensor, grad_input: Tensor)
         "PATCH": tiles.patch,
     }
     blocks = offset_groups * count(problem.sampled, tiles.channels)
-    programs = _cell_tiles(chunk.images, height, width, tiles), blocks, 1
+    programs = cell_tiles(tiles, chunk.images, height, width), blocks, 1
     _launch("gather", programs, call, arguments, **tiles.options)
 
 
 def _offset_groups(call: Call) -> int:
     return int(call.arguments["channels"] // call.arguments["offset_channels"])
-
-
-def _cell_tiles(images: int, rows: int, width: int, tiles: Tiles) -> int:
-    """How many tiles cover a chunk (`_cells_of_chunk` in column_kernels.py)."""
-    if tiles.patch:
-        return images * count(width, tiles.patch) * count(rows, tiles.cells // tiles.patch)
-    return count(images * rows * width, tiles.cells)
 
 
 def _launch(name: str, grid: tuple[int, ...], call: Call, arguments: dict[str, Any], **options: int) -> None:

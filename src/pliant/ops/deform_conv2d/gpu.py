@@ -34,10 +34,7 @@ class Call(NamedTuple):
     def cell_tiles(self, tiles: Tiles) -> int:
         """How many tiles of output cells there are (`tiles_of` in kernels.py)."""
         height, width = self.arguments["out_height"], self.arguments["out_width"]
-        if not tiles.patch:
-            return count(self.problem.cells, tiles.cells)
-        images = self.problem.cells // (height * width)
-        return images * count(width, tiles.patch) * count(height, tiles.cells // tiles.patch)
+        return settings.cell_tiles(tiles, self.problem.cells // (height * width), height, width)
 
 
 def deform_conv2d(

@@ -58,7 +58,7 @@ _forced: dict[str, Any] = {}
 
 @contextmanager
 def forced(**settings: Any) -> Iterator[None]:
-    """Launch kernels with other tiles, or by columns or not (`by_columns=True`), for measurements."""
+    """Launch kernels with other tiles, or by columns or not (`forward_by_columns=True`), for measurements."""
     before = dict(_forced)
     _forced.update(settings)
     try:
@@ -96,7 +96,7 @@ def tiles(kernel: str, problem: Problem) -> Tiles:
 
 
 def _by_rule(kernel: str, problem: Problem) -> Tiles:
-    """What was best of most shapes on an H100."""
+    """The settings that were best for most shapes on an H100."""
     single = problem.dtype == torch.float32
     if kernel == "forward":
         if single and _gpu.precision(problem.dtype) == "ieee":
@@ -162,6 +162,13 @@ def _fitted(kernel: str, tiles: Tiles, problem: Problem) -> Tiles:
 def block(length: int, most: int, least: int = _LEAST) -> int:
     """A power of two that covers a length, from `least`, as of a matrix product, up to `most`."""
     return min(most, max(least, 1 << (length - 1).bit_length()))
+
+
+def cell_tiles(tiles: Tiles, images: int, rows: int, width: int) -> int:
+    """How many tiles cover the cells of some maps, or of rows of one, as runs or as patches."""
+    if tiles.patch:
+        return images * count(width, tiles.patch) * count(rows, tiles.cells // tiles.patch)
+    return count(images * rows * width, tiles.cells)
 
 
 def count(length: int, block: int) -> int:
