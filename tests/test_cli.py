@@ -18,7 +18,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-import pliant.cli
+import pliant.cli.application
 import pliant.console
 from pliant.cli import app
 
@@ -245,7 +245,7 @@ def test_home_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     given = {}
     registered = len(app.registered_commands)
     try:
-        pliant.cli._command("probe")(lambda assignments: given.update(assignments=assignments))
+        pliant.cli.application.command("probe")(lambda assignments: given.update(assignments=assignments))
         app.registered_commands[-1].callback(assignments=["weights=~/w.pth", "lr=1", "~"])
     finally:
         del app.registered_commands[registered:]

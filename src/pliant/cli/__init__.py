@@ -2,92 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 import pliant
-from pliant.console import Console
-
-if TYPE_CHECKING:
-    from pliant.engine.test_time_augmentation import Procedure
-
-
-class _Commands(typer.core.TyperGroup):
-    """The commands, whose errors are shown as one line; with --debug, with a traceback."""
-
-    def make_context(self, info_name: str | None, args: list[str], *others: Any, **options: Any) -> Any:
-        given = tuple(args)  # parsing empties the list
-        context = super().make_context(info_name, args, *others, **options)
-        context.obj = given
-        return context
-
-    def invoke(self, ctx: Any) -> Any:
-        with contextlib.nullcontext() if ctx.params.get("debug") else _user_errors(), _recorded():
-            return super().invoke(ctx)
-
-
-app = typer.Typer(
-    cls=_Commands,
-    help="Deformable ConvNets for PyTorch.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+from pliant.cli.application import app, command
+from pliant.cli.options import (
+    Assignments,
+    BoxAveraging,
+    Device,
+    Devices,
+    Flip,
+    MultiScale,
+    Scales,
+    SoftNMS,
+    Source,
+    procedure_of,
 )
-
-Scales = Annotated[
-    str | None, typer.Option(metavar="480,576,...", help="Test at these short sides and merge the detections.")
-]
-MultiScale = Annotated[bool, typer.Option("--multi-scale", help="The paper's scales: 480,576,688,864,1200,1400.")]
-Flip = Annotated[bool, typer.Option("--flip", help="Test on mirrored images as well.")]
-BoxAveraging = Annotated[bool, typer.Option("--box-averaging", help="Refine boxes in a second pass, and average them.")]
-SoftNMS = Annotated[bool, typer.Option("--soft-nms", help="Lower the scores of overlapping boxes, and remove none.")]
-
-Devices = Annotated[
-    int | None, typer.Option(min=1, help="GPUs, or processes on the CPU, that share the work.", show_default=False)
-]
-Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
-]
-Device = Annotated[
-    str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Where the network runs; a GPU if there is one.")
-]
-Source = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="A run folder, or a .safetensors file of one.")]
+from pliant.console import Console
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"pliant {pliant.__version__}")
         raise typer.Exit
-
-
-def _command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command, in whose paths ``~`` is the home folder, where the shell leaves it as well."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def call(**given: Any) -> None:
-            assignments = [text.partition("=") for text in given.get("assignments") or ()]
-            if assignments:
-                given["assignments"] = [
-                    field + equals + os.path.expanduser(text) for field, equals, text in assignments
-                ]
-            function(**{name: _at_home(value) for name, value in given.items()})
-
-        return app.command(name)(call)
-
-    return register
-
-
-def _at_home(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_at_home(each) for each in value]
-    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 @app.callback()
@@ -100,7 +40,7 @@ def options(
     """Deformable ConvNets for PyTorch."""
 
 
-@_command()
+@command()
 def train(
     context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Such as voc.faster_rcnn_deform.")] = None,
@@ -143,7 +83,7 @@ def train(
     )
 
 
-@_command()
+@command()
 def check(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Such as voc.rfcn_deform.")],
     data: Annotated[Path, typer.Option(help="The folder of the data.")],
@@ -157,7 +97,7 @@ def check(
         raise typer.Exit(2)
 
 
-@_command("eval")
+@command("eval")
 def evaluate(
     context: typer.Context,
     source: Source,
@@ -178,7 +118,7 @@ def evaluate(
     from pliant.commands.evaluate import evaluate as run_evaluation
     from pliant.launch import Launch
 
-    procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
+    procedure = procedure_of(scales, multi_scale, flip, box_averaging, soft_nms)
     run_evaluation(
         source,
         data,
@@ -192,7 +132,7 @@ def evaluate(
     )
 
 
-@_command()
+@command()
 def predict(
     source: Source,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
@@ -208,14 +148,14 @@ def predict(
     """Write pictures with boxes, masks or names, and files to work with."""
     from pliant.commands.predict import predict as run_prediction
 
-    procedure = _procedure(scales, multi_scale, flip, box_averaging, soft_nms)
+    procedure = procedure_of(scales, multi_scale, flip, box_averaging, soft_nms)
     done = run_prediction(source, images, out, threshold=threshold, procedure=procedure, device=device)
     Console(stderr=True).print(f"{len(done.pictures)} pictures in {out}")
     if done.failed:
         raise typer.Exit(1)
 
 
-@_command()
+@command()
 def look(
     source: Source,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
@@ -242,7 +182,7 @@ def look(
         raise typer.Exit(1)
 
 
-@_command()
+@command()
 def export(
     source: Source,
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
@@ -259,7 +199,7 @@ def export(
         raise typer.Exit(1)
 
 
-@_command("import-weights")
+@command("import-weights")
 def import_weights(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The authors' .params, or mmdetection's .pth.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
@@ -284,7 +224,7 @@ def import_weights(
     Console(stderr=True).print(f"{done.path}: {done.name}, {len(done.classes)} classes")
 
 
-@_command()
+@command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("pliant-demo"),
     steps: Annotated[int | None, typer.Option(min=1, help="Steps for each network.")] = None,
@@ -297,7 +237,7 @@ def demo(
     run(out, steps=steps, seed=seed, device=device)
 
 
-@_command()
+@command()
 def ablate(
     data: Annotated[Path | None, typer.Option(help="The folder of the data; drawn digits by default.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")] = Path("pliant-ablation"),
@@ -318,7 +258,7 @@ def ablate(
     Console(stderr=True).print(f"Written to {done}")
 
 
-@_command()
+@command()
 def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="For everyone; torch's number by default.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="For each row; three rounds at least.")] = 30.0,
@@ -352,46 +292,6 @@ def bench(
         raise typer.Exit(1)
 
 
-def _procedure(scales: str | None, multi_scale: bool, flip: bool, box_averaging: bool, soft_nms: bool) -> Procedure:
-    from pliant.engine.test_time_augmentation import PAPER_SCALES, Procedure
-
-    if scales is not None and multi_scale:
-        raise ValueError("--multi-scale sets the paper's scales; leave out --scales")
-    try:
-        sides = tuple(int(side) for side in scales.split(",")) if scales is not None else ()
-    except ValueError as error:
-        raise ValueError(f"--scales takes whole numbers of pixels such as 480,576, got {scales!r}") from error
-    return Procedure(PAPER_SCALES if multi_scale else sides, flip, box_averaging, soft_nms)
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """Show an error that a user can fix as one line, and leave with 2."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
-        line = " ".join(str(error).split()) or type(error).__name__
-        Console(stderr=True).error(line)
-        raise typer.Exit(2) from error
-
-
-@contextlib.contextmanager
-def _recorded() -> Iterator[None]:
-    """Tell the launcher of several processes why this one fails."""
-    try:
-        yield
-    except Exception as error:
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:
-            from pliant import launch
-
-            launch.record_failure(error)
-        raise
-
-
 def main() -> None:
     """Run the command line."""
     app()
-
-
-if __name__ == "__main__":
-    main()
