@@ -13,6 +13,7 @@ import torch
 from engine.segmenter import Network, run_to
 
 from pliant.engine import callbacks
+from pliant.runs import checkpoints
 from pliant.runs.folder import RunFolder, resume_step
 from pliant.runs.weights import read_weights
 
@@ -40,7 +41,7 @@ def test_a_loss_that_is_not_finite_leaves_its_batch(tmp_path: Path, capsys: pyte
 
 
 def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, calls = callbacks.write_weights, []
+    write, calls = checkpoints.write_weights, []
 
     def full_at_third(path: Path, *others: Any) -> None:
         calls.append(path)
@@ -50,11 +51,11 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path: Path, monkeypatc
         write(path, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "write_weights", full_at_third)
+        patch.setattr(checkpoints, "write_weights", full_at_third)
         with pytest.raises(OSError, match="No space left on device"):
             run_to(tmp_path / "run")
     run = RunFolder.open(tmp_path / "run")
-    assert resume_step(run.last) == 3
+    assert resume_step(run.last) == 2
     assert read_weights(run.weights())[1]["step"] == 2
     run_to(tmp_path / "run")
     run_to(tmp_path / "whole")

@@ -16,19 +16,32 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pliant import distributed, launch
 from pliant.console import Console, Progress, Task
+from pliant.runs import checkpoints
 from pliant.runs.files import write_torch
 from pliant.runs.folder import RunFolder
-from pliant.runs.weights import write_weights
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints that are complete at any moment; a killed process leaves nothing outside the run's folder.
+    """Writes checkpoints that are whole at any moment; a killed process leaves nothing outside the run's folder.
 
     Lightning itself writes to the system's folder for temporary files first, where a killed process leaves them.
+
+    Args:
+        full: Whether a checkpoint contains the weights, which are in a file of their own otherwise.
     """
 
+    def __init__(self, *, full: bool) -> None:
+        super().__init__()
+        self.full = full
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_torch(Path(path), checkpoint)
+        if self.full:
+            write_torch(Path(path), checkpoint)
+        else:
+            checkpoints.write_without_weights(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return checkpoints.complete(Path(path), super().load_checkpoint(path, *arguments, **options))
 
 
 class StepLog(Callback):
@@ -158,6 +171,7 @@ class Checkpoints(Callback):
         validate_every: Number of steps between validations; None if there are none.
         description: Header of the weights.
         interruption: Says when to stop.
+        full: Whether a checkpoint contains the weights, and ``best`` is a checkpoint as well.
     """
 
     def __init__(
@@ -167,6 +181,8 @@ class Checkpoints(Callback):
         validate_every: int | None,
         description: Mapping[str, Any],
         interruption: Interruption,
+        *,
+        full: bool = False,
     ) -> None:
         if every < 1 or (validate_every is not None and validate_every < 1):
             raise ValueError(
@@ -177,6 +193,7 @@ class Checkpoints(Callback):
         self.validate_every = validate_every
         self.description = dict(description)
         self.interruption = interruption
+        self.full = full
         self.best_score = -math.inf
         self.saved_step = 0
 
@@ -200,16 +217,16 @@ class Checkpoints(Callback):
             return
         asked = self.interruption.asked()
         if finished or asked or trainer.received_sigterm or step % self.every == 0:
-            self._save(trainer, module, self.run.last)
+            self._save(trainer, module)
         if asked:
             raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         score = module.results[module.monitor]
-        if score > self.best_score:
+        best = score > self.best_score
+        if best:
             self.best_score = score
-            self._save(trainer, module, self.run.best)
-        self._save(trainer, module, self.run.last)
+        self._save(trainer, module, best=best)
         if self.interruption.asked():
             raise KeyboardInterrupt
 
@@ -219,10 +236,22 @@ class Checkpoints(Callback):
             saved = f"the checkpoint of step {self.saved_step}" if self.saved_step else "the start"
             Console(stderr=True).print(f"{what}. Continue from {saved} with: pliant train --resume {self.run.path}")
 
-    def _save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
-        trainer.save_checkpoint(path)  # all processes take part, the first one writes
-        if not trainer.is_global_zero:
-            return
-        self.saved_step = trainer.global_step
-        description = {**self.description, "step": trainer.global_step}
-        write_weights(path.with_suffix(".safetensors"), module.model, description)
+    def _save(self, trainer: lightning.Trainer, module: Any, *, best: bool = False) -> None:
+        """Write ``last`` in the order of `pliant.runs.checkpoints`, and ``best`` before it.
+
+        All processes take part, the first one writes. A process that is killed before ``last`` is written repeats the
+        validation, and has the same ``best``.
+        """
+        step = trainer.global_step
+        if trainer.is_global_zero:
+            staged = checkpoints.stage(self.run.last, module.model, {**self.description, "step": step})
+            if best:
+                checkpoints.share(staged, self.run.best.with_suffix(".safetensors"))
+        if best and self.full:
+            trainer.save_checkpoint(self.run.best)
+        trainer.save_checkpoint(self.run.last)
+        if trainer.is_global_zero:
+            checkpoints.accept(self.run.last, staged)
+            if best and not self.full:
+                self.run.best.unlink(missing_ok=True)  # of an earlier version, and of weights that are not the best now
+            self.saved_step = step

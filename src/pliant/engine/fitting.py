@@ -30,6 +30,7 @@ from pliant.engine.csv_log import CSVLog
 from pliant.engine.loader import Loader
 from pliant.engine.nonfinite_loss import NotFinite, sample_names
 from pliant.engine.training import TrainingModule
+from pliant.runs.checkpoints import settle
 from pliant.runs.folder import RunFolder, holding, resume_step
 
 Collate = Callable[[list[Any]], Any]
@@ -49,6 +50,7 @@ class FitSettings:
         clip: Upper limit of the gradient's norm; None for no limit.
         accelerator: As Lightning takes it: ``"auto"``, ``"cpu"``, ``"gpu"``.
         device: The device, in place of one that `accelerator` allows; None for any of these.
+        full_checkpoints: Whether checkpoints contain the weights; see `RunFolder`.
     """
 
     batch_size: int
@@ -60,6 +62,7 @@ class FitSettings:
     clip: float | None = None
     accelerator: str = "auto"
     device: torch.device | None = None
+    full_checkpoints: bool = False
 
 
 class Data(Protocol):
@@ -108,6 +111,8 @@ def fit(
         ConnectionError: If another process has exited.
     """
     with holding(run.path) if launch.is_first() else contextlib.nullcontext():
+        if launch.is_first():
+            settle(run.last)
         start = resume_step(run.last)
         if start < module.schedule.max_steps:
             _fit(module, data, run, settings, description, groups, watch, start)
@@ -151,7 +156,14 @@ def _fit(
         StepLog(),
         interruption,
         NotFinite(run, lambda step: sample_names(data.train, batches(step)), description),
-        Checkpoints(run, settings.checkpoint_every, validate_every, description, interruption),
+        Checkpoints(
+            run,
+            settings.checkpoint_every,
+            validate_every,
+            description,
+            interruption,
+            full=settings.full_checkpoints,
+        ),
         Watch(watch) if watch else ShowProgress(progress),
     ]
     loggers: list[Logger] = []
@@ -167,7 +179,7 @@ def _fit(
         "limit_val_batches": 0 if validation is None else None,
         "logger": loggers,
         "callbacks": callbacks,
-        "plugins": WholeFiles(),
+        "plugins": WholeFiles(full=settings.full_checkpoints),
         "default_root_dir": run.path,
     }
     with _trainer(module, settings, options) as trainer:

@@ -88,6 +88,17 @@ class TrainingModule(lightning.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Set the learning rates of the next step, which differ from the checkpoint's if the schedule was changed."""
+        scheduler: Any = self.lr_schedulers()
+        groups = scheduler.optimizer.param_groups
+        fresh = param_groups(
+            self.model, self.schedule.lr, weight_decay=self.schedule.weight_decay, lr_mult=self.lr_mult
+        )
+        scheduler.base_lrs = [group["lr"] for group in fresh]
+        for group, base in zip(groups, scheduler.base_lrs, strict=True):
+            group["initial_lr"], group["lr"] = base, base * self.schedule.factor(self.global_step)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(derive_seed(self.seed, self.global_step))
 

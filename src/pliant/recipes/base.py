@@ -67,6 +67,8 @@ class Recipe(Schedule):
         accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
         checkpoint_every: Number of steps between checkpoints.
         validate_every: Number of steps between validations.
+        full_checkpoints: Whether checkpoints contain the weights as well, so that each is complete in one file; by
+            default these are stored once, in the files of weights.
     """
 
     kind: ClassVar[str]
@@ -105,6 +107,7 @@ class Recipe(Schedule):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     checkpoint_every: ranges.Steps = 500
     validate_every: ranges.Steps = 1000
+    full_checkpoints: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pliant.outputs import is_free, require_folder
+from pliant.runs.checkpoints import step_of
 from pliant.runs.files import UNFINISHED, write_json
 
 try:
@@ -35,8 +36,11 @@ class RunFolder:
     | `problems.txt` | defects of the data |
     | `train.csv`, `val.csv` | losses of each step; results of each validation |
     | `tensorboard/` | the same for TensorBoard |
-    | `checkpoints/last.ckpt` | all that is needed to resume; also `best.ckpt` |
-    | `checkpoints/*.safetensors` | the weights alone, with the recipe and classes in the header |
+    | `checkpoints/last.safetensors` | the weights of the last checkpoint, with the recipe and classes in the header |
+    | `checkpoints/last.ckpt` | what resuming needs besides these weights (`pliant.runs.checkpoints`) |
+    | `checkpoints/best.safetensors` | the weights that were best in validation |
+
+    With `full_checkpoints`, `last.ckpt` and `best.ckpt` contain the weights as well, so that each is complete.
 
     Args:
         path: The folder; see `create` and `open`.
@@ -149,15 +153,9 @@ def resume_step(checkpoint: Path) -> int:
     """The number of steps before a checkpoint was written; 0 if the file does not exist.
 
     Raises:
-        ValueError: If the file is damaged or not a checkpoint.
+        ValueError: If the file is damaged or not a checkpoint, or the weights that belong to it are missing.
     """
-    if not checkpoint.is_file():
-        return 0
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["global_step"])
-    except Exception as error:
-        raise ValueError(f"{checkpoint} is not a complete checkpoint: {error}") from error
+    return step_of(checkpoint) if checkpoint.is_file() else 0
 
 
 @contextlib.contextmanager

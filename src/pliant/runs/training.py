@@ -36,6 +36,7 @@ def fit_settings(recipe: Recipe, device: torch.device | None = None) -> FitSetti
         clip=recipe.clip,
         accelerator=recipe.accelerator,
         device=device,
+        full_checkpoints=recipe.full_checkpoints,
     )
 
 

@@ -12,7 +12,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from pliant.runs.files import replacing
-from pliant.runs.tensors import read_safetensors
+from pliant.runs.tensors import read_header, read_safetensors
 
 _METADATA_KEY = "pliant"
 
@@ -49,6 +49,19 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: If it is damaged, not a safetensors file, or was not written by `write_weights`.
     """
     state, header = read_safetensors(path)
+    return state, _description(path, header)
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The description alone, without reading the tensors.
+
+    Raises:
+        FileNotFoundError, ValueError: See `read_weights`.
+    """
+    return _description(path, read_header(path))
+
+
+def _description(path: str | Path, header: Mapping[str, str]) -> dict[str, Any]:
     try:
         description = json.loads(header[_METADATA_KEY])
     except KeyError:
@@ -58,4 +71,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the header's {_METADATA_KEY!r} is not JSON: {error}") from error
-    return state, description
+    if not isinstance(description, dict):
+        raise ValueError(
+            f"{path}: the header's {_METADATA_KEY!r} must be a JSON object, got {type(description).__name__}"
+        )
+    return description
