@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -123,5 +124,6 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "sampling.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "masks.svg").read_text()
     assert (tmp_path / "bars.pdf").read_bytes().startswith(b"%PDF")
-    with pytest.raises(ValueError, match="at most 11 classes"):
-        draw.segmentations(tmp_path / "x.png", [image], [("truth", masks)], [str(i) for i in range(12)])
+    draw.segmentations(tmp_path / "many.svg", [image], [("truth", masks)], [f"class {i}" for i in range(40)])
+    colours = set(re.findall("fill: (#[0-9a-f]{6})", (tmp_path / "many.svg").read_text()))
+    assert len(colours) >= 40  # those of the legend

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pliant.console import Progress
+from pliant.data.image_set import some
 from pliant.data.images import UnreadableFileError, find_images, read_image
 from pliant.engine.test_time_augmentation import Procedure
 from pliant.outputs import Outputs, unique_names, without_own
+from pliant.pictures.fonts import undrawable
 from pliant.runs.exported import open_trained
 from pliant.runs.files import write_json
 
@@ -46,8 +48,9 @@ def predict(
     For detection, each picture shows the boxes above the threshold, and ``predictions.json`` holds all boxes in COCO's
     results format with ``file_name`` and ``category`` added; ``category_id`` is that of the training's data if it has
     such ids, otherwise the label, which counts the classes from 1. For segmentation, ``NAME.mask.png`` is a palette PNG
-    of class ids at the size of the image, and the picture shows the classes over the image. For classification, each
-    picture shows the best class, and ``predictions.json`` holds the best five.
+    of class ids at the size of the image, and the picture shows the classes over the image, with a legend. For
+    classification, each picture shows the best three classes, and ``predictions.json`` holds the best five. Pictures of
+    small images are enlarged, so that their labels can be read.
 
     Args:
         source: A run folder, a file of weights that `train` wrote, or a file that `export` wrote.
@@ -79,7 +82,7 @@ def predict(
     outputs = Outputs(out, [*planned, PREDICTIONS] if task.recorded else planned, inputs=files)
     done = Prediction()
     with Progress() as progress:
-        for sentence in (found_images.passed_over(), own):
+        for sentence in (found_images.passed_over(), own, _without_font(trained.classes)):
             if sentence is not None:
                 progress.console.print(sentence, style="yellow")
         for image_id, path in enumerate(progress.track(files, "predicting")):
@@ -101,3 +104,14 @@ def predict(
         with outputs.writing(PREDICTIONS) as (place,):
             write_json(place, done.records)
     return done
+
+
+def _without_font(classes: Sequence[str]) -> str | None:
+    """A sentence about names that the pictures cannot show; None if there are none."""
+    names = undrawable(classes)
+    if not names:
+        return None
+    return (
+        f"No font of this machine has the characters of {some(names, 3)}: the pictures show the numbers of "
+        "these classes. Install a font that has them, such as Noto Sans CJK"
+    )

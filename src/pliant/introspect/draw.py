@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pliant import constants
 from pliant.console import printable
 from pliant.introspect.effective_dilation import GROUPS, Spread
 from pliant.introspect.sampling_points import SamplingPoints
+from pliant.pictures.colours import mask_colours
 
 COLOURS = tuple(constants.COLOURS.values())  # by class id
 _MOVED, _PLAIN, _UNIT = (constants.COLOURS[name] for name in ("vermilion", "blue", "yellow"))
@@ -134,15 +136,11 @@ def segmentations(
         path: the picture, or several; the suffix determines the format (png, pdf, svg).
         images: uint8 `[3, H, W]` each.
         masks: for each column its title and one integer mask `[H, W]` per image.
-        classes: names of the classes by id, at most eleven.
-
-    Raises:
-        ValueError: if there are more classes than colours.
+        classes: names of the classes by id. A first class that is called background is black.
     """
-    if len(classes) > len(COLOURS):
-        raise ValueError(f"at most {len(COLOURS)} classes can be distinguished by colour, got {len(classes)}")
     figure, axes = _grid(len(images), 1 + len(masks), 1.7)
-    colours = ListedColormap(COLOURS[: len(classes)])
+    of_classes = [tuple(channel / 255 for channel in colour) for colour in mask_colours(classes)]
+    colours = ListedColormap(of_classes)
     for row, image in enumerate(images):
         _show(axes[row][0], image)
         for axis, (title, column) in zip(axes[row][1:], masks, strict=True):
@@ -156,9 +154,12 @@ def segmentations(
     axes[0][0].set_title("image", fontsize=10)
     handles = [
         figure.axes[0].scatter([], [], marker="s", s=50, color=colour, edgecolors="#888888", linewidths=0.5, label=name)
-        for name, colour in zip(classes, COLOURS, strict=False)
+        for name, colour in zip(classes, of_classes, strict=True)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(classes), fontsize=8, frameon=False)
+    wide, high = figure.get_size_inches()
+    columns = max(1, min(len(classes), int(wide / (0.45 + 0.08 * max(map(len, classes))))))  # inches of a name
+    figure.set_size_inches(wide, high + 0.18 * (math.ceil(len(classes) / columns) - 1))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     _write(figure, path)
 
 

@@ -11,19 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes
 
 from pliant import models
 from pliant.data import ImageFolder, ImageSet, classification, transforms
 from pliant.engine.classification import ClassificationModule
+from pliant.pictures.fonts import names_to_draw
+from pliant.pictures.results import draw_classes
 from pliant.recipes.base import ClassificationRecipe
-from pliant.tasks.class_colours import class_colours
 from pliant.tasks.collation import readable
 from pliant.tasks.layouts import FOLDERS, Layout
 from pliant.tasks.task import Agreement, Exportable, Task, View, backbone_options, build_with
 
-_BEST = 5  # number of classes that are recorded for an image
+_BEST, _DRAWN = 5, 3  # numbers of classes that are recorded and drawn for an image
 
 
 def _open_folder(root: Path, split: str, *, training: bool, **options: Any) -> ImageSet:
@@ -83,11 +82,10 @@ class ClassificationTask(Task[ClassificationRecipe]):
         return model(self.as_seen(recipe, image)[None].to(device))[0].softmax(dim=0).cpu()
 
     def draw(self, image: Tensor, found: Tensor, classes: Sequence[str], *, threshold: float) -> list[Image.Image]:
-        score, label = found.max(dim=0)
-        height, width = image.shape[-2:]
-        frame = torch.tensor([[0, 0, width - 1, height - 1]])
-        name, colour = f"{classes[int(label)]} {float(score):.2f}", class_colours(2)[1]
-        return [to_pil_image(draw_bounding_boxes(image.as_subclass(Tensor), frame, labels=[name], colors=[colour]))]
+        scores, labels = (values.tolist() for values in found.topk(min(_DRAWN, len(classes))))
+        names = names_to_draw(classes)
+        best = [(names[label], score) for label, score in zip(labels, scores, strict=True)]
+        return [draw_classes(image.as_subclass(Tensor), best)]
 
     def records(
         self, found: Tensor, classes: Sequence[str], *, image_id: int, category_ids: Sequence[int] | None

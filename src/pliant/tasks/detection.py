@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
-from torchvision.transforms.v2.functional import to_dtype, to_pil_image
-from torchvision.utils import draw_bounding_boxes
+from torchvision.transforms.v2.functional import to_dtype
 
 from pliant import models
 from pliant.data import COCODetection, DetectionSet, ImageSet, VOCDetection, coco, transforms
@@ -24,8 +23,8 @@ from pliant.engine.test_time_augmentation import AugmentedDetector, Procedure
 from pliant.models.anchors import STRIDE
 from pliant.models.batched import BatchedDetector
 from pliant.models.transform import image_transform
+from pliant.pictures.results import draw_boxes
 from pliant.recipes.base import DetectionRecipe
-from pliant.tasks.class_colours import class_colours
 from pliant.tasks.collation import readable
 from pliant.tasks.layouts import COCO, Layout, voc
 from pliant.tasks.places import choose_places
@@ -127,18 +126,8 @@ class DetectionTask(Task[DetectionRecipe]):
 
     def draw(self, image: Tensor, found: Detections, classes: Sequence[str], *, threshold: float) -> list[Image.Image]:
         keep = found["scores"] >= threshold
-        if not keep.any():
-            return [to_pil_image(image)]
-        labels, scores = found["labels"][keep].tolist(), found["scores"][keep].tolist()
-        colours = class_colours(len(classes) + 1)
-        drawn = draw_bounding_boxes(
-            image.as_subclass(Tensor),
-            found["boxes"][keep],
-            labels=[f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)],
-            colors=[colours[label] for label in labels],
-            width=max(1, round(min(image.shape[-2:]) / 200)),  # small pictures get thin lines
-        )
-        return [to_pil_image(drawn)]
+        boxes, labels, scores = (found[key][keep] for key in ("boxes", "labels", "scores"))
+        return [draw_boxes(image.as_subclass(Tensor), boxes, labels, classes, scores)]
 
     def records(
         self, found: Detections, classes: Sequence[str], *, image_id: int, category_ids: Sequence[int] | None

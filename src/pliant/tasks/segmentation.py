@@ -12,16 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_segmentation_masks
 
 from pliant import models
 from pliant.data import CityscapesSegmentation, ImageSet, VOCSegmentation, cityscapes, transforms
 from pliant.data.sbd import find_sbd
 from pliant.engine.segmentation import SegmentationModule, collate_evaluation, collate_training
 from pliant.engine.test_time_augmentation import AugmentedSegmenter, Procedure
+from pliant.pictures.colours import has_background, mask_colours
+from pliant.pictures.results import draw_mask
 from pliant.recipes.base import SegmentationRecipe
-from pliant.tasks.class_colours import class_colours
 from pliant.tasks.collation import readable
 from pliant.tasks.layouts import CITYSCAPES, SBD, Layout, voc, voc_has
 from pliant.tasks.places import choose_places, pieces
@@ -90,13 +89,10 @@ class SegmentationTask(Task[SegmentationRecipe]):
         return full[0, 0].to(torch.uint8).cpu()
 
     def draw(self, image: Tensor, found: Tensor, classes: Sequence[str], *, threshold: float) -> list[Image.Image]:
-        """The image with its classes in colour, and a palette image of their ids."""
-        colours = class_colours(len(classes))
-        foreground = torch.stack([found == label for label in range(1, len(classes))])  # bool [C - 1, H, W]
-        drawn = draw_segmentation_masks(image.as_subclass(Tensor), foreground, alpha=0.55, colors=colours[1:])
+        """The image with its classes in colour and a legend, and a palette image of their ids."""
         mask = Image.fromarray(np.asarray(found))
-        mask.putpalette([value for colour in colours for value in colour])
-        return [to_pil_image(drawn), mask]
+        mask.putpalette([value for colour in mask_colours(classes) for value in colour])
+        return [draw_mask(image.as_subclass(Tensor), found, classes), mask]
 
     def view(
         self,
@@ -110,10 +106,10 @@ class SegmentationTask(Task[SegmentationRecipe]):
     ) -> View:
         image = _resize(recipe)(picture).as_subclass(Tensor)
         ids = self.infer(model, picture, recipe, device)
-        colours = torch.tensor(class_colours(len(classes)), dtype=torch.uint8)[ids.long()].permute(2, 0, 1)
+        colours = torch.tensor(mask_colours(classes), dtype=torch.uint8)[ids.long()].permute(2, 0, 1)
         near = ids[None].float()
         outline = functional.max_pool2d(near, 3, 1, 1) != -functional.max_pool2d(-near, 3, 1, 1)  # [1, h, w]
-        overlay = torch.cat((colours, torch.where(outline, 255, _OPACITY).byte() * (ids > 0)))
+        overlay = torch.cat((colours, torch.where(outline, 255, _OPACITY).byte() * (ids >= has_background(classes))))
         scaled = functional.interpolate(ids[None, None].float(), image.shape[-2:], mode="nearest-exact")[0, 0].numpy()
         places = choose_places(pieces(scaled), scaled > 0)
         return View(picture.as_subclass(Tensor), image.to(device), places, overlay=overlay)
