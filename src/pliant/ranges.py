@@ -13,6 +13,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+from pliant.suggestions import did_you_mean
+
 T = TypeVar("T", bound=tuple[Any, ...])
 
 
@@ -88,7 +90,15 @@ def read(name: str, value: Any, kind: Any, *, strict: bool = True) -> Any:
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         message = re.sub(r"^\w+ should ", "must ", found["msg"])  # "Input should be a valid integer"
-        raise ValueError(f"{name} {message}, got {found['input']!r}") from None
+        choice = did_you_mean(found["input"], _choices(kind)) if isinstance(found["input"], str) else ""
+        raise ValueError(f"{name} {message}, got {found['input']!r}{choice}") from None
+
+
+def _choices(kind: Any) -> list[str]:
+    """The texts that a type of choices allows; empty for other types."""
+    if typing.get_origin(kind) is typing.Literal:
+        return [choice for choice in typing.get_args(kind) if isinstance(choice, str)]
+    return [choice for option in typing.get_args(kind) for choice in _choices(option)]
 
 
 def check_values(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:

@@ -121,7 +121,8 @@ def test_wrong_names_and_numbers_are_errors() -> None:
     with pytest.raises(ValueError, match=r"deform_layers must be 0, 1, 2, 3 or 6, got 4"):
         backbone("resnet50", deform_layers=4)
     with pytest.raises(
-        ValueError, match="must be resnet50, resnet101, aligned_inception_resnet or a timm model, got 'resnet51'"
+        ValueError,
+        match="must be resnet50, resnet101, aligned_inception_resnet or a timm model after timm/, got 'resnet51'; did you mean 'resnet50'",
     ):
         backbone("resnet51")
     with pytest.raises(ValueError, match="for the paper's ResNets"):

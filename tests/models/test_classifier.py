@@ -54,7 +54,7 @@ def test_config_rebuilds_the_model() -> None:
     ("options", "message"),
     [
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
-        ({"backbone": "resnet51"}, "aligned_inception_resnet or a timm model, got 'resnet51'"),
+        ({"backbone": "resnet51"}, "aligned_inception_resnet or a timm model after timm/, got 'resnet51'"),
         ({"backbone": "resnet10t", "padded_pool": True}, "for the paper's networks, not for resnet10t"),
         ({"backbone": "aligned_inception_resnet", "padded_pool": True}, "for the paper's ResNets"),
     ],

@@ -123,7 +123,7 @@ def test_values_are_read_by_the_type_of_the_field() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("short_sid=400", r"no field 'short_sid'; fields: .*short_side \(int\)"),
+        ("short_sid=400", r"no field 'short_sid'; did you mean 'short_side'\? Fields: .*short_side \(int\)"),
         ("short_side", "expected field=value"),
         ("short_side=4.5", "short_side must be a valid integer, .*, got '4.5'"),
         ("lr=fast", "lr must be a valid number"),

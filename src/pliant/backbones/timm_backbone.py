@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pliant.backbones.timm_maps import Maps, find_maps
 from pliant.backbones.weights import stored_weights
 from pliant.runs.tensors import require_fit
+from pliant.suggestions import did_you_mean
 
 
 class TimmBackbone(nn.Module):
@@ -70,14 +71,19 @@ def timm_name(name: str) -> str:
     """The name of a timm model without the prefix `timm/`.
 
     Raises:
-        ValueError: if timm has no such model. The message lists similar ones.
+        ValueError: if timm has no such model. The message suggests similar ones.
     """
-    name = name.removeprefix("timm/")
+    given, name = name, name.removeprefix("timm/")
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8]) or "none alike"
+        known = (
+            "resnet50",
+            "resnet101",
+            "aligned_inception_resnet",
+            *(f"timm/{model}" for model in timm.list_models()),
+        )
         raise ValueError(
-            "backbone must be resnet50, resnet101, aligned_inception_resnet or a timm model, "
-            f"got {name!r} (timm has: {close})"
+            "backbone must be resnet50, resnet101, aligned_inception_resnet or a timm model after timm/, "
+            f"got {given!r}{did_you_mean(given, known)}"
         )
     return name
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 
 from pliant.recipes.base import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe, override
+from pliant.suggestions import did_you_mean
 
 __all__ = ["ClassificationRecipe", "DetectionRecipe", "Recipe", "SegmentationRecipe", "find_recipe", "override"]
 
@@ -65,7 +66,7 @@ def find_recipe(name: str) -> Recipe:
             and a function in it, such as ``"my_recipes:small_faster_rcnn"``.
 
     Raises:
-        ValueError: If there is no such recipe; the message lists the short names.
+        ValueError: If there is no such recipe; the message suggests one and lists the short names.
     """
     module, _, function = name.partition(".")
     if function in RECIPES.get(module, ()):
@@ -73,7 +74,8 @@ def find_recipe(name: str) -> Recipe:
         return found
     if ":" in name:
         return _own_recipe(name)
-    raise ValueError(f"there is no recipe {name!r}; recipes: {', '.join(recipe_names())}")
+    names = recipe_names()
+    raise ValueError(f"there is no recipe {name!r}{did_you_mean(name, names) or '.'} Recipes: {', '.join(names)}")
 
 
 def _own_recipe(name: str) -> Recipe:

@@ -7,12 +7,15 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import formatannotation
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pliant import ranges
 from pliant.schedule import Schedule
+from pliant.suggestions import did_you_mean
 
 R = TypeVar("R", bound="Recipe")
+TIMM = "timm/"
 PRETRAINED = "pretrained"
 RANDOM = "random"
 
@@ -35,8 +38,8 @@ class Recipe(Schedule):
         bias_lr_mult: Learning-rate multiplier of biases.
         backbone: ``"resnet101"``, ``"resnet50"`` or ``"aligned_inception_resnet"`` as in the paper, or the name of a
             timm model after ``"timm/"``.
-        weights: Initial weights of the backbone: a file, ``"pretrained"`` for timm's own, or ``"random"``. None is
-            random as well, but is an error if the batch norms are frozen.
+        weights: Initial weights: a run folder or a file (docs/weights.md), ``"pretrained"`` for timm's own weights of
+            the backbone, or ``"random"``. None is random as well, but is an error if the batch norms are frozen.
         frozen: Whether the batch norms of the backbone are frozen. None freezes them, except in a timm model without
             weights. In detectors and segmenters only those of timm models can be trained.
         deform_layers: Number of deformable 3x3 convolutions, counted from the last one of the backbone.
@@ -119,7 +122,7 @@ class Recipe(Schedule):
         """Whether the batch norms of the backbone are frozen."""
         if self.frozen is not None:
             return self.frozen
-        return self.weights is not None or not self.backbone.startswith("timm/")
+        return self.weights is not None or not self.backbone.startswith(TIMM)
 
     @property
     def scaled_lr(self) -> float:
@@ -222,7 +225,8 @@ class ClassificationRecipe(Recipe):
 def override(recipe: R, assignments: Sequence[str]) -> R:
     """Change fields by assignments ``field=value``.
 
-    Commas separate the items of lists, ``none`` is None, and ``true`` and ``false`` are booleans.
+    Commas separate the items of lists, ``none`` is None, and ``true`` and ``false`` are booleans. ``weights=timm/NAME``
+    sets both ``backbone=timm/NAME`` and ``weights=pretrained``.
 
     Raises:
         ValueError: If a text is not an assignment, there is no such field, or the value is not of its type or range.
@@ -236,7 +240,8 @@ def override(recipe: R, assignments: Sequence[str]) -> R:
             raise ValueError(f"expected field=value, got {assignment!r}")
         if name not in types:
             fields = ", ".join(f"{field} ({formatannotation(plain[field])})" for field in types)
-            raise ValueError(f"{type(recipe).__name__} has no field {name!r}; fields: {fields}")
+            meant = did_you_mean(name, types) or "."
+            raise ValueError(f"{type(recipe).__name__} has no field {name!r}{meant} Fields: {fields}")
         options = typing.get_args(plain[name]) or (plain[name],)
         value: Any = text
         if text.lower() == "none" and type(None) in options:
@@ -244,7 +249,18 @@ def override(recipe: R, assignments: Sequence[str]) -> R:
         elif any(typing.get_origin(option) is tuple for option in (plain[name], *options)):
             value = [part.strip() for part in text.split(",") if part.strip()]
         values[name] = ranges.read(name, value, types[name], strict=False)
+    values |= _timms(values)
     return dataclasses.replace(recipe, **values)
+
+
+def _timms(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The two fields that ``weights=timm/NAME`` stands for."""
+    name = str(values.get("weights"))
+    if not name.startswith(TIMM) or Path(name).exists():
+        return {}
+    if values.get("backbone", name) != name:
+        raise ValueError(f"weights={name} sets the backbone as well, got backbone={values['backbone']}; leave out one")
+    return {"backbone": name, "weights": PRETRAINED}
 
 
 def to_fields(recipe: Recipe) -> dict[str, Any]:

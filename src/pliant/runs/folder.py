@@ -16,6 +16,7 @@ import torch
 from pliant.outputs import is_free, require_folder
 from pliant.runs.checkpoints import step_of
 from pliant.runs.files import UNFINISHED, write_json
+from pliant.suggestions import did_you_mean_path
 
 try:
     import fcntl
@@ -111,7 +112,10 @@ class RunFolder:
         """
         run = cls(path)
         if not run.description_path.is_file():
-            raise ValueError(f"{run.path} is not a run folder: there is no {run.description_path.name} in it")
+            raise ValueError(
+                f"{run.path} is not a run folder: there is no {run.description_path.name} in it"
+                f"{'' if run.path.exists() else did_you_mean_path(run.path)}"
+            )
         return run
 
     def require_free(self) -> None:

@@ -16,6 +16,7 @@ from pliant.recipes.base import Recipe
 from pliant.runs.folder import RunFolder
 from pliant.runs.tensors import require_fit
 from pliant.runs.weights import read_weights
+from pliant.suggestions import did_you_mean_path
 from pliant.tasks.splits import choose_test_split
 from pliant.tasks.task import Task, build_model, stored_recipe, task_of
 
@@ -96,7 +97,7 @@ def load_trained(source: Path) -> Trained:
         ValueError: If it is neither a run folder nor a file of weights, or is damaged.
     """
     if not source.exists():
-        raise FileNotFoundError(f"{source}: there is no such run folder or file of weights")
+        raise FileNotFoundError(f"{source}: there is no such run folder or file of weights{did_you_mean_path(source)}")
     run = RunFolder.open(source) if source.is_dir() else None
     path = _weights_of(source) if run is None else run.weights()
     state, description = read_weights(path)

@@ -12,8 +12,10 @@ from huggingface_hub.utils import get_session
 
 from pliant.backbones.caffe_resnet import DEPTHS
 from pliant.backbones.timm_backbone import timm_name
-from pliant.recipes.base import PRETRAINED, RANDOM, Recipe
+from pliant.recipes.base import PRETRAINED, RANDOM, TIMM, Recipe
+from pliant.suggestions import did_you_mean, did_you_mean_path
 
+_PAPERS = (*DEPTHS, "aligned_inception_resnet")
 _FILES = ("model.safetensors", "pytorch_model.bin")  # the names in timm's repositories
 
 
@@ -21,33 +23,46 @@ def require_startable(recipe: Recipe) -> None:
     """Check that a recipe can be trained, before its data is read and anything is written.
 
     Raises:
-        ValueError: If a frozen backbone has no weights, or there is no such accelerator; the message says what to set.
-        FileNotFoundError: If the weights are a file that does not exist.
+        ValueError: If there is no such backbone or accelerator, or a frozen backbone has no weights; the message says
+            what to set.
+        FileNotFoundError: If the weights are a file or folder that does not exist.
+        ConnectionError: If timm's weights are not on this machine, and cannot be downloaded.
     """
+    if recipe.backbone not in _PAPERS:
+        timm_name(recipe.backbone)
     _require_weights(recipe)
     if recipe.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("accelerator must be auto or cpu where torch finds no GPU, got gpu")
 
 
 def _require_weights(recipe: Recipe) -> None:
+    own = timms_form(recipe.backbone)
     if recipe.weights is None and recipe.fixed_norms:
         raise ValueError(
-            f"{recipe.backbone} has fixed batch norms and no weights, so it cannot learn: give it a file with --set "
-            "weights=FILE; or take timm's ImageNet weights, downloaded at the first use, with --set "
-            "backbone=timm/resnet50 --set weights=pretrained; or train all of a timm model from random numbers with "
-            "--set backbone=timm/resnet50 (frozen=none); --set weights=random starts from random numbers all the same"
+            f"{recipe.backbone} has fixed batch norms and no weights, so it cannot learn. Start from timm's ImageNet "
+            f"weights, downloaded at the first use, with --set weights={own}; from a run or a file with --set "
+            f"weights=RUN or weights=FILE; or train all of a timm model from random numbers with --set backbone={own} "
+            "(frozen=none). --set weights=random starts from random numbers all the same"
         )
     if recipe.weights == PRETRAINED:
         _require_timms_weights(recipe.backbone)
-    elif recipe.weights not in (None, RANDOM) and not Path(str(recipe.weights)).is_file():
-        raise FileNotFoundError(f"weights: there is no file {recipe.weights} (nor is it {PRETRAINED} or {RANDOM})")
+    elif recipe.weights not in (None, RANDOM) and not Path(str(recipe.weights)).exists():
+        meant = did_you_mean(str(recipe.weights), (PRETRAINED, RANDOM)) or did_you_mean_path(Path(str(recipe.weights)))
+        raise FileNotFoundError(
+            f"weights: there is no file {recipe.weights} and no such run folder (nor is it {PRETRAINED}, {RANDOM} or timm/NAME){meant}"
+        )
+
+
+def timms_form(backbone: str) -> str:
+    """The timm model to suggest in place of a backbone whose weights nobody offers for download."""
+    return backbone if backbone.startswith(TIMM) else f"{TIMM}{backbone if backbone in DEPTHS else 'resnet50'}"
 
 
 def _require_timms_weights(backbone: str) -> None:
-    if backbone in (*DEPTHS, "aligned_inception_resnet"):
+    if backbone in _PAPERS:
         raise ValueError(
-            f"weights=pretrained are timm's own, and {backbone} is the paper's form: set backbone=timm/resnet50 or "
-            "another timm model, or weights=FILE"
+            f"weights=pretrained are timm's own, and {backbone} is the paper's form, of which timm has none: set "
+            f"weights={timms_form(backbone)}, which sets the backbone as well, or weights=FILE"
         )
     place: Any = timm.get_pretrained_cfg(timm_name(backbone))
     if place is None or not place.has_weights:
@@ -60,8 +75,9 @@ def _require_timms_weights(backbone: str) -> None:
     except Exception as error:  # the session is of requests or httpx
         raise ConnectionError(
             f"timm's weights of {backbone} are not on this machine, and {constants.ENDPOINT} cannot be reached for "
-            "them: give a file with --set weights=FILE, or train all of the network from random numbers with --set "
-            "weights=none"
+            f"them. Download {place.hf_hub_id or backbone} elsewhere and give its model.safetensors with --set "
+            f"weights=FILE --set backbone={backbone}; start from an earlier run with --set weights=RUN; or train all of "
+            f"the network from random numbers with --set weights=none --set backbone={backbone}"
         ) from error
 
 
