@@ -14,7 +14,8 @@ _ALIKE = 0.6  # difflib's own default
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: `"; did you mean 'max_steps'?"`, or `""` if none is alike.
 
-    Case does not count, and a beginning stands for a name if nothing else is alike. In names of several parts, such as `voc.faster_rcnn`, the last part may be given alone.
+    Case does not count, and a beginning stands for a name if nothing else is alike. In names of several parts, such as
+    `voc.faster_rcnn`, the last part may be given alone.
 
     Args:
         given: what was given.

@@ -49,7 +49,8 @@ def _require_weights(recipe: Recipe) -> None:
     elif recipe.weights not in (None, RANDOM) and not Path(str(recipe.weights)).exists():
         meant = did_you_mean(str(recipe.weights), (PRETRAINED, RANDOM)) or did_you_mean_path(Path(str(recipe.weights)))
         raise FileNotFoundError(
-            f"weights: there is no file {recipe.weights} and no such run folder (nor is it {PRETRAINED}, {RANDOM} or timm/NAME){meant}"
+            f"weights: there is no file {recipe.weights} and no such run folder (nor is it {PRETRAINED}, {RANDOM} or "
+            f"timm/NAME){meant}"
         )
 
 
@@ -76,8 +77,8 @@ def _require_timms_weights(backbone: str) -> None:
         raise ConnectionError(
             f"timm's weights of {backbone} are not on this machine, and {constants.ENDPOINT} cannot be reached for "
             f"them. Download {place.hf_hub_id or backbone} elsewhere and give its model.safetensors with --set "
-            f"weights=FILE --set backbone={backbone}; start from an earlier run with --set weights=RUN; or train all of "
-            f"the network from random numbers with --set weights=none --set backbone={backbone}"
+            f"weights=FILE --set backbone={backbone}; start from an earlier run with --set weights=RUN; or train all "
+            f"of the network from random numbers with --set weights=none --set backbone={backbone}"
         ) from error
 
 
