@@ -58,7 +58,7 @@ Layers = Annotated[int, Field(ge=0, le=1000)]
 Stages = Annotated[int, Field(ge=0, le=3)]
 Bins = Annotated[int, Field(ge=1, le=32)]
 AnchorScales = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1), AfterValidator(_distinct)
+    tuple[Annotated[float, Field(gt=0, le=1024)], ...], Field(min_length=1), AfterValidator(_distinct)
 ]
 Colour = Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=3)]
 Score = Annotated[float, Field(ge=0, lt=1)]  # at 1 nothing would be found

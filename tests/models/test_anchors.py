@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from pliant.models.anchors import Anchors, assign
+from pliant.models.anchors import Anchors, assign, fitted_scales
 
 # The authors' nine, by first and last pixel, as their generator prints them for the cell at the origin.
 AUTHORS = [
@@ -61,3 +62,43 @@ def test_an_object_that_no_anchor_meets_takes_none() -> None:
     anchors = torch.tensor([[0.0, 0, 10, 10]])
     target = {"boxes": torch.tensor([[20.0, 20, 30, 30]]), "labels": torch.tensor([1])}
     assert assign(anchors, target, (40, 40))[0].tolist() == [0]
+
+
+def squares(*sides: float) -> torch.Tensor:
+    corners = torch.tensor(sides)[:, None]
+    return torch.cat((torch.full((len(sides), 2), 5.0), (corners + 5).expand(-1, 2)), dim=1)
+
+
+def test_fitted_scales_cover_rare_classes_as_well_as_frequent_ones() -> None:
+    # 100 objects of 64 pixels, and one each of 16 and 256 pixels in classes of their own.
+    boxes = squares(*[64.0] * 100, 16.0, 256.0)
+    labels = torch.tensor([1] * 100 + [2, 3])
+    assert fitted_scales(boxes, labels) == (1.0, 2.0, 4.0, 8.0, 16.0)
+    assert fitted_scales(boxes, labels, number=3) == (1.0, 4.0, 16.0)
+    # In one class they are outliers.
+    assert fitted_scales(boxes, torch.ones(102, dtype=torch.int64))[0] > 2.5
+
+
+def test_fitted_scales_ignore_shape_and_outliers() -> None:
+    wide = torch.tensor([[0.0, 0.0, 128.0, 8.0]])  # the area of a square of 32 pixels
+    assert fitted_scales(wide, torch.tensor([1]), number=1) == fitted_scales(squares(32.0), torch.tensor([1]), number=1)
+    sides = [32.0] * 49 + [1000.0] + [16.0] * 50
+    assert fitted_scales(squares(*sides), torch.ones(100, dtype=torch.int64), number=2) == (1.0, 2.0)
+
+
+def test_objects_of_one_size_get_anchors_around_it() -> None:
+    scales = fitted_scales(squares(*[48.0] * 20), torch.ones(20, dtype=torch.int64))
+    assert scales[2] == 3.0
+    assert scales[-1] / scales[0] == pytest.approx(2, abs=0.02)
+    assert len(set(scales)) == 5
+
+
+def test_fitted_scales_need_boxes() -> None:
+    with pytest.raises(ValueError, match="there are none"):
+        fitted_scales(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+
+
+def test_scales_may_be_fractions() -> None:
+    anchors = Anchors((0.5, 1.25)).on(torch.zeros(1, 1, 1, 1))
+    torch.testing.assert_close(anchors[2], torch.tensor([4.0, 4.0, 12.0, 12.0]))
+    torch.testing.assert_close(anchors[3], torch.tensor([-2.0, -2.0, 18.0, 18.0]))

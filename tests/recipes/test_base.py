@@ -130,7 +130,7 @@ def test_values_are_read_by_the_type_of_the_field() -> None:
         ("deform_roi=maybe", "deform_roi must be a valid boolean"),
         ("precision=8", "precision must be '32-true', 'bf16-mixed' or '16-mixed', got '8'"),
         ("lr=none", "lr must be a valid number"),
-        ("anchor_scales=1,x", "anchor_scales must be a valid integer, .*, got 'x'"),
+        ("anchor_scales=1,x", "anchor_scales must be a valid number, .*, got 'x'"),
         ("max_steps=0", "max_steps must be greater than or equal to 1"),
         ("workers=-1", "workers must be greater than or equal to 0, got '-1'"),
         ("short_side=2000", "short_side must be at most max_side, got 2000 and 1000"),

@@ -68,11 +68,8 @@ def fields(kind: str) -> Iterator[tuple[str, Any]]:
     """Fields that have more than a few named values, with their types."""
     hints = typing.get_type_hints(KINDS[kind])
     for field in dataclasses.fields(KINDS[kind]):
-        hint = hints[field.name]
-        options = [each for each in typing.get_args(hint) or (hint,) if each is not type(None)]
-        named = typing.get_origin(hint) is Literal or all(typing.get_origin(each) is Literal for each in options)
-        if hint not in (bool, bool | None) and not named:
-            yield field.name, hint
+        if hints[field.name] not in (bool, bool | None) and typing.get_origin(hints[field.name]) is not Literal:
+            yield field.name, hints[field.name]
 
 
 def wrong(kind: str) -> dict[str, tuple[Any, ...]]:

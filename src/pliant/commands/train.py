@@ -16,7 +16,7 @@ from pliant.devices import choose_device
 from pliant.engine.fitting import fit
 from pliant.launch import ALONE, Launch, is_first
 from pliant.recipes import find_recipe, override
-from pliant.recipes.base import Recipe
+from pliant.recipes.base import Recipe, to_fields
 from pliant.runs.folder import RunFolder
 from pliant.runs.training import batch_groups, build_module, describe, fit_settings, weights_description
 from pliant.tasks.splits import Splits, choose_splits, open_training_data
@@ -68,6 +68,7 @@ def train(
         return folder
     with Progress(quiet=not is_first()) as progress, progress.task("reading the data"):
         opened = open_training_data(recipe, data, splits, strict=strict)
+    asked, recipe = recipe, task_of(recipe).completed(recipe, opened.train)
     lightning.seed_everything(recipe.seed, verbose=False)
     module = build_module(recipe, opened.classes)
     ids = getattr(opened.train, "category_ids", None)
@@ -77,6 +78,7 @@ def train(
     with made as folder:
         report_problems(folder, opened.by_split())
         _say_what(recipe, name, splits, opened.train, opened.validation, folder)
+        _say_completed(asked, recipe)
         fit(module, opened, folder, fit_settings(recipe, chosen), weights_description(description), groups)
     _console().print(f"Trained. Weights: {folder.weights()}")
     return folder
@@ -185,3 +187,12 @@ def _say_what(
         console.print(f"{key:>10}  {value}", style="yellow" if key in doubts else None)
     if absent := training.absent():
         console.print(f"{splits.train}: {absent}", style="yellow")
+
+
+def _say_completed(asked: Recipe, recipe: Recipe) -> None:
+    """Print the values that the training images determined."""
+    values = to_fields(recipe)
+    for name, value in to_fields(asked).items():
+        if values[name] != value:
+            found = ", ".join(map(str, values[name])) if isinstance(values[name], tuple) else values[name]
+            _console().print(f"{name}={found}, from the training images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,12 +25,12 @@ class Anchors(AnchorGenerator):
         scales: square roots of the anchors' areas, in multiples of 16 pixels.
     """
 
-    def __init__(self, scales: Sequence[int] = (8, 16, 32)) -> None:
+    def __init__(self, scales: Sequence[float] = (8, 16, 32)) -> None:
         super().__init__((tuple(scales),), (RATIOS,))
 
     def generate_anchors(
         self,
-        scales: list[int],
+        scales: list[float],  # type: ignore[override]
         aspect_ratios: list[float],
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008
@@ -49,6 +50,40 @@ class Anchors(AnchorGenerator):
         self.set_cell_anchors(feature.dtype, feature.device)
         stride = torch.tensor(STRIDE, device=feature.device)
         return self.grid_anchors([list(feature.shape[-2:])], [[stride, stride]])[0]
+
+
+def fitted_scales(boxes: Tensor, labels: Tensor, number: int = 5) -> tuple[float, ...]:
+    """Anchor scales for the objects of a data set.
+
+    The scales are evenly spaced on a logarithmic axis, from the size below which 5 % of the objects lie to the size
+    above which 5 % lie. Each class counts equally, so that frequent objects do not take the anchors of rare ones. The
+    largest scale is at least twice the smallest. The number of scales does not depend on the data, so the weights of
+    a network fit into that of another data set.
+
+    Args:
+        boxes: `[L, 4]` with an area above zero, in pixels of the images as the network scales them.
+        labels: classes `[L]`.
+        number: number of scales.
+
+    Returns:
+        The scales in multiples of 16 pixels, as `Anchors` takes them, rising.
+
+    Examples:
+        >>> boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0], [0.0, 0.0, 128.0, 128.0]])
+        >>> fitted_scales(boxes, torch.tensor([1, 2]), number=3)
+        (2.0, 4.0, 8.0)
+    """
+    if not len(boxes):
+        raise ValueError("anchors are determined from boxes, and there are none")
+    logs = (boxes[:, 2:] - boxes[:, :2]).double().log().mean(dim=1)  # of the square root of the area
+    order = logs.argsort()
+    share = 1 / labels.bincount()[labels[order]].double()
+    share = share.cumsum(0) / share.sum()
+    ends = torch.searchsorted(share, share.new_tensor([0.05, 0.95])).clamp(max=len(order) - 1)
+    low, high = logs[order[ends]].tolist()
+    middle, half = (low + high) / 2, max(high - low, math.log(2)) / 2
+    steps = torch.linspace(middle - half, middle + half, number, dtype=torch.float64)
+    return tuple(round(scale, 2) for scale in (steps.exp() / STRIDE).tolist())
 
 
 def assign(

@@ -45,7 +45,7 @@ def rfcn(
     hardest: bool = True,
     min_size: int = 600,
     max_size: int = 1000,
-    anchor_scales: Sequence[int] = (8, 16, 32),
+    anchor_scales: Sequence[float] = (8, 16, 32),
     score_thresh: float = 1e-3,
     nms_thresh: float = 0.3,
     detections_per_image: int = 300,

@@ -40,7 +40,7 @@ class Conv4RPN(RegionProposalNetwork):
             outside the image to the pixels at its border.
     """
 
-    def __init__(self, in_channels: int, anchor_scales: Sequence[int], framing: str = "paper") -> None:
+    def __init__(self, in_channels: int, anchor_scales: Sequence[float], framing: str = "paper") -> None:
         check_framing(framing)
         anchors = Anchors(anchor_scales)
         super().__init__(

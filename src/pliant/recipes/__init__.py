@@ -34,6 +34,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
         "rfcn_deform_authors",
     ),
     "imagenet": ("aligned_inception_resnet", "aligned_inception_resnet_deform", "resnet101"),
+    "small": ("deeplab", "deeplab_deform", "faster_rcnn", "faster_rcnn_deform"),
     "voc": (
         "class_aware_rpn",
         "class_aware_rpn_deform",

@@ -50,8 +50,6 @@ class Recipe(Schedule):
         modulated: Whether the deformable convolutions also weight their samples (DCNv2).
         offset_dilation: Dilation of the convolutions that predict offsets; None for that of the deformable layer.
         image_mean: Colour that is subtracted from images, RGB in 0..1; None for that of the backbone.
-        freeze_below: The first stage that is trained, ``"conv4"`` or ``"conv5"``; None for ``"conv3"`` as in the paper
-            (the paper's networks only).
         framing: How images, boxes and scores lie on the map, ``"paper"`` or ``"authors"``; see `pliant.models.rfcn`
             and `pliant.models.deeplab`.
         short_side: Target length of the short side of images, in pixels.
@@ -96,7 +94,6 @@ class Recipe(Schedule):
     modulated: bool = False
     offset_dilation: ranges.Dilation | None = None
     image_mean: ranges.Colour | None = None
-    freeze_below: Literal["conv3", "conv4", "conv5"] | None = None
     framing: Literal["paper", "authors"] = "paper"
     short_side: ranges.Pixels = 600
     max_side: ranges.Pixels = 1000
@@ -160,7 +157,9 @@ class DetectionRecipe(Recipe):
         roi_offset_lr_mult: Learning-rate multiplier of the layer that predicts the offsets of bins in deformable RoI
             pooling (beta in the paper; `faster_rcnn`).
         reduce_lr_mult: Learning-rate multiplier of the new 1x1 convolution on conv5.
-        anchor_scales: Square roots of the anchors' areas, in multiples of 16 pixels of the scaled image.
+        anchor_scales: Square roots of the anchors' areas, in multiples of 16 pixels of the scaled image. None:
+            determined by the boxes of the training images when a training starts
+            (`pliant.models.anchors.fitted_scales`).
         score_threshold: Lower limit of a detection's score.
         nms_threshold: Upper limit of a detection's overlap with a better one of its class.
         max_detections: Upper limit of the number of detections in an image.
@@ -177,7 +176,7 @@ class DetectionRecipe(Recipe):
     background_iou: ranges.BackgroundIoU = 0.1
     roi_offset_lr_mult: ranges.Multiplier = 0.01
     reduce_lr_mult: ranges.Multiplier = 1.0
-    anchor_scales: ranges.AnchorScales = (8, 16, 32)
+    anchor_scales: ranges.AnchorScales | None = (8, 16, 32)
     score_threshold: ranges.Score = 1e-3
     nms_threshold: ranges.Fraction = 0.3
     max_detections: ranges.Detections = 300
@@ -221,9 +220,8 @@ class ClassificationRecipe(Recipe):
         super().__post_init__()
         if self.crop > self.short_side:
             raise ValueError(f"crop must be at most short_side, got {self.crop} and {self.short_side}")
-        if self.dilation != 1 or self.framing != "paper" or self.freeze_below is not None:
-            options = f"dilation={self.dilation}, framing={self.framing} and freeze_below={self.freeze_below}"
-            raise ValueError(f"a classifier has no {options}")
+        if self.dilation != 1 or self.framing != "paper":
+            raise ValueError(f"a classifier has no dilation={self.dilation} and framing={self.framing}")
 
 
 def override(recipe: R, assignments: Sequence[str]) -> R:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from pliant import models
 from pliant.data import COCODetection, DetectionSet, ImageSet, VOCDetection, coco, transforms
 from pliant.engine.detection import DetectionModule, collate_detection
 from pliant.engine.test_time_augmentation import AugmentedDetector, Procedure
-from pliant.models.anchors import STRIDE
+from pliant.models.anchors import STRIDE, fitted_scales
 from pliant.models.batched import BatchedDetector
 from pliant.models.transform import image_transform
 from pliant.pictures.results import draw_boxes
@@ -40,8 +41,10 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "fpn_faster_rcnn": models.fpn_faster_rcnn,
 }
 _POOLED = ("faster_rcnn", "rfcn")  # the networks of the paper that have RoI pooling
+_ON_ONE_MAP = (*_POOLED, "class_aware_rpn")  # the networks whose anchors a recipe can choose
 _DEFORMATION = ("deform_layers", "deform_roi", "deform_stages")
 _MOST_VIEWED = 50  # most detections in a view
+_FEW_CELLS = 2  # an object of fewer cells of the map is small
 _COMPARED = 0.05  # lower limit of the score of detections that must agree
 
 
@@ -83,9 +86,20 @@ class DetectionTask(Task[DetectionRecipe]):
         assert isinstance(dataset, DetectionSet)
         return any(len(dataset.target(index)["labels"]) for index in range(len(dataset)))
 
+    def completed(self, recipe: DetectionRecipe, training: ImageSet) -> DetectionRecipe:
+        if recipe.anchor_scales is not None or recipe.network not in _ON_ONE_MAP:
+            return recipe
+        assert isinstance(training, DetectionSet)
+        return recipe.replaced(anchor_scales=fitted_scales(*_scaled_boxes(recipe, training)))
+
     # -- network
 
     def build(self, recipe: DetectionRecipe, classes: Sequence[str], *, pretrained: bool = True) -> nn.Module:
+        if recipe.anchor_scales is None and recipe.network in _ON_ONE_MAP:
+            raise ValueError(
+                "anchor_scales=none stands for those of the training images' boxes, which are not known here: set "
+                "them, such as --set anchor_scales=1,2,4"
+            )
         fields = ("deform_roi", "deform_stages", "sampling", "framing", "bins", "hardest", "background_iou")
         options = {
             **backbone_options(recipe, pretrained=pretrained),
@@ -96,7 +110,7 @@ class DetectionTask(Task[DetectionRecipe]):
             "nms_thresh": recipe.nms_threshold,
             "detections_per_image": recipe.max_detections,
         }
-        needed = (*_DEFORMATION, "offset_dilation", "image_mean", "freeze_below")
+        needed = (*_DEFORMATION, "offset_dilation", "image_mean")
         return build_with(_NETWORKS[recipe.network], len(classes) + 1, options, needed=needed)
 
     def module(self, recipe: DetectionRecipe, model: nn.Module, classes: Sequence[str]) -> DetectionModule:
@@ -107,8 +121,8 @@ class DetectionTask(Task[DetectionRecipe]):
         return super().lr_multipliers(recipe) | own
 
     def doubts(self, recipe: DetectionRecipe) -> dict[str, str]:
-        unfit = unfitting_anchors(recipe)
-        return super().doubts(recipe) | ({} if unfit is None else {"anchors": unfit})
+        found = {"anchors": unfitting_anchors(recipe), "objects": small_objects(recipe)}
+        return super().doubts(recipe) | {title: doubt for title, doubt in found.items() if doubt is not None}
 
     def without_deformation(self, recipe: DetectionRecipe) -> DetectionRecipe:
         return recipe.replaced(deform_layers=0, deform_stages=0, deform_roi=False)
@@ -182,7 +196,7 @@ class DetectionTask(Task[DetectionRecipe]):
             write_voc_results(places[0].parent, module.found.items(), names, dataset.classes)
 
     def ablation(self, recipe: DetectionRecipe) -> Ablation | None:
-        if recipe.network not in (*_POOLED, "class_aware_rpn"):
+        if recipe.network not in _ON_ONE_MAP:
             return None
         metrics = {"mAP@0.5": "VOC_AP50", "mAP@0.7": "VOC_AP70", "AP": "AP"}
         return Ablation(metrics, "VOC_AP50", pooled=recipe.network in _POOLED)
@@ -230,7 +244,7 @@ class ExportedDetector(nn.Module):
 
 def unfitting_anchors(recipe: DetectionRecipe) -> str | None:
     """A reason why no anchor fits into the images, so that a detector learns from none; None if some anchor fits."""
-    if recipe.network == "fpn_faster_rcnn":
+    if recipe.network not in _ON_ONE_MAP or recipe.anchor_scales is None:
         return None
     side = min(recipe.anchor_scales) * STRIDE
     # At a square anchor's 16 x 16 pixels, the one of ratio 2:1 has 11 x 22, and the one of ratio 1:2 has 23 x 12.
@@ -240,6 +254,34 @@ def unfitting_anchors(recipe: DetectionRecipe) -> str | None:
         f"none fits into an image of short_side={recipe.short_side}, so few or no objects will be found: the smallest "
         f"has {side} pixels (set smaller ones, such as --set anchor_scales=1,2,4)"
     )
+
+
+def small_objects(recipe: DetectionRecipe) -> str | None:
+    """A reason to enlarge the images, if most anchors are hardly larger than a cell of the map; None if they are."""
+    if recipe.network not in _ON_ONE_MAP or recipe.anchor_scales is None:
+        return None
+    middle = sorted(recipe.anchor_scales)[len(recipe.anchor_scales) // 2]
+    if middle >= _FEW_CELLS:
+        return None
+    factor = _FEW_CELLS / middle
+    larger = [math.ceil(factor * side / STRIDE) * STRIDE for side in (recipe.short_side, recipe.max_side)]
+    return (
+        f"the middle anchor has {middle * STRIDE:.0f} pixels, hardly more than a cell of the map ({STRIDE}), so small "
+        f"objects will be missed: --set short_side={larger[0]} --set max_side={larger[1]} shows them larger, and "
+        f"takes about {factor**2:.1f} times as long"
+    )
+
+
+def _scaled_boxes(recipe: DetectionRecipe, dataset: DetectionSet) -> tuple[Tensor, Tensor]:
+    """The boxes [L, 4] to train on, in pixels of the scaled images, and their labels [L]."""
+    boxes, labels = [], []
+    for index, size in enumerate(dataset.sizes):
+        target = dataset.target(index)
+        scale = min(recipe.short_side / min(size), recipe.max_side / max(size))
+        usable = ~(target["difficult"] | target["iscrowd"])
+        boxes.append(target["boxes"].as_subclass(Tensor)[usable] * scale)
+        labels.append(target["labels"][usable])
+    return torch.cat(boxes), torch.cat(labels)
 
 
 def compare_detections(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Agreement:

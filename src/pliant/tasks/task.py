@@ -181,6 +181,10 @@ class Task(abc.ABC, Generic[R]):
         """Whether a data set has an annotation of any class that it was opened with."""
         return any(dataset.class_counts())
 
+    def completed(self, recipe: R, training: ImageSet) -> R:
+        """The recipe with a value in each field that it leaves to the training images."""
+        return recipe
+
     # -- network
 
     @abc.abstractmethod
