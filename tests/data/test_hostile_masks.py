@@ -35,9 +35,7 @@ def segmentation(folder: Any) -> Path:
     [
         (Image.new("P", (30, 40)), "size mismatch", "the mask is 30x40, but a.jpg is 40x30"),
         (Image.new("P", (1, 1)), "size mismatch", "the mask is 1x1"),
-        (Image.new("RGB", (40, 30)), "unreadable annotation", "mode RGB"),
-        (Image.new("LA", (40, 30)), "unreadable annotation", "mode LA"),
-        (Image.fromarray(IDS.astype(np.uint16)), "unreadable annotation", "mode I"),
+        (Image.new("RGB", (40, 30), (255, 0, 0)), "unreadable annotation", "colours, such as #ff0000"),
         (Image.new("L", (10_000, 10_000)), "unreadable annotation", "too large"),
         (Image.new("L", (2, 10_000)), "unreadable annotation", "too long"),
     ],
@@ -52,6 +50,18 @@ def test_masks_that_do_not_fit(voc_folder: Any, mask: Image.Image, kind: str, de
     (problem,) = data.problems
     assert (problem.path, problem.kind) == (path, kind)
     assert detail in problem.detail
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16", "1"])
+def test_ids_are_read_from_grey_images_of_any_mode(voc_folder: Any, mode: str) -> None:
+    root = segmentation(voc_folder())
+    ids = np.minimum(IDS, 1) if mode == "1" else IDS
+    image = Image.fromarray(ids.astype(np.uint16) if mode == "I;16" else ids.astype(np.uint8))
+    (Image.fromarray(ids > 0) if mode == "1" else image if mode == "I;16" else image.convert(mode)).save(
+        root / "SegmentationClass" / "a.png"
+    )
+    data = VOCSegmentation(root, classes=["background", "cat", "dog"], strict=True)
+    assert np.array_equal(data.mask(1), ids)
 
 
 def test_unknown_ids_are_not_judged(voc_folder: Any) -> None:

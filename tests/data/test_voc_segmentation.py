@@ -61,7 +61,7 @@ def test_segmentation_files_with_a_problem(voc_folder):
     (images / "noimage.jpg").unlink()
     (masks / "nomask.png").unlink()
     (masks / "badmask.png").write_bytes(b"nothing")
-    Image.new("RGB", (40, 30)).save(masks / "rgb.png")
+    Image.new("RGB", (40, 30), (0, 0, 9)).save(masks / "rgb.png")
     folder.mask("size", IDS.T)
     (images / "badimage.jpg").write_bytes(b"nothing")
     data = VOCSegmentation(folder.root)

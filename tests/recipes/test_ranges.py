@@ -47,6 +47,11 @@ WRONG = {
     "train_split": ("", " "),
     "test_split": ("", " "),
     "val_split": ("", " "),
+    "val_fraction": (-0.1, 0.6, math.nan),
+    "test_fraction": (-0.1, 0.6, math.nan),
+    "split_seed": (-1, 2**32),
+    "mask_values": (("",), ("0:a", "0:a"), ("leaf",), ("leaf:0",), ("0: ",), ("#ff00:a",)),
+    "ignored_ids": ((-1,), (3, 3), (2**16,)),
     "seed": (-1, 2**32),
     "workers": (-1, 10**6),
     "checkpoint_every": (0, -1),
@@ -68,7 +73,9 @@ def fields(kind: str) -> Iterator[tuple[str, Any]]:
     """Fields that have more than a few named values, with their types."""
     hints = typing.get_type_hints(KINDS[kind])
     for field in dataclasses.fields(KINDS[kind]):
-        if hints[field.name] not in (bool, bool | None) and typing.get_origin(hints[field.name]) is not Literal:
+        kinds = typing.get_args(hints[field.name]) if type(None) in typing.get_args(hints[field.name]) else ()
+        named = any(typing.get_origin(kind) is Literal for kind in (hints[field.name], *kinds))
+        if hints[field.name] not in (bool, bool | None) and not named:
             yield field.name, hints[field.name]
 
 

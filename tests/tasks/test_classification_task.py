@@ -84,7 +84,7 @@ def test_detector_on_aligned_inception_resnet() -> None:
 
 def test_splits(data: Path, tmp_path: Path, miniature: ModuleType) -> None:
     recipe = find_recipe("imagenet.resnet101")
-    assert choose_splits(recipe, data) == Splits("train", None, "val")
+    assert choose_splits(recipe, data) == Splits("train", "val", "val")
     assert choose_splits(override(recipe, ["val_split=val"]), data) == Splits("train", "val", "val")
     three = miniature.make_folders(tmp_path, {"train": 2, "val": 2, "test": 2})
     assert choose_splits(recipe, three) == Splits("train", "val", "test")

@@ -92,7 +92,7 @@ def test_what_is_missing_is_said(roots: dict[str, Path], tmp_path: Path, miniatu
     assert "the recipe asks for 2012_train+sbd; 2012_train is taken" in result.output
     assert "benchmark_RELEASE/dataset/" in result.output
     assert "expected layout" not in result.output
-    result = run("check", "cityscapes.deeplab", "--data", alone)
+    result = run("check", "cityscapes.deeplab", "--data", alone, "--set", "layout=cityscapes")
     assert result.exit_code == 2
     assert "leftImg8bit/SPLIT/CITY/" in result.output
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -22,10 +21,11 @@ from pliant.tasks.task import task_of
 @pytest.mark.parametrize(
     ("there", "chosen"),
     [
-        (["train", "val", "trainval", "test"], Splits("trainval", None, "test")),
+        (["train", "val", "trainval", "test"], Splits("train", "val", "test")),
         (["train", "val", "test"], Splits("train", "val", "test")),
-        (["train", "val"], Splits("train", None, "val")),
-        (["train", "val", "trainval"], Splits("train", None, "val")),
+        (["train", "val"], Splits("train", "val", "val")),
+        (["train", "val", "trainval"], Splits("train", "val", "val")),
+        (["trainval", "val", "test"], Splits("trainval", None, "test")),
         (["train"], Splits("train", None, None)),
     ],
 )
@@ -69,14 +69,15 @@ def test_advice_fits_the_command_and_the_data(tmp_path: Path, miniature: ModuleT
     with pytest.raises(DataError, match=r"splits there: holdout\. Name one with --split NAME"):
         choose_test_split(recipe, root)
     assert choose_test_split(override(recipe, ["test_split=holdout"]), root) == "holdout"
-    shutil.rmtree(root / "ImageSets")
-    for choose in (choose_splits, choose_test_split):
-        with pytest.raises(DataError, match=r"splits there: none\. A split is a list .* ImageSets/Main/train\.txt$"):
-            choose(recipe, root)
-    for name, part in (("coco.rfcn", "instances_train.json"), ("imagenet.resnet101", "folder of images for each")):
+    for name, part in (
+        ("voc.rfcn", "no files\n\nWhat would fit:\nlayout=voc: .*\nlayout=coco: .*\nlayout=yolo: "),
+        ("voc.deeplab", "layout=masks: images with masks"),
+        ("imagenet.resnet101", "folder of images for each"),
+    ):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(DataError, match=part):
-            choose_splits(find_recipe(name), tmp_path / "empty")
+        for choose in (choose_splits, choose_test_split):
+            with pytest.raises(DataError, match=part):
+                choose(find_recipe(name), tmp_path / "empty")
 
 
 def test_nothing_to_learn_is_an_error_before_anything_is_written(tmp_path: Path, miniature: ModuleType) -> None:
@@ -101,11 +102,11 @@ def test_check_names_classes_without_a_pixel(
     tmp_path: Path, miniature: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = miniature.make_voc(tmp_path / "data", {"train": 2})
-    for path in (root / "SegmentationClass").iterdir():
+    for number, path in enumerate(sorted((root / "SegmentationClass").iterdir())):
         mask = np.asarray(Image.open(path))
-        Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)
-    shown = checked(capsys, "voc.deeplab", root, "classes=background,square")
-    assert f"train: square: there is no pixel to learn from; {2 * 30 * 28:,} of 6,144 pixels are 255" in shown
+        Image.fromarray(np.where(mask, 255 if number else 1, 0).astype(np.uint8)).save(path)
+    shown = checked(capsys, "voc.deeplab", root, "classes=background,square,round")
+    assert f"train: round: there is no pixel to learn from; {30 * 28:,} of 6,144 pixels are 255" in shown
 
 
 def test_check_names_images_without_an_object_and_turned_ones(
@@ -118,7 +119,7 @@ def test_check_names_images_without_an_object_and_turned_ones(
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 3
     Image.open(path).save(path, exif=exif)
-    shown = checked(capsys, "voc.faster_rcnn", root, "classes=red,green,blue")
+    shown = checked(capsys, "voc.faster_rcnn", root, "classes=red,green,blue", "val_fraction=0")
     assert "train: 12 images have no box to train on: scene_0.jpg, scene_1.jpg" in shown
     assert "scene_9.jpg and 2 more" in shown
     assert "train: blue: there is no box to learn from\n" in shown
@@ -141,7 +142,7 @@ def test_coco_layout(tmp_path: Path, miniature: ModuleType) -> None:
     root = miniature.make_coco(tmp_path / "data", {"train2017": 2, "val2017": 1})
     recipe = find_recipe("coco.faster_rcnn")
     splits = choose_splits(recipe, root)
-    assert splits == Splits("train2017", None, "val2017")
+    assert splits == Splits("train2017", "val2017", "val2017")
     data = open_training_data(recipe, root, splits)
     assert data.classes == ("red", "green")
     images, targets = data.collate_train([data.train[0], data.train[1]])

@@ -85,15 +85,27 @@ def train(
 
 @command()
 def check(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Such as voc.rfcn_deform.")],
-    data: Annotated[Path, typer.Option(help="The folder of the data.")],
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE|PATH]", help="Such as voc.rfcn_deform; or a folder of data alone.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder of the data.")] = None,
     assignments: Assignments = None,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image.")] = False,
 ) -> None:
-    """Check whether the data of a recipe are complete, and list their defects."""
+    """Say what a folder of data is and which recipes fit; with a recipe, check its data and list their defects."""
     from pliant.commands.check import check as run_check
+    from pliant.commands.check import identify
 
-    if not run_check(recipe, data, assignments=assignments or (), deep=deep):
+    if data is None and recipe is not None and Path(recipe).is_dir():
+        data, recipe = Path(recipe), None
+    if data is None:
+        raise ValueError("say where the data is: pliant check PATH, or pliant check RECIPE --data PATH")
+    if recipe is None:
+        if assignments or deep:
+            raise ValueError("--set and --deep need a recipe: pliant check RECIPE --data PATH")
+        if not identify(data):
+            raise typer.Exit(2)
+    elif not run_check(recipe, data, assignments=assignments or (), deep=deep):
         raise typer.Exit(2)
 
 

@@ -1,22 +1,27 @@
-"""`pliant check`: report whether a recipe can be trained on a data folder, and what is missing or wrong there."""
+"""`pliant check`: say what a folder of data is, whether a recipe can be trained on it, and what is missing or wrong."""
 
 from __future__ import annotations
 
-from collections import Counter
+import shlex
+from collections import Counter, defaultdict
 from collections.abc import Sequence, Sized
 from pathlib import Path
+from typing import Any
 
-from pliant.console import Console, Table, styled
+from pliant.console import Console, Progress, Table, styled
 from pliant.data import DataError, DetectionSet, ImageSet
 from pliant.data.image_set import some
 from pliant.data.images import UnreadableFileError, read_image
-from pliant.recipes import find_recipe, override
+from pliant.recipes import find_recipe, override, recipe_names
 from pliant.recipes.base import Recipe
-from pliant.tasks.splits import Splits, choose_splits, require_content
+from pliant.tasks.data_report import data_lines, data_table, describe_data, missing_splits, title
+from pliant.tasks.sources import Source
+from pliant.tasks.splits import Splits, choose_splits, open_training_data, require_content
 from pliant.tasks.startable import require_startable
 from pliant.tasks.task import task_of
 
 _MOST_NAMES = 10
+_VERBS = {"train": "train", "validation": "validate", "test": "evaluate"}
 
 
 def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool = False) -> bool:
@@ -37,31 +42,35 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
     recipe = override(find_recipe(name), assignments)
     console = Console()
     try:
-        splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
+        source = task_of(recipe).source(recipe, data)
+        splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments}, source)
     except DataError as error:
         _say_error(console, "cannot train:", error)
-        _say_layout(console, recipe)
+        _say_layouts(console, recipe)
         return False
-    _say_splits(console, recipe, splits)
+    _say_splits(console, recipe, source, splits)
+    sets: dict[str, ImageSet] = {}
     task, can_train, classes = task_of(recipe), True, recipe.classes
-    for purpose, split in (("train", splits.train), ("validate", splits.validation), ("evaluate", splits.test)):
+    for purpose, split in splits.names().items():
         if split is None:
             continue
+        training, made = purpose == "train", splits.made
         try:
-            dataset = task.open(recipe, data, split, training=purpose == "train", classes=classes)
+            dataset = task.open(recipe, data, split, training=training, classes=classes, source=source, made=made)
             if purpose == "train":
                 require_content(dataset)
         except DataError as error:
-            _say_error(console, f"{purpose}: {split} cannot be used:", error)
+            _say_error(console, f"{_VERBS[purpose]}: {split} cannot be used:", error)
             can_train = can_train and purpose != "train"
             continue
-        classes = dataset.classes
+        classes, sets[purpose] = dataset.classes, dataset
         if deep and not _decode(dataset):
-            console.print(f"{purpose}: no image of {split} can be decoded", style="red")
+            console.print(f"{_VERBS[purpose]}: no image of {split} can be decoded", style="red")
             can_train = can_train and purpose != "train"
-        _say_content(console, purpose, split, dataset)
+        _say_content(console, _VERBS[purpose], split, dataset)
+    _say_found(console, describe_data(source, splits, sets))
     if not can_train:
-        _say_layout(console, recipe)
+        _say_layouts(console, recipe)
     startable = _say_whether_startable(console, recipe)
     if not can_train:
         console.print("Training cannot start.", style="red")
@@ -70,6 +79,52 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
     else:
         console.print("The data can be trained on, once that is set.", style="green")
     return can_train
+
+
+def identify(data: Path) -> bool:
+    """Print what a folder of data is, what it holds, and which recipes can be trained on it.
+
+    Args:
+        data: The folder of the data.
+
+    Returns:
+        Whether a recipe can be trained on it.
+    """
+    console = Console()
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for name in recipe_names():
+        by_kind[find_recipe(name).kind].append(name)
+    fitting, reasons = [], []
+    for kind, names in by_kind.items():
+        recipe = find_recipe(names[0]).replaced(train_split=None, test_split=None)
+        try:
+            source = task_of(recipe).source(recipe, data)
+            splits = choose_splits(recipe, data, source=source)
+            with Progress() as progress, progress.task("reading the data"):
+                opened = open_training_data(recipe, data, splits, source=source)
+        except DataError as error:
+            reasons.append((kind, error))
+            continue
+        _say_found(console, describe_data(source, splits, opened.by_split()))
+        fitting.append(kind)
+    for kind in fitting:
+        names = by_kind[kind]
+        console.print("", f"Recipes for {kind}, all of which fit:", *_by_module(names), sep="\n")
+        shown = next((name for name in names if name.startswith("voc.")), names[0])
+        console.print(f"For example:  pliant check {shown} --data {shlex.quote(str(data))}")
+    if not fitting:
+        for kind, reason in reasons:
+            _say_error(console, f"{kind}:", reason)
+    return bool(fitting)
+
+
+def _by_module(names: Sequence[str]) -> list[str]:
+    """A line for each module of recipes."""
+    modules: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        module, _, function = name.partition(".")
+        modules[module].append(function)
+    return [f"  {module}. {' '.join(functions)}" for module, functions in modules.items()]
 
 
 def _say_whether_startable(console: Console, recipe: Recipe) -> bool:
@@ -82,16 +137,23 @@ def _say_whether_startable(console: Console, recipe: Recipe) -> bool:
     return True
 
 
-def _say_splits(console: Console, recipe: Recipe, splits: Splits) -> None:
+def _say_splits(console: Console, recipe: Recipe, source: Source, splits: Splits) -> None:
     """Print which splits of the recipe the data does not have, and which are used in their place."""
     wanted = {"train": (recipe.train_split, splits.train), "evaluate": (recipe.test_split, splits.test)}
     for purpose, (asked, found) in wanted.items():
         if asked is not None and asked != found:
             instead = f"{found} is taken" if found else "none is taken"
             console.print(f"{purpose}: the recipe asks for {asked}; {instead}", style="yellow")
-            for name, text in task_of(recipe).layout(recipe).extra:
-                if name in asked.split("+") and name not in (found or "").split("+"):
+            for name, text in source.layout.extra:
+                if source.found is None and name in asked.split("+") and name not in (found or "").split("+"):
                     console.print(*text.splitlines(), sep="\n")
+
+
+def _say_found(console: Console, report: dict[str, Any]) -> None:
+    """Print what was found."""
+    console.print(title(report))
+    console.print(data_table(report))
+    console.print(*data_lines(report), *(f"{key}: {text}" for key, text in missing_splits(report).items()), sep="\n")
 
 
 def _say_error(console: Console, what: str, error: DataError) -> None:
@@ -101,9 +163,11 @@ def _say_error(console: Console, what: str, error: DataError) -> None:
         console.print(*rest, sep="\n")
 
 
-def _say_layout(console: Console, recipe: Recipe) -> None:
-    text = task_of(recipe).layout(recipe).described(recipe.train_split)
-    console.print("", "The expected layout:", *text.splitlines(), sep="\n")
+def _say_layouts(console: Console, recipe: Recipe) -> None:
+    layouts = task_of(recipe).layouts
+    for name in layouts if recipe.layout is None else [recipe.layout]:
+        text = layouts[name].described(recipe.train_split)
+        console.print("", f"The expected layout, {name}:", *text.splitlines(), sep="\n")
 
 
 def _decode(dataset: ImageSet) -> int:

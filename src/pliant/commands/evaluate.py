@@ -68,7 +68,7 @@ def evaluate(
         return report
     dataset = open_for_evaluation(trained, root, name, strict=strict, quiet=console.quiet)
     files = trained.task.result_files(dataset, name, voc=voc_results)
-    require_known_classes(trained, dataset, name)
+    require_known_classes(trained, dataset, root, name)
     if len(dataset.problems):
         console.print(*dataset.problems.summary().splitlines(), sep="\n", style="yellow")
     beside = out is not None or path.stem == f"eval-{name}"

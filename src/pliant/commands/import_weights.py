@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +109,7 @@ def import_weights(
         "kind": recipe.kind,
         "fields": to_fields(recipe),
         "classes": names,
-        "splits": dataclasses.asdict(Splits(recipe.train_split or "", recipe.val_split, recipe.test_split)),
+        "splits": Splits(recipe.train_split or "", recipe.val_split, recipe.test_split).names(),
         "step": 0,
         "imported_from": source.name,
     }

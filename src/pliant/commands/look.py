@@ -154,7 +154,7 @@ def _open(trained: Trained, model: nn.Module, data: Path | None, split: str | No
     if not trained.task.has_boxes or not any(isinstance(layer, DeformConv2d) for layer in model.modules()):
         raise ValueError("--data is for the effective dilation of detectors with deformable convolutions")
     root, name = trained.data_and_split(data, split)
-    dataset = trained.task.open(trained.recipe, root, name, classes=trained.classes)
+    dataset = trained.open(root, name)
     assert isinstance(dataset, DetectionSet)
     dataset.skip_damaged()
     return dataset

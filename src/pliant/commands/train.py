@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 
 from pliant.console import Console, Progress, printable
 from pliant.data import ImageSet
-from pliant.data.image_set import some
 from pliant.devices import choose_device
 from pliant.engine.fitting import fit
 from pliant.launch import ALONE, Launch, is_first
@@ -19,11 +19,10 @@ from pliant.recipes import find_recipe, override
 from pliant.recipes.base import Recipe, to_fields
 from pliant.runs.folder import RunFolder
 from pliant.runs.training import batch_groups, build_module, describe, fit_settings, weights_description
+from pliant.tasks.data_report import data_lines, data_table, describe_data, missing_splits, read_made, title
 from pliant.tasks.splits import Splits, choose_splits, open_training_data
 from pliant.tasks.startable import endless_warm_up, require_startable
 from pliant.tasks.task import stored_recipe, task_of
-
-_MOST_CLASSES = 40  # in the summary that is printed before a training
 
 
 def train(
@@ -60,24 +59,26 @@ def train(
     folder = RunFolder(Path("runs") / name if run is None else run)
     if is_first():
         folder.require_free()
-    splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments})
+    source = task_of(recipe).source(recipe, data)
+    splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments}, source)
     require_startable(recipe)
     chosen = None if device is None else choose_device(device)
     if launch.needed:
         _share(launch, folder, recipe, chosen)
         return folder
     with Progress(quiet=not is_first()) as progress, progress.task("reading the data"):
-        opened = open_training_data(recipe, data, splits, strict=strict)
+        opened = open_training_data(recipe, data, splits, strict=strict, source=source)
     asked, recipe = recipe, task_of(recipe).completed(recipe, opened.train)
     lightning.seed_everything(recipe.seed, verbose=False)
     module = build_module(recipe, opened.classes)
     ids = getattr(opened.train, "category_ids", None)
     description = describe(name, assignments, recipe, opened.classes, splits, data, strict, ids)
     groups = batch_groups(recipe, opened.train)
-    made = RunFolder.new(folder.path, description) if is_first() else contextlib.nullcontext(folder)
+    found = describe_data(source, splits, opened.by_split())
+    made = RunFolder.new(folder.path, description, found) if is_first() else contextlib.nullcontext(folder)
     with made as folder:
         report_problems(folder, opened.by_split())
-        _say_what(recipe, name, splits, opened.train, opened.validation, folder)
+        _say_what(recipe, name, found, opened.train, folder)
         _say_completed(asked, recipe)
         fit(module, opened, folder, fit_settings(recipe, chosen), weights_description(description), groups)
     _console().print(f"Trained. Weights: {folder.weights()}")
@@ -110,14 +111,16 @@ def resume(
         return folder
     root = Path(description["data"]) if data is None else data
     classes = tuple(description["classes"])
-    splits = Splits(**description["splits"])
+    splits = Splits(**description["splits"], made=read_made(folder.data()))
+    source = task_of(recipe).source(recipe, root)
     with Progress(quiet=not is_first()) as progress, progress.task("reading the data"):
-        opened = open_training_data(recipe, root, splits, classes=classes, strict=description["strict"])
+        opened = open_training_data(recipe, root, splits, classes=classes, strict=description["strict"], source=source)
     lightning.seed_everything(recipe.seed, verbose=False)
     # The weights come from the checkpoint; only without one is the backbone initialised again.
     module = build_module(recipe, classes, pretrained=not folder.last.is_file())
     report_problems(folder, opened.by_split())
-    _say_what(recipe, description["recipe"], splits, opened.train, opened.validation, folder)
+    found = describe_data(source, splits, opened.by_split())
+    _say_what(recipe, description["recipe"], found, opened.train, folder)
     groups = batch_groups(recipe, opened.train)
     start = fit(module, opened, folder, fit_settings(recipe, chosen), weights_description(description), groups)
     if start >= recipe.max_steps:
@@ -160,33 +163,25 @@ def report_problems(folder: RunFolder, sets: dict[str, ImageSet]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _say_what(
-    recipe: Recipe,
-    name: str,
-    splits: Splits,
-    training: ImageSet,
-    validation: ImageSet | None,
-    folder: RunFolder,
-) -> None:
-    said: dict[str, object] = {
+def _say_what(recipe: Recipe, name: str, found: dict[str, Any], training: ImageSet, folder: RunFolder) -> None:
+    """Print what is about to be trained, on what."""
+    console = _console()
+    console.print(title(found))
+    console.print(data_table(found))
+    console.print(*data_lines(found), sep="\n")
+    said = {
+        **missing_splits(found),
         "recipe": name,
-        "train": f"{splits.train}, {len(training)} images",
-        "validate": "no split is left for it (--set val_split=NAME)",
-        "evaluate": splits.test or "no split (pliant eval --split NAME)",
-        "classes": some(training.classes, _MOST_CLASSES),
         "steps": f"{recipe.max_steps} of {recipe.batch_size} images, learning rate {recipe.scaled_lr:g}",
         "run folder": folder.path,
     }
-    if validation is not None:
-        said["validate"] = f"{splits.validation}, {len(validation)} images"
     doubts = task_of(recipe).doubts(recipe)
     if warm_up := endless_warm_up(recipe):
         doubts["warm-up"] = warm_up
-    console = _console()
     for key, value in {**said, **doubts}.items():
         console.print(f"{key:>10}  {value}", style="yellow" if key in doubts else None)
     if absent := training.absent():
-        console.print(f"{splits.train}: {absent}", style="yellow")
+        console.print(f"train: {absent}", style="yellow")
 
 
 def _say_completed(asked: Recipe, recipe: Recipe) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ class CityscapesSegmentation(SegmentationSet):
         classes: other names for the nineteen classes.
         transforms: called with image and mask.
         strict: raise at the first problem.
+        only: image files to use; None for all.
 
     Raises:
         DataError: if a folder is missing or no image is usable; in strict mode at any problem.
@@ -45,8 +46,9 @@ class CityscapesSegmentation(SegmentationSet):
         classes: Sequence[str] | None = None,
         transforms: Transforms | None = None,
         strict: bool = False,
+        only: Collection[Path] | None = None,
     ) -> None:
-        super().__init__(Path(root), transforms, strict)
+        super().__init__(Path(root), transforms, strict, only)
         names = cityscapes_classes()
         self.classes = check_classes(classes) or names
         if len(self.classes) != len(names):
@@ -70,6 +72,8 @@ class CityscapesSegmentation(SegmentationSet):
         images, labels = (self.root / folder / self.split for folder in ("leftImg8bit", "gtFine"))
         finder = FileFinder()
         for image in images_below(images).images:
+            if self._leaves_out(image):
+                continue
             name = image.stem.removesuffix(_IMAGE)
             if name == image.stem:
                 self.problems.report(image, "missing annotation", f"only names that end in {_IMAGE} have one")
@@ -82,8 +86,8 @@ class CityscapesSegmentation(SegmentationSet):
             else:
                 self._add(name, image, mask)
 
-    def _read_mask(self, path: Path) -> np.ndarray:
-        return self._train_ids[read_mask(path)]
+    def _read_values(self, path: Path) -> np.ndarray:
+        return self._train_ids[read_mask(path)].astype(np.int32)
 
     def _why_absent(self) -> str:
         return f"; {self._pixels[IGNORE]:,} of {self._pixels.sum():,} pixels have label ids that are not trained on"
@@ -93,6 +97,11 @@ def cityscapes_classes() -> tuple[str, ...]:
     """The names of the nineteen classes, in the order of their training ids."""
     evaluated = [known for known in Cityscapes.classes if 0 <= known.train_id < IGNORE and known.id >= 0]
     return tuple(known.name for known in sorted(evaluated, key=lambda known: known.train_id))
+
+
+def split_images(root: Path, split: str) -> list[Path]:
+    """The image files of a split."""
+    return images_below(root / "leftImg8bit" / split).images
 
 
 def available_splits(root: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class ImageFolder(ImageSet):
             names are reported and skipped.
         transforms: called with image and label.
         strict: raise at the first problem.
+        only: image files to use; None for all.
 
     Raises:
         DataError: if the split is missing or no image is usable; in strict mode at any problem.
@@ -40,8 +41,9 @@ class ImageFolder(ImageSet):
         classes: Sequence[str] | None = None,
         transforms: Transforms | None = None,
         strict: bool = False,
+        only: Collection[Path] | None = None,
     ) -> None:
-        super().__init__(Path(root), transforms, strict)
+        super().__init__(Path(root), transforms, strict, only)
         names = check_classes(classes)
         there = available_splits(self.root)
         if split not in there:
@@ -70,6 +72,8 @@ class ImageFolder(ImageSet):
         if not found.images:
             self.problems.report(folder, "empty class", "there is no image in this folder or below it")
         for path in found.images:
+            if self._leaves_out(path):
+                continue
             header = self._scan_image(path)
             if header is not None:
                 self._append(path, header)
@@ -82,6 +86,11 @@ class ImageFolder(ImageSet):
 
     def _load(self, index: int) -> tuple[Any, int]:
         return self._read(index), self.labels[index]
+
+
+def split_images(root: Path, split: str) -> list[Path]:
+    """The image files of a split."""
+    return [image for folder in _folders(root / split).values() for image in images_below(folder).images]
 
 
 def available_splits(root: Path) -> list[str]:

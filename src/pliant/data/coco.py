@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeGuard
@@ -52,6 +52,8 @@ class COCODetection(DetectionSet):
         transforms: called with image and target.
         strict: raise at the first problem.
         require_boxes: leave out images without a box to train on, that is one that is not a crowd.
+        only: image files to use; None for all.
+        locate: function that finds the file of a `file_name`; by default it is looked for in `images`.
 
     Raises:
         DataError: if the folder or file is missing, the file has another format, two categories share a name or an id,
@@ -71,8 +73,11 @@ class COCODetection(DetectionSet):
         transforms: Transforms | None = None,
         strict: bool = False,
         require_boxes: bool = False,
+        only: Collection[Path] | None = None,
+        locate: Callable[[str], Path | None] | None = None,
     ) -> None:
-        super().__init__(Path(images), transforms, strict, require_boxes)
+        super().__init__(Path(images), transforms, strict, require_boxes, only)
+        self._locate = locate
         names = check_classes(classes)
         self.annotation_path = Path(annotations)
         if not self.root.is_dir():
@@ -94,7 +99,7 @@ class COCODetection(DetectionSet):
         for image_id, entry in entries.items():
             if entry.path is not None and entry.header is not None and entry.image_id == image_id:
                 self._add(entry.path, entry.header, entry.boxes, image_id)
-        del self._finder
+        del self._finder, self._locate
         self._require_samples()
 
     @classmethod
@@ -168,7 +173,8 @@ class COCODetection(DetectionSet):
             if image_id in entries:
                 self._share(where, image_id, path, entries)
                 continue
-            entry = _Entry(image_id, name, path, None if path is None else self._scan(path, item))
+            unused = path is None or self._leaves_out(path)
+            entry = _Entry(image_id, name, path, None if unused or path is None else self._scan(path, item))
             if path is not None and entry.header is not None:
                 known = by_path.setdefault(path, entry)
                 if known is not entry:
@@ -192,6 +198,12 @@ class COCODetection(DetectionSet):
 
     def _find(self, where: str, item: dict[str, Any], name: str) -> Path | None:
         """The path of an image, or None if there is none, which is reported."""
+        if self._locate is not None:
+            path = self._locate(name)
+            if path is None:
+                detail = f"{self.annotation_path.name} lists it in {where}"
+                self.problems.report(self.root / name.lstrip("/"), "missing image", detail)
+            return path
         try:
             relative = relative_path(name)
         except ValueError as error:
@@ -278,6 +290,23 @@ def available_splits(root: Path) -> list[str]:
     names = {path.stem.partition("_")[2] for path in (root / "annotations").glob("instances_*.json")}
     info = {path.stem.removeprefix("image_info_") for path in (root / "annotations").glob("image_info_*.json")}
     return sorted(names | info)
+
+
+def is_official(root: Path) -> bool:
+    """Whether a folder has COCO's own layout, for one split at least."""
+    for split in available_splits(root):
+        with contextlib.suppress(DataError):
+            _find(root, split)
+            return True
+    return False
+
+
+def split_images(root: Path, split: str) -> list[Path]:
+    """The image files of a split that are there."""
+    folder, file = _find(root, split)
+    names = [item.get("file_name") for item in _read(file)["images"] if isinstance(item, dict)]
+    found = (folder / name for name in names if isinstance(name, str))
+    return [path for path in found if path.is_file()]
 
 
 def _find(root: Path, split: str) -> tuple[Path, Path]:

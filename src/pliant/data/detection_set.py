@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,15 @@ class DetectionSet(ImageSet):
 
     unit = "box"
 
-    def __init__(self, root: Path, transforms: Transforms | None, strict: bool, require_boxes: bool) -> None:
-        super().__init__(root, transforms, strict)
+    def __init__(
+        self,
+        root: Path,
+        transforms: Transforms | None,
+        strict: bool,
+        require_boxes: bool,
+        only: Collection[Path] | None = None,
+    ) -> None:
+        super().__init__(root, transforms, strict, only)
         self.require_boxes = require_boxes
         self.image_ids: list[int] = []
         self.left_out: list[Path] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,11 @@ class ImageSet(Dataset[tuple[Any, Any]]):
     unit = "image"  # what `class_counts` counts
     annotated = True  # whether there is anything to evaluate by
 
-    def __init__(self, root: Path, transforms: Transforms | None, strict: bool) -> None:
+    def __init__(
+        self, root: Path, transforms: Transforms | None, strict: bool, only: Collection[Path] | None = None
+    ) -> None:
         self.root = root
+        self._only = None if only is None else frozenset(only)
         self.transforms = transforms
         self.problems = ProblemLog(strict=strict)
         self.paths: list[Path] = []
@@ -52,6 +55,10 @@ class ImageSet(Dataset[tuple[Any, Any]]):
 
     def _load(self, index: int) -> tuple[Any, Any]:
         raise NotImplementedError
+
+    def _leaves_out(self, path: Path | None) -> bool:
+        """Whether an image is none of those that the data set was opened for."""
+        return self._only is not None and path is not None and path not in self._only
 
     def _scan_image(self, path: Path) -> ImageHeader | None:
         """The header of an image, or None if it cannot be used, which is reported."""

@@ -138,7 +138,7 @@ def scan_image(path: Path) -> ImageHeader:
     Raises:
         UnreadableFileError: if it cannot be used.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode == "F":
             raise ValueError(_FLOATS)
         if not _has_end(path, image.format):
@@ -170,7 +170,7 @@ def read_image(path: Path) -> tv_tensors.Image:
         UnreadableFileError: if it cannot be decoded, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one side is
             over a hundred times the other.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         pixels = _to_rgb(image)  # [H, W, 3]
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
@@ -184,14 +184,14 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         UnreadableFileError: if it cannot be decoded or contains something other than ids.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode not in ("P", "L", "1"):
             raise ValueError(f"a mask is a palette or 8-bit grey image of class ids, this one has mode {image.mode}")
         return np.array(image, dtype=np.uint8)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """Open an image of usable size. Any error in the block becomes an `UnreadableFileError`."""
     try:
         if path.exists() and not path.is_file():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -10,7 +12,28 @@ from torchvision import tv_tensors
 
 from pliant.constants import IGNORE
 from pliant.data.image_set import ImageSet, Transforms
-from pliant.data.images import UnreadableFileError, read_mask
+from pliant.data.images import UnreadableFileError
+from pliant.data.mask_values import COLOUR, MaskValues, read_values, shown
+from pliant.data.problems import DataError
+
+
+class ScannedMask(NamedTuple):
+    """The size of a mask, its different values, and the number of pixels of each."""
+
+    size: tuple[int, int]
+    values: np.ndarray
+    pixels: np.ndarray
+
+    @classmethod
+    def of(cls, raw: np.ndarray) -> Self:
+        """Count the values of a mask `[H, W]`."""
+        if raw.size and raw.max() < COLOUR:
+            counts = np.bincount(raw.ravel())
+            values = np.flatnonzero(counts)
+            pixels = counts[values]
+        else:
+            values, pixels = np.unique(raw, return_counts=True)
+        return cls((raw.shape[0], raw.shape[1]), values, pixels)
 
 
 class SegmentationSet(ImageSet):
@@ -23,34 +46,77 @@ class SegmentationSet(ImageSet):
         classes: names of the ids 0, 1, ...
         ids: the data set's own name of each sample.
         mask_paths: mask file of each sample.
+        values: what the values of the masks mean.
     """
 
     unit = "pixel"
 
-    def __init__(self, root: Path, transforms: Transforms | None, strict: bool) -> None:
-        super().__init__(root, transforms, strict)
+    def __init__(
+        self,
+        root: Path,
+        transforms: Transforms | None,
+        strict: bool,
+        only: Collection[Path] | None = None,
+        values: MaskValues | None = None,
+    ) -> None:
+        super().__init__(root, transforms, strict, only)
         self.ids: list[str] = []
         self.mask_paths: list[Path] = []
-        self._scanned: dict[Path, tuple[tuple[int, int], np.ndarray] | str] = {}
+        self.values = MaskValues() if values is None else values
+        self._scanned: dict[Path, ScannedMask | str] = {}
         self._pixels = np.zeros(256, dtype=np.int64)  # of each id, over all samples
+
+    def _read_values(self, path: Path) -> np.ndarray:
+        """The values of a file, int32 `[H, W]`. Raises `UnreadableFileError` if it has none."""
+        return read_values(path, by_palette=self.values.by_palette)
 
     def _read_mask(self, path: Path) -> np.ndarray:
         """The ids of a file, uint8 `[H, W]`. Raises `UnreadableFileError` if it has none."""
-        return read_mask(path)
+        values = self._read_values(path)
+        try:
+            return self.values.ids(values)
+        except ValueError as error:
+            raise UnreadableFileError(path, str(error)) from error
 
-    def _scan_mask(self, path: Path) -> tuple[tuple[int, int], np.ndarray] | str:
-        """The size of a mask and its number of pixels of each id, int64 `[256]`; or what is wrong with it."""
+    def _scan_values(self, path: Path) -> ScannedMask | str:
+        """The values of a mask and their numbers of pixels; or what is wrong with it. Each file is decoded once."""
         if path not in self._scanned:
             try:
-                mask = self._read_mask(path)
-                pixels = np.bincount(mask.ravel(), minlength=256)
-                self._scanned[path] = ((mask.shape[0], mask.shape[1]), pixels)
+                self._scanned[path] = ScannedMask.of(self._read_values(path))
             except UnreadableFileError as error:
                 self._scanned[path] = str(error)
         return self._scanned[path]
 
+    def _scan_mask(self, path: Path) -> tuple[tuple[int, int], np.ndarray] | str:
+        """The size of a mask and its number of pixels of each id, int64 `[256]`; or what is wrong with it."""
+        scanned = self._scan_values(path)
+        if isinstance(scanned, str):
+            return scanned
+        try:
+            ids = self.values.ids(scanned.values)
+        except ValueError as error:
+            return str(error)
+        pixels = np.zeros(256, dtype=np.int64)
+        np.add.at(pixels, ids, scanned.pixels)
+        return scanned.size, pixels
+
+    def _highest_id(self, paths: Iterable[Path]) -> int:
+        """The highest id in some masks that is not ignored."""
+        scanned = (self._scan_mask(path) for path in paths)
+        found = (np.flatnonzero(each[1][:IGNORE]) for each in scanned if not isinstance(each, str))
+        return max((int(ids.max()) for ids in found if ids.size), default=0)
+
+    def _fit_values(self) -> None:
+        """Adapt the meaning of values to the names of the classes."""
+        try:
+            self.values = self.values.renamed(self.classes)
+        except ValueError as error:
+            raise DataError(self.root, str(error)) from error
+
     def _add(self, name: str, image: Path, mask: Path) -> None:
         """Add a sample, or report what is wrong with it."""
+        if self._leaves_out(image):
+            return
         header = self._scan_image(image)
         if header is None:
             return
@@ -63,14 +129,21 @@ class SegmentationSet(ImageSet):
             detail = f"the mask is {mask_size[1]}x{mask_size[0]}, but {image.name} is {header.describe(mask_size)}"
             self.problems.report(mask, "size mismatch", detail)
             return
-        unknown = [value for value in np.flatnonzero(pixels).tolist() if len(self.classes) <= value != IGNORE]
-        if unknown:
-            detail = f"ids {unknown} with {len(self.classes)} classes are set to {IGNORE}"
+        if pixels[len(self.classes) : IGNORE].any():
+            detail = f"{self._unknown(mask)} with {len(self.classes)} classes are set to {IGNORE}"
             self.problems.report(mask, "unknown class", detail, "clipped")
         self._append(image, header.settled())
         self._pixels += pixels
         self.ids.append(name)
         self.mask_paths.append(mask)
+
+    def _unknown(self, mask: Path) -> str:
+        """The values of a mask that are no class, as text."""
+        raw = self._scan_values(mask)
+        assert not isinstance(raw, str)
+        ids = self.values.ids(raw.values)
+        unknown = raw.values[(ids >= len(self.classes)) & (ids != IGNORE)].tolist()
+        return f"ids {unknown}" if self.values.table is None else f"values {', '.join(map(shown, unknown))}"
 
     def class_counts(self) -> list[int]:
         """The number of pixels of each class, counted when the masks were opened."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from pliant.data.box_checks import clip, degenerate, normalised
 from pliant.data.detection_set import Boxes, DetectionSet
 from pliant.data.files import FileFinder, files_below, read_lines
 from pliant.data.image_set import Transforms, check_classes
-from pliant.data.images import MASK_SUFFIXES, read_mask
+from pliant.data.images import MASK_SUFFIXES
+from pliant.data.mask_values import MaskValues, understand
 from pliant.data.problems import DataError, ProblemLog
 from pliant.data.sbd import PLACES, find_sbd, read_mat, read_sbd
 from pliant.data.segmentation_set import SegmentationSet
@@ -50,6 +51,7 @@ class VOCDetection(DetectionSet):
         transforms: called with image and target.
         strict: raise at the first problem.
         require_boxes: leave out images without a box to train on, that is one neither difficult nor a crowd.
+        only: image files to use; None for all.
 
     Raises:
         DataError: if a folder or split is missing or no image is usable; in strict mode at any problem.
@@ -64,8 +66,9 @@ class VOCDetection(DetectionSet):
         transforms: Transforms | None = None,
         strict: bool = False,
         require_boxes: bool = False,
+        only: Collection[Path] | None = None,
     ) -> None:
-        super().__init__(Path(root), transforms, strict, require_boxes)
+        super().__init__(Path(root), transforms, strict, require_boxes, only)
         names = check_classes(classes)
         folders = find_folders(self.root)
         self._finder = FileFinder()
@@ -82,6 +85,8 @@ class VOCDetection(DetectionSet):
         self._labels = {name: label for label, name in enumerate(names, start=1)}
         seen: set[Path] = set()
         for position, entry in enumerate(entries):
+            if self._leaves_out(locate_image(entry.folder, entry.name, self._finder)):
+                continue
             place = entry.folder / "Annotations"
             annotation = self._finder.find(place, entry.name, (".xml",))
             missing = place / f"{entry.name}.xml"
@@ -126,6 +131,8 @@ class VOCDetection(DetectionSet):
         if image is None:
             _report_missing_image(self.problems, entry, self._finder)
             return
+        if self._leaves_out(image):
+            return
         header = self._scan_image(image)
         if header is None:
             return
@@ -137,30 +144,35 @@ class VOCDetection(DetectionSet):
                 self.problems.report(path, "size mismatch", detail)
                 return
             header = header.settled()
-        if self._add(image, header, self._read_boxes(path, annotation, header.size), position):
+        boxes = read_boxes(path, annotation, header.size, self._labels, self.problems)
+        if self._add(image, header, boxes, position):
             self.ids.append(entry.name)
 
-    def _read_boxes(self, path: Path, annotation: Annotation, size: tuple[int, int]) -> Boxes:
-        boxes = Boxes()
-        for number, item in enumerate(annotation.objects, start=1):
-            name = item.name
-            if name not in self._labels:
-                self.problems.report(path, "unknown class", f"object {number} is a {name!r:.200}")
-                continue
-            x_min, y_min, x_max, y_max = item.corners()
-            where = f"object {number} ({name}): xmin, ymin, xmax, ymax = {', '.join(item.coordinates):.200}"
-            corners = x_min, y_min, x_max, y_max
-            kind = degenerate(corners) or normalised(corners)
-            if kind is not None:
-                self.problems.report(path, kind, where)
-                continue
-            box, kind = clip((x_min - 1, y_min - 1, x_max, y_max), *size)
-            if kind is not None:
-                where += f" in an image of {size[1]}x{size[0]}"
-                self.problems.report(path, kind, where, "skipped" if box is None else "clipped")
-            if box is not None:
-                boxes.add(box, self._labels[name], difficult=item.difficult, truncated=item.truncated)
-        return boxes
+
+def read_boxes(
+    path: Path, annotation: Annotation, size: tuple[int, int], labels: Mapping[str, int], problems: ProblemLog
+) -> Boxes:
+    """The boxes of an annotation, in an image of `size` (height, width); what is wrong with others is reported."""
+    boxes = Boxes()
+    for number, item in enumerate(annotation.objects, start=1):
+        name = item.name
+        if name not in labels:
+            problems.report(path, "unknown class", f"object {number} is a {name!r:.200}")
+            continue
+        x_min, y_min, x_max, y_max = item.corners()
+        where = f"object {number} ({name}): xmin, ymin, xmax, ymax = {', '.join(item.coordinates):.200}"
+        corners = x_min, y_min, x_max, y_max
+        kind = degenerate(corners) or normalised(corners)
+        if kind is not None:
+            problems.report(path, kind, where)
+            continue
+        box, kind = clip((x_min - 1, y_min - 1, x_max, y_max), *size)
+        if kind is not None:
+            where += f" in an image of {size[1]}x{size[0]}"
+            problems.report(path, kind, where, "skipped" if box is None else "clipped")
+        if box is not None:
+            boxes.add(box, labels[name], difficult=item.difficult, truncated=item.truncated)
+    return boxes
 
 
 class VOCSegmentation(SegmentationSet):
@@ -183,6 +195,9 @@ class VOCSegmentation(SegmentationSet):
             to 255.
         transforms: called with image and mask.
         strict: raise at the first problem.
+        only: image files to use; None for all.
+        values: what the values of the masks mean; by default they are ids, and 0 and 255 are background and foreground
+            if no mask has another value.
 
     Raises:
         DataError: if a folder or split is missing or no image is usable; in strict mode at any problem.
@@ -196,8 +211,10 @@ class VOCSegmentation(SegmentationSet):
         classes: Sequence[str] | None = None,
         transforms: Transforms | None = None,
         strict: bool = False,
+        only: Collection[Path] | None = None,
+        values: MaskValues | None = None,
     ) -> None:
-        super().__init__(Path(root), transforms, strict)
+        super().__init__(Path(root), transforms, strict, only, values)
         names = check_classes(classes)
         folders = find_folders(self.root)
         self._finder = FileFinder()
@@ -205,9 +222,12 @@ class VOCSegmentation(SegmentationSet):
         own = [part for part in parts if part != "sbd"]
         entries = read_split(folders, "Segmentation", "+".join(own), self._finder) if own else []
         self.split = split
+        if self.values.table is None:
+            self._understand(folders)
         if names is None:
-            names = self._read_names() or self._discover(folders, entries)
+            names = self.values.classes or self._read_names() or self._discover(folders, entries)
         self.classes = names
+        self._fit_values()
         seen: set[Path] = set()
         for entry in entries:
             place = entry.folder / "SegmentationClass"
@@ -218,6 +238,8 @@ class VOCSegmentation(SegmentationSet):
                 continue
             seen.add(mask or missing)
             image = locate_image(entry.folder, entry.name, self._finder)
+            if self._leaves_out(image):
+                continue
             if image is None:
                 _report_missing_image(self.problems, entry, self._finder)
             elif mask is None:
@@ -240,15 +262,17 @@ class VOCSegmentation(SegmentationSet):
             raise DataError(path, f"expected one class name a line: {error}") from error
 
     def _discover(self, folders: dict[str, Path], entries: list[SplitEntry]) -> tuple[str, ...]:
-        highest = 0
-        for folder in folders.values():
-            for path in files_below(folder / "SegmentationClass", MASK_SUFFIXES)[0]:
-                scanned = self._scan_mask(path)
-                if not isinstance(scanned, str):
-                    highest = max(highest, *np.flatnonzero(scanned[1][:IGNORE]).tolist(), 0)
+        highest = self._highest_id(_masks(folders))
         if highest <= len(VOC_CLASSES) and is_official(folders, entries):
             return ("background", *VOC_CLASSES)
         return ("background", *(f"class_{value}" for value in range(1, highest + 1)))
+
+    def _understand(self, folders: dict[str, Path]) -> None:
+        """Take 0 and 255 as background and object, if no mask has another value."""
+        found = [scanned for path in _masks(folders) if not isinstance(scanned := self._scan_values(path), str)]
+        values = set().union(*(scanned.values.tolist() for scanned in found)) - self.values.ignored
+        if values == {0, IGNORE}:
+            self.values = understand([values], self.values.ignored)
 
     def _find_mask(self, entry: SplitEntry) -> Path | None:
         places = (entry.folder / name for name in ("SegmentationClass", "SegmentationClassAug"))
@@ -274,8 +298,13 @@ class VOCSegmentation(SegmentationSet):
                 kind, path = ("missing annotation", mask) if os.path.isfile(image) else ("missing image", image)
                 self.problems.report(path, kind, f"SBD lists {name}")
 
-    def _read_mask(self, path: Path) -> np.ndarray:
-        return read_mat(path) if path.suffix.lower() == ".mat" else read_mask(path)
+    def _read_values(self, path: Path) -> np.ndarray:
+        return read_mat(path).astype(np.int32) if path.suffix.lower() == ".mat" else super()._read_values(path)
+
+
+def _masks(folders: dict[str, Path]) -> list[Path]:
+    """The masks in all folders."""
+    return [path for folder in folders.values() for path in files_below(folder / "SegmentationClass", MASK_SUFFIXES)[0]]
 
 
 def _report_missing_image(problems: ProblemLog, entry: SplitEntry, finder: FileFinder) -> None:

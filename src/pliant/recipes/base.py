@@ -56,14 +56,19 @@ class Recipe(Schedule):
         max_side: Upper limit of the long side of images, in pixels; takes precedence over `short_side`.
         flip: Probability of a horizontal flip in training.
         aspect_grouping: Whether a training batch holds only upright or only wide images.
-        layout: Layout of the data: ``"voc"``, ``"coco"`` or ``"cityscapes"``; ``"folders"`` for classification.
+        layout: Layout of the data: ``"voc"``, ``"coco"`` or ``"yolo"`` for detection, ``"voc"``, ``"cityscapes"`` or
+            ``"masks"`` for segmentation, ``"folders"`` for classification; None for the one that is found.
         classes: Names of the classes; empty for those found in the data.
         train_split: Split to train on; several are joined by ``+`` (VOC). If the data lacks it and it was not set
             explicitly, ``trainval`` or ``train`` is used.
         test_split: Split to evaluate on. If the data lacks it and it was not set explicitly, ``test`` or ``val`` is
             used.
         val_split: Split to validate on during training, which chooses the best checkpoint. None for ``val``, unless
-            that is trained on or evaluated.
+            that is trained on or that the recipe evaluates; without one, a part of the training split is held out.
+        val_fraction: Fraction of the training split to hold out for validation, if the data has no split for it and
+            the recipe names none to train on; 0 for none.
+        test_fraction: Fraction to hold out for evaluation, of data that are not split at all; 0 for none.
+        split_seed: Seed of the images that are held out.
         seed: Seed of all random numbers.
         workers: Number of processes that load data; the losses do not depend on it.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
@@ -99,11 +104,14 @@ class Recipe(Schedule):
     max_side: ranges.Pixels = 1000
     flip: ranges.Fraction = 0.5
     aspect_grouping: bool = False
-    layout: Literal["voc", "coco", "cityscapes"] = "voc"
+    layout: Literal["voc", "coco", "yolo", "cityscapes", "masks"] | None = None
     classes: ranges.Names = ()
     train_split: ranges.Text | None = None
     test_split: ranges.Text | None = None
     val_split: ranges.Text | None = None
+    val_fraction: ranges.HeldOut = 0.15
+    test_fraction: ranges.HeldOut = 0.15
+    split_seed: ranges.Seed = 0
     seed: ranges.Seed = 0
     workers: ranges.Workers = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -188,6 +196,9 @@ class SegmentationRecipe(Recipe):
 
     Attributes:
         crop: Height and width of a random crop in training, in pixels, or one number for both; None for whole images.
+        mask_values: The class of each value of a mask, such as ``0:background`` and ``255:leaf``, or ``#ff0000:leaf``
+            for a colour. Empty for class ids; masks of 0 and 255 alone are understood without it.
+        ignored_ids: Values of a mask that are ignored, besides 255 among ids.
     """
 
     kind = "segmentation"
@@ -195,6 +206,8 @@ class SegmentationRecipe(Recipe):
     short_side: ranges.Pixels = 360
     max_side: ranges.Pixels = 600
     crop: ranges.Crop | None = None
+    mask_values: ranges.MaskValues = ()
+    ignored_ids: ranges.MaskIds = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +226,7 @@ class ClassificationRecipe(Recipe):
     dilation: ranges.Dilation = 1
     short_side: ranges.Pixels = 256
     max_side: ranges.Pixels = 4096
-    layout: Literal["folders"] = "folders"  # type: ignore[assignment]
+    layout: Literal["folders"] | None = None  # type: ignore[assignment]
     crop: ranges.Pixels = 224
 
     def __post_init__(self) -> None:

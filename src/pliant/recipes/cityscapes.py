@@ -14,7 +14,6 @@ from pliant.recipes.base import SegmentationRecipe
 def deeplab() -> SegmentationRecipe:
     """DeepLab on the 2975 finely labelled images without cropping, evaluated on the validation split."""
     return SegmentationRecipe(
-        layout="cityscapes",
         train_split="train",
         test_split="val",
         short_side=1024,

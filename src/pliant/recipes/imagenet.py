@@ -6,8 +6,8 @@ They divided the rate by ten when the error stopped falling, in up to 600,000 st
 short side of 256 to 480. Here, as in later implementations, the rate falls after 30 and 60 of 90 epochs, crops have
 random sizes and shapes, and the evaluation uses the central crop, where He et al. average ten. Biases do not decay.
 
-The data are folders ``train/CLASS`` and ``val/CLASS``. ImageNet's ``val`` is evaluated at the end, so no split is
-left to validate on during training: ``--set val_split=val`` uses it all the same.
+The data are folders ``train/CLASS`` and ``val/CLASS``. ImageNet's ``val`` is validated on during training, and
+evaluated at the end.
 """
 
 from __future__ import annotations

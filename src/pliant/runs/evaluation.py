@@ -47,12 +47,12 @@ def open_for_evaluation(
         DataError: If the data cannot be used.
     """
     with Progress(quiet=quiet) as progress, progress.task("reading the data"):
-        dataset = trained.task.open(trained.recipe, root, split, classes=trained.classes, strict=strict)
+        dataset = trained.open(root, split, strict=strict)
     dataset.skip_damaged()
     return dataset
 
 
-def require_known_classes(trained: Trained, dataset: ImageSet, split: str) -> None:
+def require_known_classes(trained: Trained, dataset: ImageSet, root: Path, split: str) -> None:
     """Refuse annotated data that has nothing of the classes that the network knows.
 
     Raises:
@@ -60,11 +60,11 @@ def require_known_classes(trained: Trained, dataset: ImageSet, split: str) -> No
     """
     if not dataset.annotated or trained.task.knows_any(dataset):
         return
-    theirs = trained.task.open(trained.recipe.replaced(classes=()), dataset.root, split).classes
+    theirs = dataclasses.replace(trained, classes=(), recipe=trained.recipe.replaced(classes=())).open(root, split)
     raise DataError(
         dataset.root,
         f"{split} has nothing of the classes that the network knows: {', '.join(trained.classes)}. "
-        f"The classes there: {', '.join(theirs) or 'none'}. {dataset.problems.summary()}",
+        f"The classes there: {', '.join(theirs.classes) or 'none'}. {dataset.problems.summary()}",
     )
 
 

@@ -23,7 +23,15 @@ try:
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
-_BEFORE_THE_FIRST_STEP = ("recipe.json", "versions.json", "problems.txt", "checkpoints", "tensorboard", ".lock")
+_BEFORE_THE_FIRST_STEP = (
+    "recipe.json",
+    "data.json",
+    "versions.json",
+    "problems.txt",
+    "checkpoints",
+    "tensorboard",
+    ".lock",
+)
 _LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "faster-coco-eval", "numpy")
 
 
@@ -33,6 +41,7 @@ class RunFolder:
     | file | what it holds |
     | --- | --- |
     | `recipe.json` | the recipe with its fields, the data and the classes |
+    | `data.json` | what was found in the data, and the splits that were made |
     | `versions.json` | versions of the libraries and Python, and the machine |
     | `problems.txt` | defects of the data |
     | `train.csv`, `val.csv` | losses of each step; results of each validation |
@@ -50,17 +59,21 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.description_path = self.path / "recipe.json"
+        self.data_path = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
 
     @classmethod
-    def create(cls, path: str | Path, description: Mapping[str, Any]) -> RunFolder:
+    def create(
+        cls, path: str | Path, description: Mapping[str, Any], data: Mapping[str, Any] | None = None
+    ) -> RunFolder:
         """Make the folder of a new run.
 
         Args:
             path: The folder; it must be empty or not exist.
             description: Content of ``recipe.json``, of values that JSON can hold.
+            data: Content of ``data.json``; None for no such file.
 
         Raises:
             ValueError: If the folder already holds something.
@@ -68,17 +81,21 @@ class RunFolder:
         run = cls(path)
         run.require_free()
         run.checkpoints.mkdir(parents=True)
+        if data is not None:
+            write_json(run.data_path, data)
         write_json(run.path / "versions.json", versions())
         write_json(run.description_path, description)
         return run
 
     @classmethod
     @contextlib.contextmanager
-    def new(cls, path: str | Path, description: Mapping[str, Any]) -> Iterator[RunFolder]:
+    def new(
+        cls, path: str | Path, description: Mapping[str, Any], data: Mapping[str, Any] | None = None
+    ) -> Iterator[RunFolder]:
         """Make the folder of a new run; remove it if the block fails before the first step. See `create`."""
         place = Path(path)
         made = [folder for folder in (place, *place.parents) if not folder.exists()]
-        run = cls.create(path, description)
+        run = cls.create(path, description, data)
         try:
             yield run
         except BaseException:
@@ -133,13 +150,15 @@ class RunFolder:
         Raises:
             ValueError: If it cannot be read as a JSON object.
         """
-        try:
-            content = json.loads(self.description_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{self.description_path} cannot be read: {error}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{self.description_path} must hold a JSON object, got {type(content).__name__}")
-        return content
+        return _read_object(self.description_path)
+
+    def data(self) -> dict[str, Any]:
+        """The content of ``data.json``; empty for a run that has none.
+
+        Raises:
+            ValueError: If it cannot be read as a JSON object.
+        """
+        return _read_object(self.data_path) if self.data_path.exists() else {}
 
     def weights(self) -> Path:
         """The weights to use: the best by validation, or the last if there was no validation.
@@ -151,6 +170,16 @@ class RunFolder:
             if checkpoint.with_suffix(".safetensors").is_file():
                 return checkpoint.with_suffix(".safetensors")
         raise ValueError(f"{self.path} holds no weights yet: no checkpoint was written")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def resume_step(checkpoint: Path) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pliant.data import DataError, ImageSet
 from pliant.devices import choose_device
 from pliant.recipes.base import Recipe
 from pliant.runs.folder import RunFolder
 from pliant.runs.tensors import require_fit
 from pliant.runs.weights import read_weights
 from pliant.suggestions import did_you_mean_path
-from pliant.tasks.splits import choose_test_split
+from pliant.tasks.data_report import read_made
+from pliant.tasks.sources import MadeSplit
+from pliant.tasks.splits import choose_splits, choose_test_split
 from pliant.tasks.task import Task, build_model, stored_recipe, task_of
 
 
@@ -36,6 +40,7 @@ class Trained:
         test_split: Split that the training left for evaluation.
         category_ids: The training data's id of each class, in the order of the classes; None if it has no ids.
         state: The tensors by name.
+        made: The splits that the training made of its data, because these had none.
     """
 
     path: Path
@@ -48,6 +53,7 @@ class Trained:
     test_split: str | None
     category_ids: tuple[int, ...] | None
     state: dict[str, Tensor]
+    made: Mapping[str, MadeSplit] = field(default_factory=dict)
 
     def model(self) -> nn.Module:
         """The network with these weights, ready to predict.
@@ -83,8 +89,30 @@ class Trained:
         if split is None:
             # Prefer the split that the training left for evaluation; if this data lacks it, take a usual name.
             recipe = self.recipe.replaced(test_split=self.test_split or self.recipe.test_split)
-            split = choose_test_split(recipe, root)
+            made = self.test_split in self.made and self._has_images(self.made[str(self.test_split)], root)
+            split = str(self.test_split) if made else choose_test_split(recipe, root)
         return root, split
+
+    def open(self, root: Path, split: str, *, strict: bool = False) -> ImageSet:
+        """Open a split with the classes of the network.
+
+        The splits that the training made are those of its lists, also if the data has moved. For weights without
+        these lists they are made again in the same way.
+
+        Raises:
+            DataError: If the data cannot be used.
+        """
+        source = self.task.source(self.recipe, root)
+        made: Mapping[str, MadeSplit] = {}
+        if split in self.made and self._has_images(self.made[split], source.root):
+            made = self.made
+        elif not source.has(split):
+            with contextlib.suppress(DataError):  # there is no split to train on either
+                made = choose_splits(self.recipe, root, source=source).made
+        return self.task.open(self.recipe, root, split, classes=self.classes, strict=strict, source=source, made=made)
+
+    def _has_images(self, made: MadeSplit, root: Path) -> bool:
+        return any((root / image).is_file() for image in made.images)
 
 
 def load_trained(source: Path) -> Trained:
@@ -103,7 +131,10 @@ def load_trained(source: Path) -> Trained:
     state, description = read_weights(path)
     fields = described(path, description)
     data = None if run is None else str(run.description()["data"])
-    return Trained(path=path, folder=path.parent if run is None else source, data=data, state=state, **fields)
+    made = {} if run is None else read_made(run.data())
+    return Trained(
+        path=path, folder=path.parent if run is None else source, data=data, state=state, made=made, **fields
+    )
 
 
 def _weights_of(path: Path) -> Path:

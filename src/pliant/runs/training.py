@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def describe(
         "fields": to_fields(recipe),
         "classes": list(classes),
         "category_ids": None if None in ids else ids,
-        "splits": dataclasses.asdict(splits),
+        "splits": splits.names(),
         "data": str(data.resolve()),
         "strict": strict,
     }

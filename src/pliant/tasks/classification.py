@@ -39,6 +39,9 @@ class ClassificationTask(Task[ClassificationRecipe]):
             classification.available_splits,
             FOLDERS,
             "A split is a folder, such as train, that holds a folder of images for each class",
+            title="images in a folder for each class, in a folder for each split",
+            images=classification.split_images,
+            fits=lambda root: bool(classification.available_splits(root)),
         )
     }
     columns = {"top1": "top1", "top5": "top5"}  # noqa: RUF012

@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import to_dtype
 
 from pliant import models
 from pliant.data import COCODetection, DetectionSet, ImageSet, VOCDetection, coco, transforms
+from pliant.data.discovery import find_coco, find_voc, find_yolo
 from pliant.engine.detection import DetectionModule, collate_detection
 from pliant.engine.test_time_augmentation import AugmentedDetector, Procedure
 from pliant.models.anchors import STRIDE, fitted_scales
@@ -27,7 +28,7 @@ from pliant.models.transform import image_transform
 from pliant.pictures.results import draw_boxes
 from pliant.recipes.base import DetectionRecipe
 from pliant.tasks.collation import readable
-from pliant.tasks.layouts import COCO, Layout, voc
+from pliant.tasks.layouts import COCO, YOLO, Layout, found_only, voc
 from pliant.tasks.places import choose_places
 from pliant.tasks.result_files import coco_results, voc_result_names, write_coco_results, write_voc_results
 from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, backbone_options, build_with
@@ -57,17 +58,23 @@ def _open_coco(root: Path, split: str, *, training: bool, **options: Any) -> Ima
 
 
 class DetectionTask(Task[DetectionRecipe]):
-    """Detectors with torchvision's conventions, on VOC's or COCO's layout."""
+    """Detectors with torchvision's conventions, on VOC's, COCO's or YOLO's annotations."""
 
     recipe = DetectionRecipe
     layouts = {  # noqa: RUF012
-        "voc": voc(_open_voc, "Main"),
+        "voc": voc(_open_voc, "Main", find=find_voc, by_purpose=True),
         "coco": Layout(
             _open_coco,
             coco.available_splits,
             COCO,
             "A split is a file such as annotations/instances_train.json, and a folder train with its images",
+            title="COCO: annotations/instances_SPLIT.json, with images in SPLIT/",
+            images=coco.split_images,
+            fits=coco.is_official,
+            find=find_coco,
+            by_purpose=True,
         ),
+        "yolo": found_only("YOLO: text files of boxes beside images", YOLO, find_yolo, by_purpose=True),
     }
     columns = {  # noqa: RUF012
         key: key for key in ("AP", "AP50", "AP75", "VOC_AP50", "VOC_AP50_11pt", "VOC_AP70", "VOC_AP70_11pt")

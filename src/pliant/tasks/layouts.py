@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pliant.data import DataError, ImageSet, voc_layout
+from pliant.data.discovery import Found, Survey
+from pliant.data.files import FileFinder
 
 SBD = """\
 SBD lies beside VOCdevkit/ or in the data folder: benchmark_RELEASE/dataset/ (or sbd/) with img/ID.jpg, cls/ID.mat,
@@ -17,7 +19,8 @@ COCO = """\
 train2014/, val2014/, test2015/ (or of 2017) with images, and
   annotations/instances_SPLIT.json
   annotations/image_info_test-dev2015.json                      (for results to submit)
-From cocodataset.org."""
+From cocodataset.org. JSON files of this format anywhere in a folder, one for all images or one for each split, are
+found as well, whatever their images' paths are relative to."""
 CITYSCAPES = """\
 leftImg8bit/SPLIT/CITY/CITY_000000_000019_leftImg8bit.png
 gtFine/SPLIT/CITY/CITY_000000_000019_gtFine_labelIds.png
@@ -26,12 +29,22 @@ FOLDERS = """\
 train/CLASS/NAME.jpg
 val/CLASS/NAME.jpg
 From image-net.org, or any images that you sort into such folders."""
+YOLO = """\
+data.yaml with names, train, val and test, or none of it
+images/train/NAME.jpg  labels/train/NAME.txt     or train/images/NAME.jpg  train/labels/NAME.txt     or side by side
+Lines of a text file: CLASS X Y WIDTH HEIGHT in fractions of the image's size, or CLASS and points."""
+MASKS = """\
+images/NAME.jpg  masks/NAME.png                  in folders of any names, also train/images/, images/train/ and the like
+Values of a mask: class ids (255 is ignored), 0 and 255, grey levels, or colours."""
 _VOC = """\
 VOCdevkit/VOC2007/ and VOC2012/, each with
   JPEGImages/ID.jpg
   ImageSets/Main/SPLIT.txt          Annotations/ID.xml          (detection)
   ImageSets/Segmentation/SPLIT.txt  SegmentationClass/ID.png    (segmentation)
 A single such folder of your own is enough. From host.robots.ox.ac.uk/pascal/VOC."""
+_VOC_ANY = (
+    "\nImages with .xml files of the same names in folders of any names are found as well, with and without lists."
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +52,18 @@ class Layout:
     """One arrangement of the files of a data set, for one task.
 
     Attributes:
-        open: Opens a split: `open(root, split, classes=, transforms=, strict=, training=)`.
+        open: Opens a split: `open(root, split, classes=, transforms=, strict=, training=)`, and with `only=` the files
+            of the images to use, if a split has to be made.
         splits: Lists the names of the splits in a folder.
         text: The folders and files, as `pliant check` shows them.
         a_split: Explanation of what a split is, for the error if there is none.
         holds: Tells whether a folder has a split of some name; None if `splits` lists all of them.
         extra: Further names that a list of splits may have, each with its own text.
+        title: What a folder of the layout is, in a few words.
+        images: Lists the image files of a split; None if no split can be made of it.
+        fits: Tells whether a folder has the layout's own form; None if it has none, or cannot tell.
+        find: Finds the layout's files in any folders; None if only its own form is read.
+        by_purpose: Whether `open` of a found data set takes `require_boxes`, which is set in training.
     """
 
     open: Callable[..., ImageSet]
@@ -53,6 +72,11 @@ class Layout:
     a_split: str
     holds: Callable[[Path, str], bool] | None = None
     extra: tuple[tuple[str, str], ...] = ()
+    title: str = ""
+    images: Callable[[Path, str], list[Path]] | None = None
+    fits: Callable[[Path], bool] | None = None
+    find: Callable[[Survey], Found | None] | None = None
+    by_purpose: bool = False
 
     def has(self, root: Path, split: str) -> bool:
         """Whether a folder has a split."""
@@ -62,6 +86,10 @@ class Layout:
         """The layout's text, followed by that of each extra part that `split` names."""
         parts = (split or "").split("+")
         return "\n".join([self.text, *(text for name, text in self.extra if name in parts)])
+
+    def found_options(self, training: bool) -> dict[str, Any]:
+        """Further arguments to open a found data set with."""
+        return {"require_boxes": training} if self.by_purpose else {}
 
 
 def voc(open: Callable[..., ImageSet], folder: str, **options: Any) -> Layout:
@@ -75,10 +103,35 @@ def voc(open: Callable[..., ImageSet], folder: str, **options: Any) -> Layout:
     return Layout(
         open,
         lambda root: voc_layout.available_splits(voc_layout.find_folders(root), folder),
-        _VOC,
+        _VOC + (_VOC_ANY if options.get("find") else ""),
         f"A split is a list of the images' names without their endings, such as ImageSets/{folder}/train.txt",
-        **{"holds": partial(voc_has, folder), **options},
+        **{
+            "holds": partial(voc_has, folder),
+            "title": f"VOC: JPEGImages/, {_TRUTHS[folder]}/ and lists in ImageSets/{folder}/",
+            "images": partial(_voc_images, folder),
+            "fits": partial(_fits_voc, folder),
+            **options,
+        },
     )
+
+
+def found_only(title: str, text: str, find: Callable[[Survey], Found | None], **options: Any) -> Layout:
+    """A layout that has no form of its own, but is found by its files.
+
+    Args:
+        title, text, find: See `Layout`.
+        options: Further attributes of `Layout`.
+    """
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError("a layout without a form of its own is opened by what is found")
+
+    return Layout(
+        missing, lambda root: [], text, "A split is a folder or a list of images", title=title, find=find, **options
+    )
+
+
+_TRUTHS = {"Main": "Annotations", "Segmentation": "SegmentationClass"}
 
 
 def voc_has(folder: str, root: Path, split: str) -> bool:
@@ -87,3 +140,19 @@ def voc_has(folder: str, root: Path, split: str) -> bool:
         return bool(voc_layout.read_split(voc_layout.find_folders(root), folder, split))
     except DataError:
         return False
+
+
+def _fits_voc(folder: str, root: Path) -> bool:
+    try:
+        folders = voc_layout.find_folders(root)
+    except DataError:
+        return False
+    there = any((each / _TRUTHS[folder]).is_dir() for each in folders.values())
+    return there and bool(voc_layout.available_splits(folders, folder))
+
+
+def _voc_images(folder: str, root: Path, split: str) -> list[Path]:
+    finder = FileFinder()
+    entries = voc_layout.read_split(voc_layout.find_folders(root), folder, split, finder)
+    found = (voc_layout.locate_image(entry.folder, entry.name, finder) for entry in entries)
+    return [image for image in found if image is not None]

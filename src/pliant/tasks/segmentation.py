@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from pliant import models
 from pliant.data import CityscapesSegmentation, ImageSet, VOCSegmentation, cityscapes, transforms
+from pliant.data.discovery import find_masks
+from pliant.data.mask_values import MaskValues
 from pliant.data.sbd import find_sbd
 from pliant.engine.segmentation import SegmentationModule, collate_evaluation, collate_training
 from pliant.engine.test_time_augmentation import AugmentedSegmenter, Procedure
@@ -22,7 +24,7 @@ from pliant.pictures.colours import has_background, mask_colours
 from pliant.pictures.results import draw_mask
 from pliant.recipes.base import SegmentationRecipe
 from pliant.tasks.collation import readable
-from pliant.tasks.layouts import CITYSCAPES, SBD, Layout, voc, voc_has
+from pliant.tasks.layouts import CITYSCAPES, MASKS, SBD, Layout, found_only, voc, voc_has
 from pliant.tasks.places import choose_places, pieces
 from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, backbone_options, build_with
 
@@ -38,7 +40,7 @@ def _voc_or_sbd(root: Path, split: str) -> bool:
 
 
 class SegmentationTask(Task[SegmentationRecipe]):
-    """Segmenters with torchvision's conventions, on VOC's or Cityscapes' layout."""
+    """Segmenters with torchvision's conventions, on VOC's or Cityscapes' layout, or images with masks."""
 
     recipe = SegmentationRecipe
     layouts = {  # noqa: RUF012
@@ -48,7 +50,11 @@ class SegmentationTask(Task[SegmentationRecipe]):
             cityscapes.available_splits,
             CITYSCAPES,
             "A split is a folder leftImg8bit/train, and a folder gtFine/train",
+            title="Cityscapes: leftImg8bit/ and gtFine/",
+            images=cityscapes.split_images,
+            fits=lambda root: bool(cityscapes.available_splits(root)),
         ),
+        "masks": found_only("images with masks of the same names", MASKS, find_masks),
     }
     columns = {"IoU": "mIoU", "IoU_scaled": "mIoU_scaled"}  # noqa: RUF012
     endings = (".png", ".mask.png")
@@ -56,6 +62,11 @@ class SegmentationTask(Task[SegmentationRecipe]):
     background = True
 
     # -- data
+
+    def reading(self, recipe: SegmentationRecipe) -> dict[str, Any]:
+        if not (recipe.mask_values or recipe.ignored_ids):
+            return {}
+        return {"values": MaskValues.given(recipe.mask_values, recipe.ignored_ids)}
 
     def transforms(self, recipe: SegmentationRecipe, *, training: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
         if training:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pliant.data import DataError, ImageSet
+from pliant.data.discovery import WHOLE
 from pliant.recipes.base import Recipe
+from pliant.tasks.sources import MadeSplit, Source, make_splits
 from pliant.tasks.task import task_of
 
-_TRAIN_NAMES = ("trainval", "train", "train2017", "training")
+_TRAIN_NAMES = ("train", "trainval", "train2017", "training")
 _VALIDATION_NAMES = ("val", "valid", "validation", "val2017")
-_TEST_NAMES = ("test", "test2007", *_VALIDATION_NAMES)
+_TEST_NAMES = ("test", "test2007")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Names of the splits to train on, to validate on during training, and to evaluate on."""
+    """Names of the splits to train on, to validate on during training, and to evaluate on.
+
+    Attributes:
+        train, validation, test: the names; None if there is no such split.
+        made: those of them that Pliant made, because the data have none.
+    """
 
     train: str
     validation: str | None
     test: str | None
+    made: Mapping[str, MadeSplit] = field(default_factory=dict)
+
+    def names(self) -> dict[str, str | None]:
+        """The names by purpose, for JSON."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
 @dataclass(frozen=True)
@@ -44,29 +56,48 @@ class TrainingData:
         return {"train": self.train} | ({} if self.validation is None else {"validation": self.validation})
 
 
-def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = ()) -> Splits:
+def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = (), source: Source | None = None) -> Splits:
     """The splits that a recipe names, or the usual ones if the data has none of those.
 
-    If a recipe joins several splits by ``+``, those that the data has are used.
+    If a recipe joins several splits by ``+``, those that the data has are used. If the data has no split to validate
+    on, a part of the training split is held out, unless the recipe names the training split; without a split to
+    evaluate on, the validation split is evaluated, or a further part of data that are not split at all.
 
     Args:
         recipe: The recipe that names the splits.
         root: The folder of the data.
-        explicit: Names of the recipe's split fields that the user has set; their values are used unchanged.
+        explicit: Names of the recipe's fields that the user has set; splits named there are used unchanged.
+        source: The data in `root`; None to find them.
 
     Raises:
         DataError: If there is nothing to train on, or the folder is missing.
     """
-    there = _splits_there(recipe, root)
-    train = _choose_train(recipe, root, there, explicit)
+    source = task_of(recipe).source(recipe, root) if source is None else source
+    there = source.splits()
+    named = _named(recipe, source, "train_split", explicit)
+    train = named or next((name for name in (*_TRAIN_NAMES, WHOLE) if name in there), None)
     if train is None:
-        raise _no_split(recipe, root, there, "train on", "--set train_split=NAME")
-    test = _choose(recipe, root, there, "test_split", _TEST_NAMES, {train}, explicit)
-    if recipe.val_split is not None:
-        return Splits(train, recipe.val_split, test)
-    covered = {train, test} | ({"val"} if train == "trainval" else set())
-    validation = next((name for name in _VALIDATION_NAMES if name in there and name not in covered), None)
-    return Splits(train, validation if train in there else None, test)
+        raise _no_split(source, there, "train on", "--set train_split=NAME")
+    named_test = _named(recipe, source, "test_split", explicit)
+    test = named_test or next((name for name in _TEST_NAMES if name in there and name != train), None)
+    validation = _named(recipe, source, "val_split", explicit)
+    if validation is None and train in there:
+        covered = {train, named_test} | ({"val"} if train == "trainval" else set())
+        validation = next((name for name in _VALIDATION_NAMES if name in there and name not in covered), None)
+    made: dict[str, MadeSplit] = {}
+    if validation is None and (named is None or "val_fraction" in explicit):
+        made = _hold_out(recipe, source, train, test)
+        if made:
+            train, validation = "train", "val" if "val" in made else None
+            test = "test" if "test" in made else test
+    return Splits(train, validation, test or validation, made)
+
+
+def _hold_out(recipe: Recipe, source: Source, train: str, test: str | None) -> dict[str, MadeSplit]:
+    """Parts of the training split to validate on and, without another split, to evaluate on."""
+    fractions = {"val": recipe.val_fraction, "test": 0.0 if test is not None else recipe.test_fraction}
+    wanted = {name: fraction for name, fraction in fractions.items() if fraction}
+    return make_splits(source, train, wanted, "train", recipe.split_seed) if wanted else {}
 
 
 def choose_test_split(recipe: Recipe, root: Path) -> str:
@@ -75,54 +106,38 @@ def choose_test_split(recipe: Recipe, root: Path) -> str:
     Raises:
         DataError: If there is no such split, or the folder is missing.
     """
-    there = _splits_there(recipe, root)
-    train = _choose_train(recipe, root, there, ())
-    test = _choose(recipe, root, there, "test_split", _TEST_NAMES, {train}, ())
+    source = task_of(recipe).source(recipe, root)
+    there = source.splits()
+    test = _named(recipe, source, "test_split", ())
+    test = test or next((name for name in (*_TEST_NAMES, *_VALIDATION_NAMES) if name in there), None)
+    if test is None and any(name in there for name in (*_TRAIN_NAMES, WHOLE)):
+        test = choose_splits(recipe, root, source=source).test
     if test is None:
-        raise _no_split(recipe, root, there, "evaluate on", "--split NAME")
+        raise _no_split(source, there, "evaluate on", "--split NAME")
     return test
 
 
-def _splits_there(recipe: Recipe, root: Path) -> list[str]:
-    if not root.is_dir():
-        raise DataError(root, "there is no such folder of data")
-    return task_of(recipe).layout(recipe).splits(root)
+def _no_split(source: Source, there: list[str], purpose: str, option: str) -> DataError:
+    advice = f"Name one with {option}" if there else source.layout.a_split
+    return DataError(source.root, f"found no split to {purpose}; splits there: {', '.join(there) or 'none'}. {advice}")
 
 
-def _no_split(recipe: Recipe, root: Path, there: list[str], purpose: str, option: str) -> DataError:
-    advice = f"Name one with {option}" if there else task_of(recipe).layout(recipe).a_split
-    return DataError(root, f"found no split to {purpose}; splits there: {', '.join(there) or 'none'}. {advice}")
-
-
-def _choose_train(recipe: Recipe, root: Path, there: list[str], explicit: Collection[str]) -> str | None:
-    # Without a test split, the validation split is used for evaluation, so it must not be used for training.
-    tests = tuple(set(_TEST_NAMES) - set(_VALIDATION_NAMES))
-    has_test = _choose(recipe, root, there, "test_split", tests, set(), explicit) is not None
-    usual = _TRAIN_NAMES if has_test or "train" not in there else _TRAIN_NAMES[1:]
-    return _choose(recipe, root, there, "train_split", usual, set(), explicit)
-
-
-def _choose(
-    recipe: Recipe,
-    root: Path,
-    there: list[str],
-    field: str,
-    usual: tuple[str, ...],
-    excluded: Collection[str | None],
-    explicit: Collection[str],
-) -> str | None:
-    asked: str | None = getattr(recipe, field)
-    if asked is not None and field in explicit:
+def _named(recipe: Recipe, source: Source, name: str, explicit: Collection[str]) -> str | None:
+    """The split that a field of the recipe names: those parts that the data has, or all if the user has set it."""
+    asked: str | None = getattr(recipe, name)
+    if asked is None or name in explicit:
         return asked
-    layout = task_of(recipe).layout(recipe)
-    parts = [part for part in (asked or "").split("+") if part and layout.has(root, part)]
-    if parts:
-        return "+".join(parts)
-    return next((name for name in usual if name in there and name not in excluded), None)
+    return "+".join(part for part in asked.split("+") if part and source.has(part)) or None
 
 
 def open_training_data(
-    recipe: Recipe, root: Path, splits: Splits, *, classes: tuple[str, ...] = (), strict: bool = False
+    recipe: Recipe,
+    root: Path,
+    splits: Splits,
+    *,
+    classes: tuple[str, ...] = (),
+    strict: bool = False,
+    source: Source | None = None,
 ) -> TrainingData:
     """The data sets to train and validate on.
 
@@ -132,16 +147,19 @@ def open_training_data(
         splits: The splits to open.
         classes: Names of the classes; empty for the recipe's or those in the data.
         strict: Whether the first problem of the data is an error.
+        source: The data in `root`; None to find them.
 
     Raises:
         DataError: If a split is missing or holds no usable image, or there is nothing to learn of any class.
     """
     task = task_of(recipe)
-    train = task.open(recipe, root, splits.train, training=True, classes=classes, strict=strict)
+    source = task.source(recipe, root) if source is None else source
+    options: dict[str, Any] = {"strict": strict, "source": source, "made": splits.made}
+    train = task.open(recipe, root, splits.train, training=True, classes=classes, **options)
     require_content(train)
     validation = None
     if splits.validation is not None:
-        validation = task.open(recipe, root, splits.validation, classes=train.classes, strict=strict)
+        validation = task.open(recipe, root, splits.validation, classes=train.classes, **options)
         validation.skip_damaged()
     return TrainingData(
         train=train,

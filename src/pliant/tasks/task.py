@@ -23,6 +23,7 @@ from pliant.engine.training import TrainingModule
 from pliant.recipes.base import RANDOM, Recipe, from_fields
 from pliant.tasks.layouts import Layout
 from pliant.tasks.places import Place
+from pliant.tasks.sources import MadeSplit, Source, find_source
 
 R = TypeVar("R", bound=Recipe)
 
@@ -133,16 +134,24 @@ class Task(abc.ABC, Generic[R]):
         """The number of images in an evaluation batch; 1 if their sizes differ."""
         return 1
 
-    def layout(self, recipe: Recipe) -> Layout:
-        """The layout that a recipe names.
+    def source(self, recipe: Recipe, root: Path) -> Source:
+        """The data in a folder, in the layout that the recipe names, or that is found there.
 
         Raises:
-            ValueError: If this task does not read that layout.
+            DataError: If the folder is missing, or in none of the layouts of this task.
+            ValueError: If the recipe names a layout that this task does not read.
         """
-        if recipe.layout not in self.layouts:
-            known = " or ".join(f"layout={name}" for name in self.layouts)
-            raise ValueError(f"{recipe.kind} reads {known}, got layout={recipe.layout}")
-        return self.layouts[recipe.layout]
+        layouts = self.layouts
+        if recipe.layout is not None:
+            if recipe.layout not in layouts:
+                known = " or ".join(f"layout={name}" for name in layouts)
+                raise ValueError(f"{recipe.kind} reads {known}, got layout={recipe.layout}")
+            layouts = {recipe.layout: layouts[recipe.layout]}
+        return find_source(layouts, root, (recipe.train_split or "").split("+"))
+
+    def reading(self, recipe: R) -> dict[str, Any]:
+        """Further arguments of the data sets that are opened."""
+        return {}
 
     def open(
         self,
@@ -153,6 +162,8 @@ class Task(abc.ABC, Generic[R]):
         training: bool = False,
         classes: tuple[str, ...] = (),
         strict: bool = False,
+        source: Source | None = None,
+        made: Mapping[str, MadeSplit] | None = None,
     ) -> ImageSet:
         """Open one split of a data set.
 
@@ -163,18 +174,22 @@ class Task(abc.ABC, Generic[R]):
             training: Whether samples are transformed for training or for evaluation.
             classes: Names of the classes; empty for the recipe's or those in the data.
             strict: Whether the first problem of the data is an error.
+            source: The data in `root`; None to find them.
+            made: The splits that were made of the data's own.
 
         Raises:
             DataError: If the split is missing or holds no usable image.
             ValueError: If the task does not read the layout.
         """
-        return self.layout(recipe).open(
-            root,
+        source = self.source(recipe, root) if source is None else source
+        return source.open(
             split,
+            made=made,
             classes=classes or recipe.classes or None,
             transforms=self.transforms(recipe, training=training),
             strict=strict,
             training=training,
+            **self.reading(recipe),
         )
 
     def knows_any(self, dataset: ImageSet) -> bool:

@@ -32,6 +32,7 @@ from pliant.runs.files import write_json
 from pliant.runs.folder import RunFolder
 from pliant.runs.trained import load_trained
 from pliant.runs.training import batch_groups, build_module, describe, fit_settings, weights_description
+from pliant.tasks.data_report import describe_data
 from pliant.tasks.splits import Splits, TrainingData, choose_splits, open_training_data
 from pliant.tasks.startable import require_startable
 from pliant.tasks.task import task_of
@@ -70,6 +71,7 @@ class Plan:
         data: The folder of the data.
         splits: Splits to train and to evaluate on. There is no validation, so all cells are evaluated after the last
             step.
+        found: What the data holds, for ``data.json`` of each run.
         seeds: Number of seeds.
         device: The device of the networks; None for that of the recipe.
     """
@@ -80,6 +82,7 @@ class Plan:
     recipe: Recipe
     data: Path
     splits: Splits
+    found: dict[str, Any]
     seeds: int
     device: torch.device | None = None
 
@@ -135,14 +138,16 @@ def ablate(
     steps = _steps(out, asked)
     outputs.claim()
     folder = _draw_glyphs(out, recipe) if data is None else data
-    splits = choose_splits(recipe, folder)
+    splits = choose_splits(recipe.replaced(val_fraction=0.0), folder)  # nothing is chosen by validation
     test = splits.test
     if test is None:
         raise DataError(folder, "found no split to evaluate on; name one with --set test_split=NAME")
-    splits = Splits(splits.train, None, test)
-    opened = open_training_data(recipe, folder, splits)
+    splits = Splits(splits.train, None, test, splits.made)
+    source = task_of(recipe).source(recipe, folder)
+    opened = open_training_data(recipe, folder, splits, source=source)
     recipe = task_of(recipe).completed(recipe, opened.train)
-    plan = Plan(asked, name, (*own, *assignments), recipe, folder, splits, seeds, chosen_device)
+    found = describe_data(source, splits, {"train": opened.train})
+    plan = Plan(asked, name, (*own, *assignments), recipe, folder, splits, found, seeds, chosen_device)
     if steps is None:
         steps = recipe.max_steps if seconds is None else _affordable(plan, chosen, opened, seconds, start)
         with outputs.writing(PLAN) as (path,):
@@ -217,9 +222,8 @@ def _run(plan: Plan, cell: Cell, opened: TrainingData, watch: Callable[[int], No
     run = RunFolder(cell.folder)
     if not run.description_path.is_file():
         run.clear()
-        run = RunFolder.create(
-            cell.folder, describe(plan.name, plan.assignments, recipe, opened.classes, plan.splits, plan.data)
-        )
+        description = describe(plan.name, plan.assignments, recipe, opened.classes, plan.splits, plan.data)
+        run = RunFolder.create(cell.folder, description, plan.found)
     try:
         _fit(plan, recipe, run, opened, watch)
     except FloatingPointError as error:
@@ -253,7 +257,9 @@ def _affordable(plan: Plan, chosen: Sequence[Variant], opened: TrainingData, bud
     Raises:
         ValueError: If fewer than `_LEAST_STEPS` fit.
     """
-    test = task_of(plan.recipe).open(plan.recipe, plan.data, str(plan.splits.test), classes=opened.classes)
+    test = task_of(plan.recipe).open(
+        plan.recipe, plan.data, str(plan.splits.test), classes=opened.classes, made=plan.splits.made
+    )
     with Progress() as progress:
         trials = [_trial(plan, variant, opened, test) for variant in progress.track(chosen, "timing the networks")]
     of_step = plan.seeds * sum(step for step, _ in trials)

@@ -1,0 +1,143 @@
+"""Data sets with one file of annotations for each image, wherever these files are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pliant.data.detection_set import Boxes, DetectionSet
+from pliant.data.image_set import Transforms, check_classes
+from pliant.data.mask_values import MaskValues
+from pliant.data.problems import DataError, ProblemLog
+from pliant.data.segmentation_set import ScannedMask, SegmentationSet
+
+
+class BoxFormat(Protocol):
+    """Reads the files of annotations of one format."""
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in order."""
+
+    def claimed_size(self, path: Path) -> tuple[float, float] | None:
+        """The height and width that a file says its image has; None if it does not.
+
+        Raises:
+            OSError: if the file cannot be read.
+            ValueError: if it is not of this format.
+        """
+
+    def boxes(self, path: Path, size: tuple[int, int], labels: Mapping[str, int], problems: ProblemLog) -> Boxes:
+        """The boxes of a file, in an image of `size` (height, width); what is wrong with others is reported."""
+
+
+class ListedDetection(DetectionSet):
+    """Boxes from a list of images, each with its own file of annotations.
+
+    Args:
+        root: folder of the data.
+        samples: image and annotation of each sample. Without an annotation, an image has no objects; without an image,
+            it is reported as missing.
+        form: format of the annotations.
+        classes: names of the classes to use, in order. Boxes of other classes are reported and skipped.
+        transforms: called with image and target.
+        strict: raise at the first problem.
+        require_boxes: leave out images without a box to train on.
+        only: image files to use; None for all.
+
+    Raises:
+        DataError: if no class is known or no image is usable; in strict mode at any problem.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        samples: Sequence[tuple[Path | None, Path | None]],
+        form: BoxFormat,
+        *,
+        classes: Sequence[str] | None = None,
+        transforms: Transforms | None = None,
+        strict: bool = False,
+        require_boxes: bool = False,
+        only: Collection[Path] | None = None,
+    ) -> None:
+        super().__init__(root, transforms, strict, require_boxes, only)
+        self.classes = check_classes(classes) or form.classes()
+        if not self.classes:
+            raise DataError(root, f"none of the {len(samples)} annotations names a class")
+        labels = {name: label for label, name in enumerate(self.classes, start=1)}
+        seen: dict[Path, Path | None] = {}
+        for position, (image, annotation) in enumerate(samples):
+            if self._leaves_out(image):
+                continue
+            if image is None:
+                assert annotation is not None
+                if self._only is None:
+                    self.problems.report(annotation, "missing image", "there is no image of this name, or several")
+            elif image in seen:
+                detail = f"{image.name} has another annotation, {seen[image]}"
+                self.problems.report(annotation or image, "duplicate id", detail)
+            else:
+                seen[image] = annotation
+                self._scan(image, annotation, form, labels, position)
+        self._require_samples()
+
+    def _scan(
+        self, image: Path, annotation: Path | None, form: BoxFormat, labels: Mapping[str, int], position: int
+    ) -> None:
+        header = self._scan_image(image)
+        if header is None:
+            return
+        boxes = Boxes()
+        if annotation is not None:
+            try:
+                claimed = form.claimed_size(annotation)
+            except (OSError, ValueError) as error:
+                self.problems.report(annotation, "unreadable annotation", str(error))
+                return
+            if claimed is not None and claimed != header.size:
+                detail = f"annotated {claimed[1]:g}x{claimed[0]:g}, but {image.name} is {header.describe(claimed)}"
+                self.problems.report(annotation, "size mismatch", detail)
+                return
+            header = header if claimed is None else header.settled()
+            boxes = form.boxes(annotation, header.size, labels, self.problems)
+        self._add(image, header, boxes, position)
+
+
+class ListedSegmentation(SegmentationSet):
+    """Masks from a list of images, each with its mask.
+
+    Args:
+        root: folder of the data.
+        samples: image and mask of each sample.
+        values: what the values of the masks mean.
+        scanned: values of masks that were counted before; those that are counted now are added.
+        classes: names of the classes, in the order of the ids.
+        transforms: called with image and mask.
+        strict: raise at the first problem.
+        only: image files to use; None for all.
+
+    Raises:
+        DataError: if no image is usable, or the values do not fit the classes; in strict mode at any problem.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        samples: Sequence[tuple[Path, Path]],
+        *,
+        values: MaskValues,
+        scanned: dict[Path, ScannedMask | str],
+        classes: Sequence[str],
+        transforms: Transforms | None = None,
+        strict: bool = False,
+        only: Collection[Path] | None = None,
+    ) -> None:
+        super().__init__(root, transforms, strict, only, values)
+        self.classes = check_classes(classes) or ()
+        self._fit_values()
+        self._scanned = scanned
+        for image, mask in samples:
+            self._add(image.relative_to(root).with_suffix("").as_posix(), image, mask)
+        del self._scanned
+        self._require_samples()

@@ -1,0 +1,174 @@
+"""A folder of data in the layout that it has: its splits, those that were made of it, and their data sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pliant.data import DataError, ImageSet
+from pliant.data.discovery import Found, Survey
+from pliant.tasks.layouts import Layout
+
+
+@dataclass(frozen=True)
+class MadeSplit:
+    """A split that Pliant made.
+
+    Attributes:
+        of: the split of the data that it is a part of.
+        images: its images, relative to the folder of the data.
+    """
+
+    of: str
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of data.
+
+    Attributes:
+        root: the folder in which the layout begins.
+        name: name of the layout, as in the `layout` of recipes.
+        layout: the layout.
+        found: the data set that was found, if the folder is not in the layout's own form.
+        notes: sentences about what else is in the folder.
+    """
+
+    root: Path
+    name: str
+    layout: Layout
+    found: Found | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What the folder is, for people."""
+        return self.layout.title if self.found is None else self.found.title
+
+    def splits(self) -> list[str]:
+        """The names of the data's own splits."""
+        return self.layout.splits(self.root) if self.found is None else self.found.splits()
+
+    def has(self, split: str) -> bool:
+        """Whether the data have a split."""
+        return self.layout.has(self.root, split) if self.found is None else split in self.found.splits()
+
+    def images(self, split: str) -> list[Path]:
+        """The image files of a split; none if the layout cannot list them."""
+        if self.found is not None:
+            return self.found.images(split)
+        return [] if self.layout.images is None else self.layout.images(self.root, split)
+
+    def open(
+        self, split: str, *, made: Mapping[str, MadeSplit] | None = None, training: bool, **options: Any
+    ) -> ImageSet:
+        """Open a split; see `Task.open`.
+
+        Raises:
+            DataError: If the split is missing or holds no usable image.
+        """
+        part = (made or {}).get(split)
+        if part is None:
+            return self._open(split, training=training, **options)
+        listed = [self.root / image for image in part.images]
+        dataset = self._open(part.of, training=training, only=listed, **options)
+        there = set(self.images(part.of))
+        for image in listed:
+            if image not in there and not image.is_file():
+                dataset.problems.report(image, "missing image", f"it belongs to the {split} split that was made")
+        return dataset
+
+    def _open(self, split: str, *, training: bool, **options: Any) -> ImageSet:
+        if self.found is None:
+            return self.layout.open(self.root, split, training=training, **options)
+        return self.found.open(split, **options, **self.layout.found_options(training))
+
+
+def make_splits(source: Source, of: str, fractions: Mapping[str, float], rest: str, seed: int) -> dict[str, MadeSplit]:
+    """Parts of a split by chance, the same whenever they are made; none if one of them would have no image.
+
+    Images are ordered by a digest of the seed and their path, so that an image that is added or removed moves few
+    others.
+
+    Args:
+        source: the data.
+        of: the split to divide.
+        fractions: the fraction of the images that each part has.
+        rest: name of the part with all other images.
+        seed: another seed gives other parts.
+    """
+    names = [image.relative_to(source.root).as_posix() for image in source.images(of)]
+    order = sorted(dict.fromkeys(names), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    parts: dict[str, list[str]] = {}
+    start = 0
+    for part, fraction in fractions.items():
+        number = round(fraction * len(order))
+        parts[part], start = order[start : start + number], start + number
+    parts[rest] = order[start:]
+    if not all(parts.values()):
+        return {}
+    return {part: MadeSplit(of, tuple(sorted(chosen))) for part, chosen in parts.items()}
+
+
+def find_source(layouts: Mapping[str, Layout], root: Path, wanted: Sequence[str] = ()) -> Source:
+    """The layout of a folder.
+
+    The layouts' own forms come first, and of these the one that has a split that is asked for. Then the files
+    themselves show what they are; of several kinds of annotations, the one for most images is used.
+
+    Args:
+        layouts: the layouts that may be, by name.
+        root: the folder.
+        wanted: names of splits.
+
+    Raises:
+        DataError: if the folder is in none of the layouts; the message says what is in it, and what would fit.
+    """
+    if not root.is_dir():
+        raise DataError(root, "there is no such folder of data")
+    own = [
+        Source(place, name, layout)
+        for place in _places(root)
+        for name, layout in layouts.items()
+        if layout.fits is not None and layout.fits(place)
+    ]
+    if own:
+        return next((source for source in own if any(source.has(split) for split in wanted)), own[0])
+    survey = Survey.of(root)
+    found = {name: each for name, layout in layouts.items() if layout.find and (each := layout.find(survey))}
+    if found:
+        most = {name: sum(len(each.images(split)) for split in each.splits()) for name, each in found.items()}
+        name = max(found, key=lambda name: most[name])  # the first of those with most images
+        others = [
+            f"also there: {each.title}, for {most[other]} images (--set layout={other})"
+            for other, each in found.items()
+            if other != name and most[other]
+        ]
+        return Source(root, name, layouts[name], found[name], tuple(others))
+    if len(layouts) == 1:
+        ((name, layout),) = layouts.items()
+        if layout.find is None:
+            return Source(root, name, layout)
+    raise DataError(
+        root, "\n".join(["no layout of data is recognised here. Found:", *survey.seen(), *fitting(layouts)])
+    )
+
+
+def fitting(layouts: Mapping[str, Layout]) -> list[str]:
+    """What would fit, as lines."""
+    return ["", "What would fit:", *(f"layout={name}: {layout.title}" for name, layout in layouts.items())]
+
+
+def _places(root: Path) -> list[Path]:
+    """The folder, and the only folder in it, and so on: archives often have one around their content."""
+    places = [root]
+    while len(places) < 4:
+        inner = [each for each in places[-1].iterdir() if each.is_dir() and not each.name.startswith((".", "__"))]
+        if len(inner) != 1:
+            break
+        places.append(inner[0])
+    return places
