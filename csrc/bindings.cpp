@@ -128,6 +128,24 @@ void call_ms_deform_attn_backward(nb::handle grad, nb::handle value, nb::handle 
     ms_deform_attn_backward(*chosen, in, from, to_value, to_locations, to_weights, threads);
 }
 
+void call_deform_aggregate(nb::handle input, nb::handle offset, nb::handle mask, const Pair& stride,
+                           const std::vector<double>& taps, double offset_scale, nb::handle out, int threads) {
+    const AggregationArguments in{tensor_of(input), tensor_of(offset), tensor_of(mask), stride, taps, offset_scale};
+    const Tensor to = tensor_of(out);
+    const nb::gil_scoped_release release;
+    deform_aggregate(*chosen, in, to, threads);
+}
+
+void call_deform_aggregate_backward(nb::handle grad, nb::handle input, nb::handle offset, nb::handle mask,
+                                    const Pair& stride, const std::vector<double>& taps, double offset_scale,
+                                    nb::handle grad_input, nb::handle grad_offset, nb::handle grad_mask, int threads) {
+    const AggregationArguments in{tensor_of(input), tensor_of(offset), tensor_of(mask), stride, taps, offset_scale};
+    const Tensor from = tensor_of(grad), to_input = tensor_of(grad_input), to_offset = tensor_of(grad_offset);
+    const Tensor to_mask = tensor_of(grad_mask);
+    const nb::gil_scoped_release release;
+    deform_aggregate_backward(*chosen, in, from, to_input, to_offset, to_mask, threads);
+}
+
 }  // namespace
 }  // namespace pliant
 
@@ -164,4 +182,8 @@ NB_MODULE(_kernels, module) {
                "threads"_a);
     module.def("ms_deform_attn_backward", &call_ms_deform_attn_backward, "grad"_a, "value"_a, "locations"_a,
                "weights"_a, "levels"_a, "grad_value"_a, "grad_locations"_a, "grad_weights"_a, "threads"_a);
+    module.def("deform_aggregate", &call_deform_aggregate, "input"_a, "offset"_a, "mask"_a, "stride"_a, "taps"_a,
+               "offset_scale"_a, "out"_a, "threads"_a);
+    module.def("deform_aggregate_backward", &call_deform_aggregate_backward, "grad"_a, "input"_a, "offset"_a, "mask"_a,
+               "stride"_a, "taps"_a, "offset_scale"_a, "grad_input"_a, "grad_offset"_a, "grad_mask"_a, "threads"_a);
 }

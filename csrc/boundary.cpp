@@ -184,6 +184,40 @@ struct AttentionCall {
     }
 };
 
+struct AggregationCall {
+    Aggregation aggregation{};
+    AttentionTensors in{};
+    Shape out;
+
+    explicit AggregationCall(const AggregationArguments& given) {
+        for (const Tensor* tensor : {&given.input, &given.offset, &given.mask}) check_tensor(*tensor);
+        const Shape &input = given.input.shape, &offset = given.offset.shape;
+        require(input.size() == 4, "input: four dimensions");
+        require(offset.size() == 6, "offset: six dimensions");
+        check_pair(given.stride, 1, "stride");
+        for (size_t i : {1, 2})
+            require(input[i] <= kMostCells && offset[i] <= kMostCells, "input, offset: at most 2^24 cells on a side");
+        require(input[3] % offset[3] == 0, "offset: groups");
+        require(static_cast<int64_t>(given.taps.size()) == 2 * offset[4], "taps: two numbers a point");
+        for (double tap : given.taps) require(std::isfinite(tap), "taps: finite");
+        require(std::isfinite(given.offset_scale), "offset_scale: finite");
+        aggregation.sums.batch = input[0], aggregation.sums.rows = input[1] * input[2];
+        aggregation.sums.heads = offset[3], aggregation.sums.channels = input[3] / offset[3];
+        aggregation.sums.queries = offset[1] * offset[2], aggregation.sums.points = offset[4];
+        aggregation.sums.levels = {{input[1], input[2], 0}};
+        aggregation.out_width = offset[2];
+        for (size_t i = 0; i < 2; ++i) aggregation.stride[i] = given.stride[i];
+        aggregation.taps = given.taps;
+        aggregation.offset_scale = given.offset_scale;
+        const Shape mask{input[0], offset[1], offset[2], offset[3], offset[4]};
+        Shape pairs = mask;
+        pairs.push_back(2);
+        out = {input[0], offset[1], offset[2], input[3]};
+        in = {array_of(given.input, input, "input"), array_of(given.offset, pairs, "offset"),
+              array_of(given.mask, mask, "mask")};
+    }
+};
+
 }  // namespace
 
 void deform_conv2d(const Kernels& kernels, const ConvolutionArguments& in, const Tensor& bias, const Tensor& out,
@@ -242,6 +276,25 @@ void ms_deform_attn_backward(const Kernels& kernels, const AttentionArguments& i
                                 result_of(grad_locations, in.locations.shape, wide, "grad_locations"),
                                 result_of(grad_weights, in.weights.shape, wide, "grad_weights")};
     kernels.ms_deform_attn_backward(call.attention, call.in, array_of(grad, call.out, "grad"), to, threads);
+}
+
+void deform_aggregate(const Kernels& kernels, const AggregationArguments& in, const Tensor& out, int threads) {
+    const AggregationCall call(in);
+    check_tensor(out), check_threads(threads);
+    kernels.deform_aggregate(call.aggregation, call.in, result_of(out, call.out, call.in.value.dtype, "out"), threads);
+}
+
+void deform_aggregate_backward(const Kernels& kernels, const AggregationArguments& in, const Tensor& grad,
+                               const Tensor& grad_input, const Tensor& grad_offset, const Tensor& grad_mask,
+                               int threads) {
+    const AggregationCall call(in);
+    for (const Tensor* tensor : {&grad, &grad_input, &grad_offset, &grad_mask}) check_tensor(*tensor);
+    check_threads(threads);
+    const DType wide = widened(call.in.value.dtype);
+    const AttentionGradients to{result_of(grad_input, in.input.shape, wide, "grad_input"),
+                                result_of(grad_offset, in.offset.shape, wide, "grad_offset"),
+                                result_of(grad_mask, in.mask.shape, wide, "grad_mask")};
+    kernels.deform_aggregate_backward(call.aggregation, call.in, array_of(grad, call.out, "grad"), to, threads);
 }
 
 }  // namespace pliant

@@ -38,6 +38,13 @@ struct AttentionArguments {
     std::vector<Level> levels;
 };
 
+struct AggregationArguments {
+    Tensor input, offset, mask;
+    Pair stride;
+    std::vector<double> taps;
+    double offset_scale;
+};
+
 // Each function throws std::invalid_argument before it reads or writes anything, unless all tensors fit each other and
 // the kernels' integers. The caller guarantees that the described memory exists.
 void deform_conv2d(const Kernels& kernels, const ConvolutionArguments& in, const Tensor& bias, const Tensor& out,
@@ -52,5 +59,9 @@ void ms_deform_attn(const Kernels& kernels, const AttentionArguments& in, const 
 void ms_deform_attn_backward(const Kernels& kernels, const AttentionArguments& in, const Tensor& grad,
                              const Tensor& grad_value, const Tensor& grad_locations, const Tensor& grad_weights,
                              int threads);
+void deform_aggregate(const Kernels& kernels, const AggregationArguments& in, const Tensor& out, int threads);
+void deform_aggregate_backward(const Kernels& kernels, const AggregationArguments& in, const Tensor& grad,
+                               const Tensor& grad_input, const Tensor& grad_offset, const Tensor& grad_mask,
+                               int threads);
 
 }  // namespace pliant

@@ -13,10 +13,13 @@ void roi_pool(const Pooling&, const PoolingTensors&, Array, int);
 void roi_pool_backward(const Pooling&, const PoolingTensors&, Array, const PoolingGradients&, int);
 void ms_deform_attn(const Attention&, const AttentionTensors&, Array, int);
 void ms_deform_attn_backward(const Attention&, const AttentionTensors&, Array, const AttentionGradients&, int);
+void deform_aggregate(const Aggregation&, const AttentionTensors&, Array, int);
+void deform_aggregate_backward(const Aggregation&, const AttentionTensors&, Array, const AttentionGradients&, int);
 
 extern const Kernels kernels = {
     PLIANT_NAME(PLIANT_ISA), deform_conv2d,  deform_conv2d_backward,  roi_pool,
-    roi_pool_backward,       ms_deform_attn, ms_deform_attn_backward,
+    roi_pool_backward,       ms_deform_attn, ms_deform_attn_backward, deform_aggregate,
+    deform_aggregate_backward,
 };
 
 }  // namespace PLIANT_ISA

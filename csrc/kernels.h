@@ -98,6 +98,15 @@ struct AttentionGradients {
     Array value, locations, weights;  // added to, like the convolution's
 };
 
+// As attention in one map, whose queries are output cells and whose heads are groups of channels. AttentionTensors are
+// then the input [N, H, W, C], offsets [N, Ho, Wo, G, P, 2] in cells, and the mask [N, Ho, Wo, G, P].
+struct Aggregation {
+    Attention sums;
+    int64_t out_width, stride[2];
+    std::vector<double> taps;  // [P, 2] x before y: where a point without an offset lies from output cell * stride
+    double offset_scale;
+};
+
 struct Kernels {
     const char* name;
     void (*deform_conv2d)(const Convolution&, const ConvolutionTensors&, Array bias, Array out, int threads);
@@ -109,6 +118,9 @@ struct Kernels {
     void (*ms_deform_attn)(const Attention&, const AttentionTensors&, Array out, int threads);
     void (*ms_deform_attn_backward)(const Attention&, const AttentionTensors&, Array grad, const AttentionGradients&,
                                     int threads);
+    void (*deform_aggregate)(const Aggregation&, const AttentionTensors&, Array out, int threads);
+    void (*deform_aggregate_backward)(const Aggregation&, const AttentionTensors&, Array grad,
+                                      const AttentionGradients&, int threads);
 };
 
 }  // namespace pliant

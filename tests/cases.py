@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,4 +118,51 @@ class AttentionCase:
             "locations": 0.5 + self.spread * (torch.rand(*points, 2, generator=generator, dtype=dtype) - 0.5),
             "weights": torch.randn(points, generator=generator, dtype=dtype),
         }
+        return {name: value.requires_grad_() for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class AggregateCase:
+    """One deformable aggregation; pairs are (vertical, horizontal)."""
+
+    batch: int = 2
+    size: tuple[int, int] = (7, 6)
+    groups: int = 3
+    channels: int = 5
+    kernel: tuple[int, int] = (3, 2)
+    stride: tuple[int, int] = (2, 1)
+    padding: tuple[int, int] = (1, 2)
+    dilation: tuple[int, int] = (1, 2)
+    offset_scale: float = 0.7
+    remove_center: bool = False
+    spread: float = 1.5
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        height, width = (
+            (self.size[i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        return height, width
+
+    @property
+    def points(self) -> int:
+        return self.kernel[0] * self.kernel[1] - self.remove_center
+
+    @property
+    def options(self) -> dict[str, Any]:
+        names = ("stride", "padding", "dilation", "offset_scale", "remove_center")
+        return {"kernel_size": self.kernel, **{name: getattr(self, name) for name in names}}
+
+    def tensors(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
+        """Input, offset and mask, all requiring gradients."""
+        generator = torch.Generator().manual_seed(seed)
+        points = (self.batch, *self.out_size, self.groups, self.points)
+        shapes = {
+            "input": (self.batch, *self.size, self.groups * self.channels),
+            "offset": (*points, 2),
+            "mask": points,
+        }
+        values = {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+        values["offset"] *= self.spread
         return {name: value.requires_grad_() for name, value in values.items()}

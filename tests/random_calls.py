@@ -59,9 +59,14 @@ class Call:
             moved[name] = memory.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         return replace(self, tensors=moved)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first tensor, and of the result."""
+        return next(iter(self.tensors.values())).dtype
+
     def widened(self) -> Call:
         """The same call with plain contiguous tensors of the dtype that the operators compute in."""
-        wide = torch.float64 if self.tensors["input"].dtype == torch.float64 else torch.float32
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         return replace(self, tensors={name: t.contiguous().to(wide, copy=True) for name, t in self.tensors.items()})
 
 
@@ -231,19 +236,106 @@ def poolings(
     return _in_layouts(draw, Call(getattr(ops, name), tensors, options), layouts)
 
 
+def _placed(
+    draw: st.DrawFn, random: torch.Generator, positions: Tensor, sides: Tensor, kinds: tuple[str, ...]
+) -> Tensor:
+    """Positions `[..., 2]` in cells of maps of `sides`, by kind: some on borders and centres, or also extreme."""
+    kind = draw(st.sampled_from(kinds))
+    chance = torch.rand(positions.shape, generator=random)
+    if kind != "random":
+        edge = draw(st.sampled_from((-1.0, -0.5, 0.0, 1.0)))
+        edges = torch.where(torch.rand(positions.shape, generator=random) < 0.5, torch.tensor(edge), sides - 1 - edge)
+        positions = torch.where(chance < 0.3, edges.double(), positions)
+    if kind == "extreme":
+        positions = torch.where(chance > 0.9, draw(st.sampled_from(EXTREMES)), positions)
+    return positions
+
+
+@st.composite
+def attentions(
+    draw: st.DrawFn,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    kinds: tuple[str, ...] = ("random", "edges", "extreme"),
+    layouts: tuple[str, ...] = LAYOUTS,
+    channels: int = 8,
+    sides: st.SearchStrategy[int] = sizes,
+) -> Call:
+    """Multi-scale deformable attention on one to three maps, which lie end to end."""
+    small = st.integers(1, 3)
+    shapes = draw(st.lists(st.tuples(sides, sides), min_size=1, max_size=3))
+    batch, queries, heads, points = draw(st.integers(0, 3)), draw(st.integers(0, 6)), draw(small), draw(small)
+    dtype, random = draw(st.sampled_from(dtypes)), generator(draw(seeds))
+    place = dtype if dtype.itemsize > 2 else draw(st.sampled_from((dtype, torch.float32)))
+    rows = sum(height * width for height, width in shapes)
+    lengths = torch.tensor(shapes).flip(1).unsqueeze(1)  # [L, 1, 2] width before height
+    where = (batch, queries, heads, len(shapes), points)
+    cells = lengths / 2 + (lengths / 2 + 1) * torch.randn(*where, 2, generator=random, dtype=torch.float64)
+    locations = (_placed(draw, random, cells, lengths, kinds) + 0.5) / lengths
+    tensors = {
+        "value": torch.randn(batch, rows, heads, draw(st.integers(1, channels)), generator=random).to(dtype),
+        "sampling_locations": locations.to(place),
+        "attention_weights": torch.randn(where, generator=random).to(place),
+    }
+    options = {"spatial_shapes": shapes, "level_start_index": None}
+    return _in_layouts(draw, Call(ops.ms_deform_attn, tensors, options), layouts)
+
+
+@st.composite
+def aggregations(
+    draw: st.DrawFn,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    kinds: tuple[str, ...] = ("random", "edges", "extreme"),
+    layouts: tuple[str, ...] = LAYOUTS,
+    channels: int = 8,
+    sides: st.SearchStrategy[int] = sizes,
+) -> Call:
+    """Deformable aggregations of one to three groups; kernels with odd sides may lack their centre."""
+    small, pair = st.integers(1, 3), st.tuples
+    kernel, stride = draw(pair(small, st.integers(1, 4))), draw(pair(small, small))
+    padding, dilation = draw(pair(*[st.integers(0, 3)] * 2)), draw(pair(small, small))
+    size = tuple(
+        max(draw(sides), dilate * (taps - 1) + 1 - 2 * pad)
+        for taps, pad, dilate in zip(kernel, padding, dilation, strict=True)
+    )
+    remove = kernel[0] % 2 == kernel[1] % 2 == 1 and math.prod(kernel) > 1 and draw(st.booleans())
+    groups, batch = draw(small), draw(st.integers(0, 3))
+    dtype, random = draw(st.sampled_from(dtypes)), generator(draw(seeds))
+    place = dtype if dtype.itemsize > 2 else draw(st.sampled_from((dtype, torch.float32)))
+    out_size = [
+        tap_positions(size[i], kernel[i], stride[i], padding[i], dilation[i]).shape[1] for i in (0, 1)
+    ]  # Ho, Wo
+    where = (batch, *out_size, groups, math.prod(kernel) - remove)
+    offset = 2 * torch.randn(*where, 2, generator=random, dtype=torch.float64)
+    offset = _placed(draw, random, offset, torch.tensor([size[1], size[0]]), kinds)
+    tensors = {
+        "input": torch.randn(batch, *size, groups * draw(st.integers(1, channels)), generator=random).to(dtype),
+        "offset": offset.to(place),
+        "mask": torch.randn(where, generator=random).to(place),
+    }
+    options = {
+        "kernel_size": kernel,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "offset_scale": draw(st.sampled_from((1.0, 0.5, 0.7))),
+        "remove_center": remove,
+    }
+    return _in_layouts(draw, Call(ops.deform_aggregate, tensors, options), layouts)
+
+
 def assert_same(call: Call, got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float | None = None) -> None:
     """Compare results, NaN by NaN, with what rounding allows beside the largest number of each."""
     for name, expected in want.items():
         value = got[name]
         assert value.shape == expected.shape, name
-        assert value.dtype == call.tensors["input" if name == "output" else name].dtype, name
+        assert value.dtype == (call.dtype if name == "output" else call.tensors[name].dtype), name
         value, expected = value.double(), expected.double()
         assert torch.equal(value.isnan(), expected.isnan()), f"{name}: NaN elsewhere"
         if not expected.numel():
             continue
         error = (value - expected).nan_to_num(0.0).abs().max().item()
         size = expected.nan_to_num(0.0).abs().max().item()
-        allowed = TOLERANCE[call.tensors["input"].dtype] if tolerance is None else tolerance
+        allowed = TOLERANCE[call.dtype] if tolerance is None else tolerance
         assert error <= allowed * max(size, 1), f"{name}: {error} of {size}"
 
 

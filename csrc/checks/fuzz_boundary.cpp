@@ -72,6 +72,12 @@ void touch(const Attention& attention, const AttentionTensors& in) {
               (level.start + level.height * level.width) * attention.heads * attention.channels - 1);
 }
 
+void touch(const Aggregation& aggregation, const AttentionTensors& in) {
+    touch(aggregation.sums, in);
+    if (static_cast<int64_t>(aggregation.taps.size()) != 2 * aggregation.sums.points) std::abort();
+}
+
+extern const Kernels kEnds;
 // Stands in for the kernels in most cases, which are then thousands a second.
 const Kernels kEnds = {
     "ends",
@@ -104,6 +110,12 @@ const Kernels kEnds = {
         touch(to.value, attention.batch * attention.rows * attention.heads * attention.channels, true);
         touch(to.locations, 2 * points_of(attention), true), touch(to.weights, points_of(attention), true);
     },
+    [](const Aggregation& aggregation, const AttentionTensors& in, Array out, int threads) {
+        touch(aggregation, in), kEnds.ms_deform_attn(aggregation.sums, in, out, threads);
+    },
+    [](const Aggregation& aggregation, const AttentionTensors& in, Array grad, const AttentionGradients& to, int threads) {
+        touch(aggregation, in), kEnds.ms_deform_attn_backward(aggregation.sums, in, grad, to, threads);
+    },
 };
 
 // Stands in where there is no memory behind a description: the integers alone are checked then.
@@ -115,6 +127,8 @@ const Kernels kIdle = {
     [](const Pooling&, const PoolingTensors&, Array, const PoolingGradients&, int) {},
     [](const Attention&, const AttentionTensors&, Array, int) {},
     [](const Attention&, const AttentionTensors&, Array, const AttentionGradients&, int) {},
+    [](const Aggregation&, const AttentionTensors&, Array, int) {},
+    [](const Aggregation&, const AttentionTensors&, Array, const AttentionGradients&, int) {},
 };
 
 class Case {
@@ -128,8 +142,12 @@ class Case {
 
     void run() {
         try {
-            const int64_t operation = between(0, 2);
-            operation == 0 ? run_convolution() : operation == 1 ? run_pooling() : run_attention();
+            switch (between(0, 3)) {
+                case 0: return run_convolution();
+                case 1: return run_pooling();
+                case 2: return run_attention();
+                default: return run_aggregation();
+            }
         } catch (const std::invalid_argument& refused) {
             if (lied_) return;
             std::fprintf(stderr, "a call that fits was refused: %s\n", refused.what());
@@ -339,6 +357,31 @@ class Case {
         const Tensor grad_locations = tensor(locations, wide, true), grad_weights = tensor(weights, wide, true);
         const int some = threads();
         ms_deform_attn_backward(kernels(), in, grad, grad_value, grad_locations, grad_weights, some);
+    }
+
+    void run_aggregation() {
+        const int64_t batch = between(1, 2), groups = between(1, 3), channels = groups * between(1, 20);
+        const int64_t rows = between(1, 5), columns = between(1, 5), points = between(1, 4);
+        const DType type = dtype(), wide = type == DType::float64 ? type : DType::float32;
+        const Shape input{batch, between(1, 6), between(1, 6), channels}, result{batch, rows, columns, channels};
+        const Shape mask{batch, rows, columns, groups, points}, offset{batch, rows, columns, groups, points, 2};
+        AggregationArguments in;
+        in.input = tensor(input, type, false), in.offset = tensor(offset, dtype(), false);
+        in.mask = tensor(mask, dtype(), false);
+        in.stride = pair(1, 3);
+        for (int64_t i = 0; i < 2 * points; ++i)
+            in.taps.push_back(lie() ? bytes_.PickValueInArray(kValues) : static_cast<double>(between(-3, 3)));
+        if (lie()) in.taps.pop_back();
+        in.offset_scale = lie() ? bytes_.PickValueInArray(kValues) : 0.5;
+        if (bytes_.ConsumeBool()) {
+            const Tensor to = tensor(result, type, true);
+            const int some = threads();
+            return deform_aggregate(kernels(), in, to, some);
+        }
+        const Tensor grad = tensor(result, dtype(), false), grad_input = tensor(input, wide, true);
+        const Tensor grad_offset = tensor(offset, wide, true), grad_mask = tensor(mask, wide, true);
+        const int some = threads();
+        deform_aggregate_backward(kernels(), in, grad, grad_input, grad_offset, grad_mask, some);
     }
 
     FuzzedDataProvider bytes_;

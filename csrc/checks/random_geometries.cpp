@@ -194,14 +194,45 @@ void check_attention(const std::vector<const Kernels*>& tables) {
     });
 }
 
+void check_aggregation(const std::vector<const Kernels*>& tables) {
+    const DType dtype = static_cast<DType>(between(0, 3)), wide = dtype == DType::float64 ? dtype : DType::float32;
+    const int64_t height = between(1, 9), width = between(1, 9), out_height = between(1, 7);
+    Aggregation aggregation{};
+    aggregation.out_width = between(1, 7), aggregation.offset_scale = between(0, 1) ? 1 : 0.7;
+    for (int64_t& stride : aggregation.stride) stride = between(1, 3);
+    Attention& sums = aggregation.sums;
+    sums.batch = between(1, 2), sums.rows = height * width, sums.heads = between(1, 4), sums.channels = between(1, 40);
+    sums.queries = out_height * aggregation.out_width, sums.points = between(0, 9) ? between(1, 9) : between(90, 110);
+    sums.levels = {{height, width, 0}};
+    for (int64_t i = 0; i < 2 * sums.points; ++i) aggregation.taps.push_back(static_cast<double>(between(-4, 4)) / 2);
+    const int64_t lines = sums.batch * sums.queries * sums.heads, points = lines * sums.points;
+    const Values input = drawn(sums.batch * sums.rows * sums.heads * sums.channels, dtype);
+    Values offset = drawn(2 * points, dtype, 2);
+    if (between(0, 1)) make_extreme(offset);
+    const Values mask = drawn(points, dtype), grad = drawn(lines * sums.channels, dtype);
+    const AttentionTensors in{input.array(), offset.array(), mask.array()};
+    check("deform_aggregate", tables, tolerance_of(dtype), [&](const Kernels& kernels, int threads) {
+        std::vector<Values> results;
+        results.emplace_back(grad.count, dtype);
+        kernels.deform_aggregate(aggregation, in, results[0].array(), threads);
+        for (int64_t some : {input.count, offset.count, mask.count}) results.emplace_back(some, wide);
+        kernels.deform_aggregate_backward(aggregation, in, grad.array(),
+                                          {results[1].array(), results[2].array(), results[3].array()}, threads);
+        return results;
+    });
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     const int64_t rounds = count > 1 ? std::atoll(arguments[1]) : 200;
     random_bits.seed(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 0);
     const std::vector<const Kernels*> tables = tables_of_this_processor();
-    for (int64_t i = 0; i < rounds; ++i) check_convolution(tables), check_pooling(tables), check_attention(tables);
+    for (int64_t i = 0; i < rounds; ++i) {
+        check_convolution(tables), check_pooling(tables);
+        check_attention(tables), check_aggregation(tables);
+    }
     std::printf("%lld geometries on %zu instruction sets, %d differences, checksum %016llx\n",
-                static_cast<long long>(3 * rounds), tables.size(), failures, static_cast<unsigned long long>(checksum));
+                static_cast<long long>(4 * rounds), tables.size(), failures, static_cast<unsigned long long>(checksum));
     return failures != 0;
 }

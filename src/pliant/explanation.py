@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pliant.ops import _gpu, _native
 
-OPERATORS = ("deform_conv2d", "roi_pool", "deform_roi_pool", "ps_roi_pool", "deform_ps_roi_pool", "ms_deform_attn")
+_OF_MAPS = ("deform_conv2d", "roi_pool", "deform_roi_pool", "ps_roi_pool", "deform_ps_roi_pool")  # [B, C, H, W]
+OPERATORS = (*_OF_MAPS, "ms_deform_attn", "deform_aggregate")
 _COMPILED = "the compiled CPU kernels"
 _TRITON = "the Triton kernels"
 _REFERENCE = "the reference, in plain PyTorch"
@@ -89,7 +90,7 @@ def _triton_notes(input: Tensor, operator: str) -> tuple[str, ...]:
         notes.append(
             "backward on the reference: the kernels' adds with atomics, and torch.use_deterministic_algorithms is on"
         )
-    if operator != "ms_deform_attn" and not input.is_contiguous(memory_format=torch.channels_last):
+    if operator in _OF_MAPS and not input.is_contiguous(memory_format=torch.channels_last):
         notes.append(
             "the input is copied channels last; with memory_format=torch.channels_last it is read where it lies"
         )

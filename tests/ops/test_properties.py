@@ -9,17 +9,33 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from random_calls import LAYOUTS, Call, assert_reference_agrees, assert_same, convolutions, generator, poolings, seeds
+from random_calls import (
+    LAYOUTS,
+    Call,
+    aggregations,
+    assert_reference_agrees,
+    assert_same,
+    attentions,
+    convolutions,
+    generator,
+    poolings,
+    seeds,
+)
 from torch import Tensor
 
 from pliant import ops
 from pliant.ops import _native
 
 DOUBLE = (torch.float64,)
-calls = st.one_of(convolutions(), poolings())
+calls = st.one_of(convolutions(), poolings(), attentions(), aggregations())
 plain_calls = st.one_of(
-    convolutions(DOUBLE, ("random",), LAYOUTS[:4]), poolings(DOUBLE, LAYOUTS[:4], extremes=(1e30, -0.0))
+    convolutions(DOUBLE, ("random",), LAYOUTS[:4]),
+    poolings(DOUBLE, LAYOUTS[:4], extremes=(1e30, -0.0)),
+    attentions(DOUBLE, ("random",), LAYOUTS[:4]),
+    aggregations(DOUBLE, ("random",), LAYOUTS[:4]),
 )  # in numbers that sums keep
+LINEAR = ("input", "weight", "mask", "value", "attention_weights")
+BY_IMAGE = ("input", "offset", "mask", "value", "sampling_locations", "attention_weights")
 
 
 def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -44,6 +60,43 @@ def test_convolutions_of_many_channels_are_the_references(call: Call) -> None:
 @given(call=poolings())
 def test_poolings_are_the_references(call: Call) -> None:
     assert_reference_agrees(call)
+
+
+@given(call=st.one_of(attentions(), attentions(channels=40)))
+def test_attentions_are_the_references(call: Call) -> None:
+    assert_reference_agrees(call)
+
+
+@given(call=st.one_of(aggregations(), aggregations(channels=40)))
+def test_aggregations_are_the_references(call: Call) -> None:
+    assert_reference_agrees(call)
+
+
+@given(call=aggregations(DOUBLE, ("random",)))
+def test_an_aggregation_is_attention_to_one_map(call: Call) -> None:
+    input, offset, mask = call.tensors.values()
+    (kernel_y, kernel_x), scale = call.options["kernel_size"], call.options["offset_scale"]
+    (stride_y, stride_x), (pad_y, pad_x), (dilate_y, dilate_x) = (
+        call.options[name] for name in ("stride", "padding", "dilation")
+    )
+    centre_y, centre_x = dilate_y * (kernel_y - 1) // 2, dilate_x * (kernel_x - 1) // 2
+    x, y = torch.meshgrid(dilate_x * torch.arange(kernel_x), dilate_y * torch.arange(kernel_y), indexing="ij")
+    taps = torch.stack((x - centre_x, y - centre_y), -1).flatten(0, 1)  # column by column
+    if call.options["remove_center"]:
+        taps = taps[torch.arange(len(taps)) != len(taps) // 2]
+    rows = stride_y * torch.arange(mask.shape[1]) - pad_y + centre_y
+    columns = stride_x * torch.arange(mask.shape[2]) - pad_x + centre_x
+    cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)[:, :, None, None]
+    height, width, groups = input.shape[1], input.shape[2], mask.shape[3]
+    places = (cells + scale * (taps + offset) + 0.5) / torch.tensor([width, height])
+    expected = ops.ms_deform_attn(
+        input.unflatten(3, (groups, -1)).flatten(1, 2),
+        [(height, width)],
+        None,
+        places.flatten(1, 2).unsqueeze(3),
+        mask.flatten(1, 2).unsqueeze(3),
+    )
+    torch.testing.assert_close(call().flatten(1, 2), expected, rtol=0, atol=1e-10)
 
 
 @given(call=convolutions(DOUBLE))
@@ -84,8 +137,8 @@ def test_offsets_of_zero_move_nothing(call: Call) -> None:
 
 @given(call=calls, seed=seeds)
 def test_the_order_of_images_and_rois_is_the_order_of_results(call: Call, seed: int) -> None:
-    lines = ("rois", "offset") if "rois" in call.tensors else ("input", "offset", "mask")
-    order = torch.randperm(len(call.tensors[lines[0]]), generator=generator(seed))
+    lines = ("rois", "offset") if "rois" in call.tensors else BY_IMAGE
+    order = torch.randperm(len(call()), generator=generator(seed))
     mixed = call.with_tensors(**{name: call.tensors[name][order] for name in lines if name in call.tensors})
     assert_same(call, {"output": mixed()}, {"output": call()[order]})
 
@@ -101,7 +154,7 @@ def test_rois_come_as_lines_or_as_a_list(call: Call) -> None:
 
 @given(call=plain_calls, seed=seeds)
 def test_linear_in_input_weight_and_mask(call: Call, seed: int) -> None:
-    for name in ("input", "weight", "mask"):
+    for name in LINEAR:
         if name in call.tensors:
             one, other = call.tensors[name], like(call.tensors[name], seed)
             without = {"bias": None} if "weight" in call.tensors else {}
@@ -118,7 +171,7 @@ def test_gradients_are_the_transpose_of_the_values(call: Call) -> None:
     results = replace(call, grad_layout="contiguous").results()
     grad = torch.randn(results["output"].shape, generator=generator(1)).double()
     inner = (results["output"] * grad).sum()
-    for name in ("input", "weight", "mask"):
+    for name in LINEAR:
         if name in call.tensors:
             size = max(results["output"].abs().sum().item(), 1)
             assert abs((results[name] * call.tensors[name]).sum() - inner).item() <= 1e-11 * size
@@ -148,6 +201,22 @@ def test_a_nan_offset_shows_where_it_is_read_and_nowhere_else(call: Call, data: 
     expected = call()
     expected[at[0], outputs, at[2], at[3]] = float("nan")
     same_bits({"output": call(offset=offset)}, {"output": expected})
+
+
+@given(call=st.one_of(attentions(kinds=("random",)), aggregations(kinds=("random",))), data=st.data())
+def test_a_nan_position_shows_in_its_own_head_of_its_own_query_and_nowhere_else(
+    call: Call, data: st.DataObject
+) -> None:
+    name = "offset" if "offset" in call.tensors else "sampling_locations"
+    positions = call.tensors[name].clone(memory_format=torch.contiguous_format)
+    assume(positions.numel())
+    *before, head = (data.draw(st.integers(0, size - 1)) for size in positions.shape[: 4 if name == "offset" else 3])
+    expected = call(**{name: positions})
+    heads = positions.shape[len(before)]
+    expected.unflatten(-1, (heads, -1))[(*before, head)] = float("nan")
+    inner = tuple(data.draw(st.integers(0, size - 1)) for size in positions.shape[len(before) + 1 :])
+    positions[(*before, head, *inner)] = float("nan")
+    same_bits({"output": call(**{name: positions})}, {"output": expected})
 
 
 @given(call=poolings(names=("deform_roi_pool", "deform_ps_roi_pool")), data=st.data())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from cases import CONV_CASES, ROIS, AttentionCase, ConvCase, edge_rois
+from cases import CONV_CASES, ROIS, AggregateCase, AttentionCase, ConvCase, edge_rois
 from hypothesis import given
 from hypothesis import strategies as st
 from random_calls import LAYOUTS, Call, assert_reference_agrees, convolutions, laid_out, poolings
@@ -403,12 +404,63 @@ def test_attention_gives_nan_where_a_map_does_not_lie_in_the_value() -> None:
         assert ops.ms_deform_attn(value, shapes, starts, locations, weights).isnan().all()
 
 
+def aggregate(case: AggregateCase) -> Callable[..., Tensor]:
+    return partial(ops.deform_aggregate, **case.options)
+
+
+AGGREGATES = {
+    "asymmetric": AggregateCase(batch=1, channels=19),
+    "without centre": AggregateCase(batch=2, size=(4, 3), kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1),
+                                    remove_center=True, offset_scale=2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_aggregation(name: str, dtype: torch.dtype, launched: list[str]) -> None:
+    case = replace(AGGREGATES[name], offset_scale=0.75)  # exact, so that no point falls to another side of a centre
+    check(aggregate(case), case.tensors(), dtype)
+    assert launched == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("places", [(1e6, -1e30, float("inf"), -float("inf")), (float("nan"),)], ids=["far", "nan"])
+def test_aggregation_of_offsets_that_are_far_or_no_numbers(places: tuple[float, ...]) -> None:
+    case = AggregateCase(batch=1, size=(3, 4), channels=2)
+    tensors = {name: value.detach() for name, value in case.tensors().items()}
+    for line, place in enumerate(places):
+        tensors["offset"][0, 0, line, line % 3, 1, line % 2] = place
+    check(aggregate(case), tensors, torch.float32)
+
+
+def test_aggregation_with_64_bit_indices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu, "_INT32_ELEMENTS", 0)
+    case = AggregateCase(batch=1, size=(2, 3), groups=1, channels=1)
+    check(aggregate(case), case.tensors(), torch.float32)
+
+
+def test_aggregation_at_cells_centres_has_the_references_slopes() -> None:
+    case = AggregateCase(
+        batch=1, size=(4, 5), kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), channels=1
+    )
+    tensors = case.tensors(torch.float32)
+    tensors["offset"] = torch.zeros_like(tensors["offset"]).requires_grad_()
+    ours = {name: value.detach().to(DEVICE).requires_grad_() for name, value in tensors.items()}
+    for scale in (1.0, 0.7, 0.1):  # the centre stays one at any scale
+        call = partial(ops.deform_aggregate, **case.options | {"offset_scale": scale})
+        got = torch.autograd.grad(call(**ours).sum(), list(ours.values()))
+        with _native.use(_native.REFERENCE):
+            want = torch.autograd.grad(call(**tensors).sum(), list(tensors.values()))
+        for left, right in zip(got, want, strict=True):
+            torch.testing.assert_close(left.cpu(), right, rtol=1e-4, atol=1e-4)
+
+
 def test_explain_says_what_runs() -> None:
     text = str(pliant.explain(torch.ones(1, 4, 3, 3, device=DEVICE), "deform_conv2d"))
     assert "Triton kernels" in text
     assert "without tf32" in text
     assert "channels last" in text
-    assert "channels last" not in str(pliant.explain(torch.ones(1, 4, 3, 3, device=DEVICE), "ms_deform_attn"))
+    for operator in ("ms_deform_attn", "deform_aggregate"):
+        assert "channels last" not in str(pliant.explain(torch.ones(1, 4, 3, 3, device=DEVICE), operator))
 
 
 def test_pooling_rules_are_in_the_order_of_the_kernels() -> None:

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from pliant import ops
+from pliant.nn.aggregation import DCNv3, DCNv4
 from pliant.nn.attention import MultiScaleDeformableAttention
 from pliant.ops import _checks
 from pliant.ops.roi_pool import SAMPLINGS
 
 __all__ = [
+    "DCNv3",
+    "DCNv4",
     "DeformConv2d",
     "DeformConv2dSame",
     "DeformPSRoIPool",

@@ -31,6 +31,7 @@ from triton.runtime.jit import MockTensor
 from pliant.bench.gpu import machine_code
 from pliant.bench.gpu.estimate import Figures
 from pliant.ops import _gpu, _native
+from pliant.ops.deform_aggregate import op as aggregation
 from pliant.ops.deform_conv2d import op as convolution
 from pliant.ops.deform_conv2d import shipped
 from pliant.ops.deform_conv2d.tiles import Problem
@@ -42,6 +43,8 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _FLAGS = ("BACKWARD", "FILL", "EARLY")  # of kernels that do more than one thing
 _OPS = torch.ops.pliant
 _WRITTEN = {
+    _OPS.deform_aggregate.default: aggregation.forward,
+    _OPS.deform_aggregate_backward.default: aggregation.backward,
     _OPS.deform_conv2d.default: convolution.forward,
     _OPS.deform_conv2d_backward.default: convolution.backward,
     _OPS.ms_deform_attn.default: attention.forward,

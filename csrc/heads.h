@@ -1,0 +1,171 @@
+// What attention and aggregation share: weighted sums of samples, head by head (an aggregation calls heads groups).
+// Heads do not mix, so that a value is read where it lies. Where a sample lies is the operator's own: `find`.
+//
+// Forward: a task is some queries of one head. Backward: a task is one head of one image, which owns its slice of the
+// value's gradient. So sums have the same order, and results the same bits, for any number of threads.
+#pragma once
+
+#include <array>
+
+#include "parallel.h"
+#include "samples.h"
+
+namespace pliant {
+namespace PLIANT_ISA {
+
+constexpr int64_t kQueries = 24;  // of a forward's task
+
+// Where one head of one image lies: its cells in `value`, its points among the locations and weights.
+struct Head {
+    const Attention& attention;
+    int64_t image, head;
+
+    int64_t step() const { return attention.heads * attention.channels; }  // from cell to cell
+    int64_t cell(const Level& level) const {
+        return (image * attention.rows + level.start) * step() + head * attention.channels;
+    }
+    // The first point of a query in one level, and of its row in output and gradient.
+    int64_t point(int64_t query, size_t level) const {
+        const int64_t levels = static_cast<int64_t>(attention.levels.size());
+        return (row(query) * levels + static_cast<int64_t>(level)) * attention.points;
+    }
+    int64_t row(int64_t query) const {
+        return (image * attention.queries + query) * attention.heads + head;
+    }
+};
+
+// Calls visitor(query, m, count, point) for points first .. first + total - 1 of a head in a level, counted query by
+// query: m, m + 1, ... are `count` of one query, and `point` is the first of them.
+template <class Visitor>
+void for_queries(const Head& head, size_t level, int64_t first, int64_t total, const Visitor& visitor) {
+    const int64_t points = head.attention.points;
+    for (int64_t m = 0, count; m < total; m += count) {
+        const int64_t query = (first + m) / points, skipped = (first + m) % points;
+        count = std::min(total - m, points - skipped);
+        visitor(query, m, count, head.point(query, level) + skipped);
+    }
+}
+
+// A vector of a row's channels, as many as it has; halves are converted a vector at a time.
+template <class T, class E>
+Vector<T> channels_at(const E* from, int64_t count) {
+    if (count < lanes<T>) return load<T>(from, count);
+    T wide[lanes<T>];
+    for (int i = 0; i < lanes<T>; ++i) wide[i] = convert<T>(from[i]);
+    return vector_at(wide);
+}
+
+// Adds samples m .. m + count - 1 to one row of the output.
+template <class T, class E>
+void add_samples(const E* cells, const Samples<T>& samples, int64_t m, int64_t count, int64_t channels, T* sum) {
+    const E zeros[lanes<T>] = {};  // stand for cells outside
+    for (int64_t c = 0; c < channels; c += lanes<T>) {
+        const int64_t some = std::min<int64_t>(lanes<T>, channels - c);
+        Vector<T> total{};
+        for (int64_t s = m; s < m + count; ++s)
+            for (int i = 0; i < 4; ++i) {
+                const E* from = samples.cell[i][s] < 0 ? zeros : cells + samples.cell[i][s] + c;
+                total += samples.weight[i][s] * channels_at<T>(from, some);
+            }
+        store<T>(sum + c, Vector<T>(vector_at(sum + c) + total));
+    }
+}
+
+// Adds sample m to the gradient of its four cells; returns the products of `grad` with what they hold.
+template <class T, class E>
+std::array<T, 4> spread_sample(const E* cells, T* grad_cells, const Samples<T>& samples, int64_t m, int64_t channels,
+                               const T* grad) {
+    const E zeros[lanes<T>] = {};
+    std::array<T, 4> dots;
+    for (int i = 0; i < 4; ++i) {
+        const int64_t cell = samples.cell[i][m];
+        Vector<T> dot{};
+        for (int64_t c = 0; c < channels; c += lanes<T>) {
+            const int64_t some = std::min<int64_t>(lanes<T>, channels - c);
+            const Vector<T> part = vector_at(grad + c);
+            dot += part * channels_at<T>(cell < 0 ? zeros : cells + cell + c, some);
+            if (cell < 0) continue;
+            T* to = grad_cells + cell + c;
+            store<T>(to, Vector<T>(load<T>(to, some) + samples.weight[i][m] * part), some);
+        }
+        dots[i] = sum_of<T>(dot);
+    }
+    return dots;
+}
+
+// The sums of all heads. find(head, level, first, total, samples, slopes) finds the cells that points first ..
+// first + total - 1 of a head read in a level, and slopes unless they are null.
+template <class T, class Find>
+void sum_samples(const Attention& attention, Array value, Array out, int threads, const Find& find) {
+    const int64_t blocks = (attention.queries + kQueries - 1) / kQueries, channels = attention.channels;
+    parallel(attention.batch * attention.heads * blocks, threads, [&](int64_t task, int) {
+        const Head head{attention, task / blocks / attention.heads, task / blocks % attention.heads};
+        const int64_t from = task % blocks * kQueries, to = std::min(from + kQueries, attention.queries);
+        const int64_t row = round_up(channels, lanes<T>), points = attention.points;
+        Buffer<T> sums(kQueries * row, true);
+        for (size_t level = 0; level < attention.levels.size(); ++level)
+            for (int64_t first = from * points; first < to * points; first += kTile) {
+                const int64_t total = std::min(kTile, to * points - first);
+                Samples<T> samples;
+                find(head, level, first, total, samples, nullptr);
+                visit(value.dtype, [&](auto type) {
+                    const auto* cells =
+                        static_cast<const decltype(type)*>(value.data) + head.cell(attention.levels[level]);
+                    for_queries(head, level, first, total, [&](int64_t query, int64_t m, int64_t count, int64_t) {
+                        add_samples(cells, samples, m, count, channels, sums.get() + (query - from) * row);
+                    });
+                });
+            }
+        visit(out.dtype, [&](auto type) {
+            auto* results = static_cast<decltype(type)*>(out.data);
+            for (int64_t query = from; query < to; ++query)
+                for (int64_t c = 0; c < channels; ++c)
+                    results[head.row(query) * channels + c] =
+                        convert<decltype(type)>(sums.get()[(query - from) * row + c]);
+        });
+    });
+}
+
+// The gradients of `sum_samples`. step_x(level) and step_y(level) are the cells by which a location of one moves a
+// sample.
+template <class T, class Find, class Step>
+void spread_samples(const Attention& attention, Array value, Array grad, const AttentionGradients& to, int threads,
+                    const Find& find, const Step& step_x, const Step& step_y) {
+    const int64_t channels = attention.channels, points = attention.points;
+    T *grad_value = static_cast<T*>(to.value.data), *grad_locations = static_cast<T*>(to.locations.data);
+    T* grad_weights = static_cast<T*>(to.weights.data);
+    parallel(attention.batch * attention.heads, threads, [&](int64_t task, int) {
+        const Head head{attention, task / attention.heads, task % attention.heads};
+        Buffer<T> above(round_up(channels, lanes<T>), true);
+        for (size_t level = 0; level < attention.levels.size(); ++level)
+            for (int64_t first = 0; first < attention.queries * points; first += kTile) {
+                const int64_t total = std::min(kTile, attention.queries * points - first);
+                const int64_t cells = head.cell(attention.levels[level]);
+                Samples<T> samples;
+                Slopes<T> slopes;
+                find(head, level, first, total, samples, &slopes);
+                for_queries(head, level, first, total, [&](int64_t query, int64_t m, int64_t count, int64_t point) {
+                    read(grad, head.row(query) * channels, channels, above.get());
+                    for (int64_t s = m; s < m + count; ++s, ++point) {
+                        std::array<T, 4> dots;
+                        visit(value.dtype, [&](auto type) {
+                            dots = spread_sample(static_cast<const decltype(type)*>(value.data) + cells,
+                                                 grad_value + cells, samples, s, channels, above.get());
+                        });
+                        T of_x = 0, of_y = 0, of_weight = 0;
+                        for (int i = 0; i < 4; ++i) {
+                            of_x += slopes.x[i][s] * dots[i];
+                            of_y += slopes.y[i][s] * dots[i];
+                            of_weight += slopes.unmasked[i][s] * dots[i];
+                        }
+                        grad_locations[2 * point] += of_x * step_x(level);
+                        grad_locations[2 * point + 1] += of_y * step_y(level);
+                        grad_weights[point] += of_weight;
+                    }
+                });
+            }
+    });
+}
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant
