@@ -12,6 +12,7 @@ from pliant.engine.test_time_augmentation import Procedure
 from pliant.launch import ALONE, Launch, is_first
 from pliant.outputs import Outputs
 from pliant.runs.evaluation import evaluate_trained, open_for_evaluation, require_known_classes
+from pliant.runs.evaluation_page import PAGE, rows_of_classes, write_page
 from pliant.runs.exported import open_trained
 from pliant.runs.files import write_json
 from pliant.runs.trained import Trained
@@ -35,14 +36,17 @@ def evaluate(
     ``detections_SPLIT_pliant_results.json``; a split without annotations has no other results. Images whose pixels are
     damaged are left out and listed.
 
+    A page beside the JSON file shows the results of each class, charts, and the worst and the best images.
+
     Args:
         source: A run folder, a file of weights that `train` wrote, or a file that `export` wrote.
         data: The folder of the data; None for that of the training, if `source` is a run folder.
         split: The split; None for that of the training's recipe.
         strict: Whether the first problem of the data is an error.
-        out: The JSON file. If None, it is ``eval-SPLIT.json`` in the run folder or beside the weights. For data other
-            than the run's own it is ``eval-SPLIT-DATA.json``, named after the data's folder, and result files are in a
-            folder ``eval-SPLIT-DATA``. A file that Pliant did not write is never replaced: see `pliant.outputs`.
+        out: The JSON file; the page has its name with ``.html``. If None, it is ``eval-SPLIT.json`` in the run folder
+            or beside the weights. For data other than the run's own it is ``eval-SPLIT-DATA.json``, named after the
+            data's folder, and result files are in a folder ``eval-SPLIT-DATA``. A file that Pliant did not write is
+            never replaced: see `pliant.outputs`.
         procedure: Test-time augmentation and merging; None for a single pass.
         voc_results: Whether to also write ``comp4_det_test_CLASS.txt``, for detection on VOC's layout.
         launch: The processes that share the images, each with a GPU or on the CPU.
@@ -60,7 +64,10 @@ def evaluate(
     trained = open_trained(source)
     root, name = trained.data_and_split(data, split)
     path = _place(trained, root, name) if out is None else out
+    if path.suffix == PAGE:
+        raise ValueError(f"{path} is where the page would be; name the JSON file, such as {path.with_suffix('.json')}")
     reports = Outputs.file(path, inputs=[trained.path], recognised=_is_report)
+    page = Outputs.file(path.with_suffix(PAGE), inputs=[trained.path])
     chosen = trained.device(device)
     if launch.needed:
         launch.run(chosen.type)
@@ -77,11 +84,11 @@ def evaluate(
     report = evaluation.report
     if not is_first():
         return {**report, "results": evaluation.results}
-    written = []
+    written = [path]
     if found is not None:
         with found.writing(*files) as places:
             trained.task.write_results(places, evaluation.module, dataset)
-        written = [found.folder / file for file in files]
+        written = [*(found.folder / file for file in files), path]
     if dataset.annotated:
         report["results"] = evaluation.results
         _print_results(trained, report)
@@ -89,9 +96,13 @@ def evaluate(
         console.print(f"{name} has no annotations to evaluate by")
     with reports.writing(path.name) as (place,):
         write_json(place, report)
+    if dataset.annotated:
+        with page.writing(path.with_suffix(PAGE).name) as (place,):
+            write_page(place, trained, dataset, evaluation)
+        written.append(path.with_suffix(PAGE))
     for image in evaluation.skipped:
         console.print(f"{image} cannot be read and was left out", style="red")
-    console.print(f"Written to {', '.join(map(str, [*written, path]))}")
+    console.print(f"Written to {', '.join(map(str, written))}")
     return report
 
 
@@ -133,15 +144,11 @@ def _print_results(trained: Trained, report: dict[str, Any]) -> None:
     table.add_column("class")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
-    together = [_percent(results.get(key)) for key in columns.values()]
+    (_, *together), *of_classes = rows_of_classes(results, columns)
     table.add_row(styled("all", "bold"), *together, end_section=True)
-    for name, values in results["per_class"].items():
-        table.add_row(name, *(_percent(values.get(column)) for column in columns))
+    for row in of_classes:
+        table.add_row(*row)
     console = Console()
     console.print(table)
     for line in trained.task.remarks(results):
         console.print(line)
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None or value != value else f"{100 * value:.1f}"

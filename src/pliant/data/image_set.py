@@ -119,6 +119,14 @@ class ImageSet(Dataset[tuple[Any, Any]]):
                 return None
         raise DataError(self.root, f"no image can be read: {self.problems.summary()}")
 
+    def original(self, index: int) -> tuple[Any, Any]:
+        """An image, uint8 `[3, H, W]`, and its target as they are in the files, before the transforms.
+
+        Raises:
+            UnreadableFileError: if they cannot be read.
+        """
+        return self._load(index)
+
     def _read(self, index: int) -> tv_tensors.Image:
         """The image of a sample, in the size it had when the data set was opened."""
         image = read_image(self.paths[index])

@@ -50,4 +50,9 @@ class ClassificationModule(TrainingModule):
             self.metrics.update(self.model(images), labels)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+        images, labels = batch
+        if len(images):
+            scores = self.model(images)
+            self.metrics.update(scores, labels)
+            for probabilities, label in zip(scores.float().softmax(dim=1).cpu(), labels.tolist(), strict=True):
+                self.extremes.add(float(probabilities[label]), probabilities)

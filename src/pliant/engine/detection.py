@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pliant.engine.metrics import DetectionMetrics
+from pliant.engine.metrics import DetectionMetrics, EvaluatedImage
 from pliant.engine.training import TrainingModule
 from pliant.schedule import Schedule
 
@@ -30,7 +30,7 @@ class DetectionModule(TrainingModule):
         lr_mult: See `pliant.param_groups`.
 
     Attributes:
-        found: Detections of the last test by ``image_id``, of all processes, on the CPU.
+        evaluated: Detections and truth of the last test by ``image_id``, of all processes, on the CPU.
     """
 
     monitor = "AP"
@@ -46,7 +46,7 @@ class DetectionModule(TrainingModule):
         lr_mult: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(model, schedule, DetectionMetrics(classes), seed=seed, lr_mult=lr_mult)
-        self.found: dict[int, dict[str, Tensor]] = {}
+        self.evaluated: dict[int, EvaluatedImage] = {}
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         images, targets = batch
@@ -58,9 +58,19 @@ class DetectionModule(TrainingModule):
     def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:
         self._update(*batch)
 
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self.metrics.with_curves = True
+
     def on_test_epoch_end(self) -> None:
-        self.found = {image.image_id: image.found for image in self.metrics.evaluated()}
+        self.evaluated = {image.image_id: image for image in self.metrics.evaluated()}
         super().on_test_epoch_end()
+        self.metrics.with_curves = False
+
+    @property
+    def found(self) -> dict[int, dict[str, Tensor]]:
+        """The detections of the last test by ``image_id``."""
+        return {image_id: image.found for image_id, image in self.evaluated.items()}
 
     def _update(self, images: list[Tensor], targets: list[dict[str, Any]]) -> None:
         if images:  # none is left of a batch of damaged images

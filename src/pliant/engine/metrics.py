@@ -21,6 +21,21 @@ from pliant.engine.voc_ap import VOCAveragePrecision
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Precision over recall of a detector, as COCO's evaluation interpolates it.
+
+    Attributes:
+        labels: The label of each class that occurs, 1 to C [K].
+        precision: At the overlaps 0.5 to 0.95 and the recalls 0 to 1 [10, 101, K]; -1 for a class without objects.
+        scores: The lowest score at each of these [10, 101, K].
+    """
+
+    labels: list[int]
+    precision: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
 class EvaluatedImage:
     """What was found in an image and what is there, on the CPU.
 
@@ -44,10 +59,15 @@ class DetectionMetrics:
 
     Args:
         classes: The C foreground names; labels are 1 to C.
+
+    Attributes:
+        with_curves: Whether `compute` also keeps COCO's curves.
+        curves: The curves of the last `compute`; None if they were not asked for.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
+        self.with_curves = False
         self._evaluated: list[EvaluatedImage] = []
         self._counts = False
         self.coco = MeanAveragePrecision(
@@ -59,6 +79,7 @@ class DetectionMetrics:
             sync_on_compute=False,
         )
         self.coco.warn_on_many_detections = False
+        self.curves: Curves | None = None
         self.voc = VOCAveragePrecision(len(self.classes), sync_on_compute=False)
 
     def update(self, predictions: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Any]]) -> None:
@@ -101,8 +122,10 @@ class DetectionMetrics:
         """
         evaluated = self.evaluated()
         self.coco.reset()
+        self.coco.extended_summary = self.with_curves
         self.coco.update([image.found for image in evaluated], [_coco_target(image.truth) for image in evaluated])
         coco = self.coco.compute()
+        self.curves = _curves(coco)
         results: dict[str, Any] = {
             name: _absent_to_nan(float(coco[key]))
             for name, key in (("AP", "map"), ("AP50", "map_50"), ("AP75", "map_75"))
@@ -136,6 +159,9 @@ class SegmentationMetrics:
 
     Args:
         classes: The C names, the background's first; ids are 0 to C - 1.
+
+    Attributes:
+        last_mean: mIoU of the last image alone, over the classes in its truth or prediction; NaN if no pixel counts.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -143,6 +169,7 @@ class SegmentationMetrics:
         if len(self.classes) < 2:
             raise ValueError(f"at least two classes are needed, background included; got {self.classes}")
         number = len(self.classes)
+        self.last_mean = math.nan
         self.confusion = MulticlassConfusionMatrix(number, ignore_index=IGNORE, validate_args=False)
         self.scaled_confusion = MulticlassConfusionMatrix(number, ignore_index=IGNORE, validate_args=False)
 
@@ -155,7 +182,9 @@ class SegmentationMetrics:
         """
         ids, truth = _cpu(prediction), _cpu(mask)
         require_ids("mask", truth, len(self.classes), IGNORE)
+        before = self.confusion.confmat.clone()
         self.confusion.update(_resize_ids(ids, truth.shape)[None], truth.long()[None])
+        self.last_mean = nan_mean(_overlaps((self.confusion.confmat - before).double()))
         self.scaled_confusion.update(ids.long()[None], _resize_ids(truth, ids.shape)[None])
 
     def reset(self) -> None:
@@ -277,6 +306,14 @@ def _overlaps(matrix: Tensor) -> list[float]:
     """Intersection over union of each class; NaN without a pixel."""
     agreed = matrix.diagonal()
     return (agreed / (matrix.sum(dim=1) + matrix.sum(dim=0) - agreed)).tolist()
+
+
+def _curves(coco: Mapping[str, Any]) -> Curves | None:
+    """The curves at all sizes of objects with at most a hundred detections, from torchmetrics' extended summary."""
+    if "precision" not in coco:
+        return None
+    precision, scores = (np.asarray(coco[key])[:, :, :, 0, -1] for key in ("precision", "scores"))
+    return Curves(coco["classes"].reshape(-1).tolist(), precision, scores)
 
 
 def _coco_target(truth: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -54,10 +54,17 @@ class SegmentationModule(TrainingModule):
 
     def validation_step(self, batch: tuple[list[Tensor], list[Tensor]], batch_idx: int) -> None:
         for image, mask in zip(*batch, strict=True):
-            self.metrics.update(self.model(image[None])["out"][0].argmax(dim=0), mask)
+            self.metrics.update(self._classes_of(image), mask)
 
     def test_step(self, batch: tuple[list[Tensor], list[Tensor]], batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+        for image, mask in zip(*batch, strict=True):
+            ids = self._classes_of(image)
+            self.metrics.update(ids, mask)
+            self.extremes.add(self.metrics.last_mean, ids.to(torch.uint8).cpu())
+
+    def _classes_of(self, image: Tensor) -> Tensor:
+        """The class of each pixel of an image [3, H, W], int64 [H, W]."""
+        return self.model(image[None])["out"][0].argmax(dim=0)
 
 
 def pixel_loss(logits: Tensor, masks: Tensor, pixels: Tensor | None = None) -> Tensor:

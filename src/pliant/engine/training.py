@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pliant import distributed
 from pliant.engine.batches import derive_seed
+from pliant.engine.extremes import Extremes, RankedImage
 from pliant.nn import DeformConv2d
 from pliant.schedule import Schedule
 from pliant.surgery import param_groups
@@ -43,6 +44,8 @@ class TrainingModule(lightning.LightningModule):
     Attributes:
         results: Results of the last validation or test; empty before.
         losses: The parts of the loss of the last step.
+        tested: The worst and the best images of the last test, of all processes, if `extremes` got their scores.
+        confusion: Counts of the last test [C, C], rows are the truth; None if its metrics count no classes.
     """
 
     monitor: str
@@ -64,6 +67,9 @@ class TrainingModule(lightning.LightningModule):
         self.lr_mult = lr_mult
         self.results: dict[str, Any] = {}
         self.losses: dict[str, Tensor] = {}
+        self.extremes = Extremes()
+        self.tested: list[RankedImage] = []
+        self.confusion: Tensor | None = None
         self._offsets: dict[str, Tensor] = {}
         for name, layer in model.named_modules():
             if isinstance(layer, DeformConv2d):
@@ -132,9 +138,13 @@ class TrainingModule(lightning.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self.metrics.reset()
+        self.extremes = Extremes()
 
     def on_test_epoch_end(self) -> None:
         self.results = self.metrics.compute()
+        confusion = getattr(self.metrics, "confusion", None)
+        self.confusion = None if confusion is None else confusion.compute().cpu()
+        self.tested = self.extremes.gathered()
         self.metrics.reset()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from pliant import distributed
 from pliant.console import Progress
 from pliant.data import DataError, ImageSet
+from pliant.engine.extremes import RankedImage
 from pliant.engine.fitting import evaluate
 from pliant.engine.test_time_augmentation import Procedure
 from pliant.engine.training import TrainingModule
@@ -30,12 +32,14 @@ class Evaluation:
         report: What was evaluated and how, without the results.
         results: The values of the metrics.
         skipped: The images that could not be read, from all processes.
+        tested: The worst and the best images, each with its index in the data set; empty if the task ranks them itself.
     """
 
     module: TrainingModule
     report: dict[str, Any]
     results: dict[str, Any]
     skipped: list[Path]
+    tested: list[tuple[int, RankedImage]]
 
 
 def open_for_evaluation(
@@ -115,4 +119,16 @@ def evaluate_trained(
         "skipped": [str(image) for image in skipped],
         "problems": dataset.problems.counts(),
     }
-    return Evaluation(module, report, results, skipped)
+    return Evaluation(module, report, results, skipped, _with_indices(module.tested, dataset, set(skipped)))
+
+
+def _with_indices(
+    tested: Sequence[RankedImage], dataset: ImageSet, skipped: set[Path]
+) -> list[tuple[int, RankedImage]]:
+    """The images of a test with their indices in the data set: processes take turns, and pass over what they skip."""
+    count = distributed.count()
+    shares = [
+        [index for index in range(rank, len(dataset), count) if dataset.paths[index] not in skipped]
+        for rank in range(count)
+    ]
+    return [(shares[image.rank][image.place], image) for image in tested]

@@ -15,10 +15,12 @@ from torch.utils.data import default_collate
 from pliant import models
 from pliant.data import ImageFolder, ImageSet, classification, transforms
 from pliant.engine.classification import ClassificationModule
+from pliant.engine.extremes import RankedImage
 from pliant.pictures.fonts import names_to_draw
 from pliant.pictures.results import draw_classes
 from pliant.recipes.base import ClassificationRecipe
 from pliant.tasks.collation import readable
+from pliant.tasks.evidence import Evidence, Pictures, confusion_sections, galleries, rates
 from pliant.tasks.layouts import FOLDERS, Layout
 from pliant.tasks.task import Agreement, Exportable, Task, View, backbone_options, build_with
 
@@ -111,6 +113,34 @@ class ClassificationTask(Task[ClassificationRecipe]):
         image = self.as_seen(recipe, picture)
         middle = (image.shape[1] / 2, image.shape[2] / 2)
         return View((image * 255).byte(), image.to(device), [("middle", middle)])
+
+    # -- results
+
+    def evidence(self, module: Any, dataset: ImageSet, tested: Sequence[tuple[int, RankedImage]]) -> Evidence:
+        if module.confusion is None:  # a task with other metrics
+            return super().evidence(module, dataset, tested)
+        classes = module.metrics.classes
+
+        def example(image: tuple[int, RankedImage]) -> tuple[int, str, Pictures]:
+            index, result = image
+
+            def draw(pixels: Tensor, label: int) -> dict[str, Image.Image]:
+                return {
+                    f"prediction; truth: {classes[label]}": self.draw(pixels, result.result, classes, threshold=0)[0]
+                }
+
+            return index, f"probability of the right class {100 * result.score:.1f} %", draw
+
+        rate = rates(module.confusion)
+        measure = "By the probability of the right class."
+        return Evidence(
+            {"precision": rate["precision"], "F1": rate["F1"], "images": module.confusion.sum(dim=1).tolist()},
+            "Precision is the share of the images given this class that have it.",
+            [
+                *confusion_sections(module.confusion, classes, classes, "Images."),
+                *galleries(tested, dataset, measure, example),
+            ],
+        )
 
     # -- export
 

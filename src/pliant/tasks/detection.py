@@ -21,6 +21,7 @@ from pliant import models
 from pliant.data import COCODetection, DetectionSet, ImageSet, VOCDetection, coco, transforms
 from pliant.data.discovery import find_coco, find_voc, find_yolo
 from pliant.engine.detection import DetectionModule, collate_detection
+from pliant.engine.extremes import RankedImage
 from pliant.engine.test_time_augmentation import AugmentedDetector, Procedure
 from pliant.models.anchors import STRIDE, fitted_scales
 from pliant.models.batched import BatchedDetector
@@ -28,6 +29,8 @@ from pliant.models.transform import image_transform
 from pliant.pictures.results import draw_boxes
 from pliant.recipes.base import DetectionRecipe
 from pliant.tasks.collation import readable
+from pliant.tasks.detection_evidence import detection_evidence
+from pliant.tasks.evidence import Evidence
 from pliant.tasks.layouts import COCO, YOLO, Layout, found_only, voc
 from pliant.tasks.places import choose_places
 from pliant.tasks.result_files import coco_results, voc_result_names, write_coco_results, write_voc_results
@@ -201,6 +204,10 @@ class DetectionTask(Task[DetectionRecipe]):
         elif isinstance(dataset, VOCDetection):
             names = dict(zip(dataset.image_ids, dataset.ids, strict=True))
             write_voc_results(places[0].parent, module.found.items(), names, dataset.classes)
+
+    def evidence(self, module: Any, dataset: ImageSet, tested: Sequence[tuple[int, RankedImage]]) -> Evidence:
+        assert isinstance(dataset, DetectionSet)
+        return detection_evidence(module, dataset)
 
     def ablation(self, recipe: DetectionRecipe) -> Ablation | None:
         if recipe.network not in _ON_ONE_MAP:

@@ -18,12 +18,14 @@ from pliant.data import CityscapesSegmentation, ImageSet, VOCSegmentation, citys
 from pliant.data.discovery import find_masks
 from pliant.data.mask_values import MaskValues
 from pliant.data.sbd import find_sbd
+from pliant.engine.extremes import RankedImage
 from pliant.engine.segmentation import SegmentationModule, collate_evaluation, collate_training
 from pliant.engine.test_time_augmentation import AugmentedSegmenter, Procedure
 from pliant.pictures.colours import has_background, mask_colours
 from pliant.pictures.results import draw_mask
 from pliant.recipes.base import SegmentationRecipe
 from pliant.tasks.collation import readable
+from pliant.tasks.evidence import Evidence, Pictures, confusion_sections, fitted, galleries, rates
 from pliant.tasks.layouts import CITYSCAPES, MASKS, SBD, Layout, found_only, voc, voc_has
 from pliant.tasks.places import choose_places, pieces
 from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, backbone_options, build_with
@@ -131,6 +133,39 @@ class SegmentationTask(Task[SegmentationRecipe]):
         accuracy = results.get("pixel_accuracy")
         return [] if accuracy is None else [f"pixel accuracy {100 * accuracy:.1f}" if accuracy == accuracy else ""]
 
+    def evidence(self, module: Any, dataset: ImageSet, tested: Sequence[tuple[int, RankedImage]]) -> Evidence:
+        classes = module.metrics.classes
+
+        def example(image: tuple[int, RankedImage]) -> tuple[int, str, Pictures]:
+            index, result = image
+
+            def draw(pixels: Tensor, mask: Tensor) -> dict[str, Image.Image]:
+                shown, _ = fitted(pixels)
+                pairs = {"truth": mask.as_subclass(Tensor), "prediction": result.result}
+                return {name: draw_mask(shown, _at(ids, shown), classes) for name, ids in pairs.items()}
+
+            return index, f"mIoU {100 * result.score:.1f}", draw
+
+        rate = rates(module.confusion)
+        note = "Pixels at the size of the truth; the colour is the share of the pixels of a class."
+        measure = (
+            "By the mIoU of each image alone: the mean over the classes that occur in its truth or its prediction. "
+            "Classes with few pixels therefore weigh as much as large ones."
+        )
+        return Evidence(
+            {
+                "precision": rate["precision"],
+                "accuracy": rate["recall"],
+                "pixels": module.confusion.sum(dim=1).tolist(),
+            },
+            "Accuracy is the share of a class's pixels that are found, and precision that of its predictions that are "
+            "right.",
+            [
+                *confusion_sections(module.confusion, classes, classes, note),
+                *galleries(tested, dataset, measure, example),
+            ],
+        )
+
     def ablation(self, recipe: SegmentationRecipe) -> Ablation:
         return Ablation({"mIoU": "mIoU", "pixel accuracy": "pixel_accuracy"}, "IoU")
 
@@ -148,6 +183,11 @@ class SegmentationTask(Task[SegmentationRecipe]):
         ours, theirs = (each(scaled)["out"].softmax(dim=1) for each in (model, other))
         differ = (ours.argmax(dim=1) != theirs.argmax(dim=1)).float().mean().item()
         return Agreement(differ <= 1e-3, (ours - theirs).abs().max().item())
+
+
+def _at(ids: Tensor, image: Tensor) -> Tensor:
+    """Class ids [h, w] at the size of an image [3, H, W]."""
+    return functional.interpolate(ids[None, None].float(), image.shape[1:], mode="nearest-exact")[0, 0].long()
 
 
 class OriginalMask:

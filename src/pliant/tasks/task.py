@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from pliant.backbones import BackboneOptions
 from pliant.data import ImageSet
+from pliant.engine.extremes import RankedImage
 from pliant.engine.test_time_augmentation import Procedure
 from pliant.engine.training import TrainingModule
 from pliant.recipes.base import RANDOM, Recipe, from_fields
+from pliant.tasks.evidence import Evidence
 from pliant.tasks.layouts import Layout
 from pliant.tasks.places import Place
 from pliant.tasks.sources import MadeSplit, Source, find_source
@@ -318,6 +320,16 @@ class Task(abc.ABC, Generic[R]):
     def write_results(self, places: Sequence[Path], module: Any, dataset: ImageSet) -> None:
         """Write the results of an evaluation to the files of `result_files`."""
         raise NotImplementedError
+
+    def evidence(self, module: Any, dataset: ImageSet, tested: Sequence[tuple[int, RankedImage]]) -> Evidence:
+        """What the page of `pliant eval` shows besides the table of `columns`.
+
+        Args:
+            module: The training module after the test.
+            dataset: The evaluated data set.
+            tested: The worst and the best images by the module's `extremes`, each with its index in the data set.
+        """
+        return Evidence()
 
     def ablation(self, recipe: R) -> Ablation | None:
         """How the paper's tables compare networks of a recipe; None if they do not include them."""
