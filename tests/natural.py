@@ -262,3 +262,18 @@ def unsplit(make: Callable[[Path], None], root: Path, names: tuple[str, ...]) ->
             for file in (root / name / split).glob("*"):
                 shutil.move(file, root / name / file.name)
             (root / name / split).rmdir()
+
+
+def masks_chase(root: Path) -> None:
+    """Images and two masks of each in one folder, of two observers."""
+    place(root, "Image_{index}L.jpg", "Image_{index}L_1stHO.png", mask, form="binary")
+    place(root, "Image_{index}L.jpg", "Image_{index}L_2ndHO.png", mask, form="binary")
+
+
+def masks_of_objects(root: Path) -> None:
+    """A folder for each image, with a mask for each object."""
+    for indices in SPLITS.values():
+        for index in indices:
+            image(root / "stage1_train" / f"a{index}" / "images" / f"a{index}.png", index)
+            for part in ("x", "y"):
+                mask(root / "stage1_train" / f"a{index}" / "masks" / f"{part}{index}.png", index, form="binary")

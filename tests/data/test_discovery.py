@@ -9,6 +9,7 @@ import natural
 import numpy as np
 import pytest
 from miniature import HEIGHT, WIDTH, scene
+from PIL import Image
 
 from pliant.data import DataError
 from pliant.data.discovery import WHOLE, Found, Survey, find_coco, find_masks, find_voc, find_yolo
@@ -102,3 +103,111 @@ def test_data_without_splits_are_one_split(tmp_path: Path) -> None:
     assert data.open(WHOLE, only=chosen).paths == chosen
     with pytest.raises(DataError, match="no split 'train'; splits there: all"):
         data.open("train")
+
+
+def test_one_of_several_masks_is_used_and_said(tmp_path: Path) -> None:
+    data = found("masks", tmp_path, natural.masks_chase)
+    assert len(data.open(WHOLE, strict=True)) == 8
+    assert [note for note in data.notes if "is not used" in note]
+
+
+def test_masks_of_single_objects_are_joined(tmp_path: Path) -> None:
+    data = found("masks", tmp_path, natural.masks_of_objects)
+    dataset = data.open(WHOLE, strict=True)
+    assert dataset.classes == ("background", "foreground")
+    assert dataset.class_counts()[1] == 8 * 30 * 28
+
+
+def test_masks_in_jpeg_are_rounded_and_its_ids_are_refused(tmp_path: Path) -> None:
+    for index in range(4):
+        natural.image(tmp_path / "images" / f"{index}.jpg", index)
+        natural.mask(tmp_path / "masks" / f"{index}.jpg", index, form="binary")
+    data = find_masks(Survey.of(tmp_path))
+    assert data is not None
+    assert data.open(WHOLE, strict=True).class_counts()[1] == pytest.approx(4 * 30 * 28, rel=0.01)
+    for index in range(4):
+        Image.new("L", (WIDTH, HEIGHT), 100).save(tmp_path / "masks" / f"{index}.jpg")
+    data = find_masks(Survey.of(tmp_path))
+    assert data is not None
+    with pytest.raises(DataError, match="only masks of 0 and 255 can be read from it"):
+        data.open(WHOLE)
+
+
+def test_palettes_that_differ_are_colours(tmp_path: Path) -> None:
+    for index in range(2):
+        natural.image(tmp_path / "images" / f"{index}.png", index)
+        ids = np.full((HEIGHT, WIDTH), index, dtype=np.uint8)
+        ids[:10] = 1 - index
+        picture = Image.fromarray(ids)
+        picture.putpalette([[0, 0, 0], [9, 200, 9]][index] + [[0, 0, 0], [9, 200, 9]][1 - index])
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        picture.save(tmp_path / "labels" / f"{index}.png")
+    data = find_masks(Survey.of(tmp_path))
+    assert data is not None
+    dataset = data.open(WHOLE, strict=True)
+    assert dataset.classes == ("#000000", "#09c809")
+    assert dataset.class_counts() == [2 * (HEIGHT - 10) * WIDTH, 2 * 10 * WIDTH]
+
+
+def test_a_void_class_is_pointed_out(tmp_path: Path) -> None:
+    natural.masks_camvid(tmp_path)
+    path = tmp_path / "valannot" / f"{natural.name_of(4)}.png"
+    Image.fromarray(np.where(np.asarray(Image.open(path)) == 0, 11, 1).astype(np.uint8)).save(path)
+    data = find_masks(Survey.of(tmp_path))
+    assert data is not None
+    data.open("train")
+    assert "ignored_ids=11" in data.notes[-1]
+
+
+def test_of_lists_in_several_folders_the_longest_is_used(tmp_path: Path) -> None:
+    natural.voc_other_names(tmp_path)
+    place = tmp_path / "lists" / "Layout"
+    place.mkdir(parents=True)
+    (place / "train.txt").write_text(f"{natural.name_of(0)}\n")
+    (place / "cat_train.txt").write_text(f"{natural.name_of(0)} -1\n")
+    data = find_voc(Survey.of(tmp_path))
+    assert data is not None
+    assert {split: len(data.images(split)) for split in data.splits()} == {"train": 4, "val": 2, "test": 2}
+
+
+def test_a_folder_around_everything_is_no_split(tmp_path: Path) -> None:
+    natural.unsplit(natural.yolo_split_inside, tmp_path / "test_project", ("images", "labels"))
+    data = find_yolo(Survey.of(tmp_path))
+    assert data is not None
+    assert data.splits() == [WHOLE]
+
+
+def test_defects_of_yolo_are_problems_with_their_lines(tmp_path: Path) -> None:
+    natural.yolo_beside(tmp_path)
+    path = tmp_path / "obj" / f"{natural.name_of(0)}.txt"
+    good = path.read_text()
+    lines = [
+        "0 0.5 0.5 0.2",
+        "7 0.5 0.5 0.2 0.2",
+        "x 0.5 0.5 0.2 0.2",
+        "0 40 30 20 20",
+        "0 0.5 0.5 0 0.2",
+        "0 nan 0 1 1",
+    ]
+    path.write_text("".join(f"{line}\n" for line in lines) + good + good)
+    natural.txt(path.with_name("lost.txt"), 1)
+    data = find_yolo(Survey.of(tmp_path))
+    assert data is not None
+    dataset = data.open("train")
+    assert dataset.problems.counts() == {
+        "unreadable annotation": 2,
+        "unknown class": 1,
+        "not normalised box": 1,
+        "zero-area box": 1,
+        "non-numeric box": 1,
+        "duplicate box": 1,
+    }
+    assert all(problem.path == path and "line " in problem.detail for problem in dataset.problems)
+    assert dataset.class_counts() == [2, 2]
+    path.write_bytes(b"\xff\xfe\x00")
+    data = find_yolo(Survey.of(tmp_path))
+    assert data is not None
+    (problem,) = data.open("train").problems
+    assert "1 image is left out" in data.notes[-1]
+    assert "lost.txt" in data.notes[-1]
+    assert (problem.path, problem.kind) == (path, "unreadable annotation")

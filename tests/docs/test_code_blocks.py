@@ -76,7 +76,7 @@ def run(words: list[str]) -> None:
     if words[0] == "export":  # a detector's takes half a minute, and is in tests/commands/test_export.py
         smaller[DETECTOR] = SEGMENTER
     words = [smaller.get(word, word) for word in words]
-    if words[0] in ("check", "train") and "--resume" not in words:
+    if words[0] in ("check", "train") and "--resume" not in words and words[1] != "FOLDER":
         settings = SMALL if words[1].startswith("voc.deeplab") else f"{SMALL} {DETECTION}"
         words += [part for setting in settings.split() for part in ("--set", setting)]
         if words[0] == "train" and "--run" not in words and Path("runs", words[1]).exists():
@@ -100,7 +100,7 @@ def test_commands_have_these_options(page: Path) -> None:
             command = group.get_command(context, words[0])  # type: ignore[attr-defined]
             assert command is not None, words
             parsed = command.make_context(words[0], words[1:], parent=context)
-            if parsed.params.get("recipe") is not None:
+            if parsed.params.get("recipe") is not None and parsed.params["recipe"] != "FOLDER":
                 override(find_recipe(parsed.params["recipe"]), parsed.params.get("assignments") or ())
 
 

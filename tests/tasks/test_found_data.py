@@ -179,7 +179,7 @@ def test_of_two_kinds_of_annotations_that_of_most_images_is_used(tmp_path: Path)
     recipe = find_recipe("voc.faster_rcnn")
     source = task_of(recipe).source(recipe, tmp_path)
     assert source.name == "voc"
-    assert "(--set layout=yolo)" in source.notes[0]
+    assert "(--set layout=yolo)" in source.notes[-1]
     recipe = override(recipe, ["layout=yolo"])
     assert task_of(recipe).source(recipe, tmp_path).name == "yolo"
 

@@ -27,6 +27,7 @@ from pliant.tasks.task import task_of
         (["train", "val", "trainval"], Splits("train", "val", "val")),
         (["trainval", "val", "test"], Splits("trainval", None, "test")),
         (["train"], Splits("train", None, None)),
+        (["default"], Splits("default", None, None)),
     ],
 )
 def test_usual_splits_are_found(tmp_path: Path, miniature: ModuleType, there: list[str], chosen: Splits) -> None:
@@ -54,8 +55,8 @@ def test_split_that_was_asked_for_is_not_replaced(tmp_path: Path, miniature: Mod
 
 
 def test_nothing_to_train_on(tmp_path: Path, miniature: ModuleType) -> None:
-    root = miniature.make_voc(tmp_path / "data", {"holdout": 1})
-    with pytest.raises(DataError, match="splits there: holdout"):
+    root = miniature.make_voc(tmp_path / "data", {"holdout": 1, "spare": 1})
+    with pytest.raises(DataError, match="splits there: holdout, spare"):
         choose_splits(find_recipe("voc.faster_rcnn"), root)
     with pytest.raises(DataError, match="no such folder"):
         choose_splits(find_recipe("voc.faster_rcnn"), tmp_path / "none")
@@ -63,10 +64,10 @@ def test_nothing_to_train_on(tmp_path: Path, miniature: ModuleType) -> None:
 
 def test_advice_fits_the_command_and_the_data(tmp_path: Path, miniature: ModuleType) -> None:
     recipe = find_recipe("voc.faster_rcnn")
-    root = miniature.make_voc(tmp_path / "data", {"holdout": 1})
-    with pytest.raises(DataError, match=r"splits there: holdout\. Name one with --set train_split=NAME"):
+    root = miniature.make_voc(tmp_path / "data", {"holdout": 1, "spare": 1})
+    with pytest.raises(DataError, match=r"splits there: holdout, spare\. Name one with --set train_split=NAME"):
         choose_splits(recipe, root)
-    with pytest.raises(DataError, match=r"splits there: holdout\. Name one with --split NAME"):
+    with pytest.raises(DataError, match=r"splits there: holdout, spare\. Name one with --split NAME"):
         choose_test_split(recipe, root)
     assert choose_test_split(override(recipe, ["test_split=holdout"]), root) == "holdout"
     for name, part in (

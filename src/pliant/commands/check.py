@@ -110,7 +110,7 @@ def identify(data: Path) -> bool:
     for kind in fitting:
         names = by_kind[kind]
         console.print("", f"Recipes for {kind}, all of which fit:", *_by_module(names), sep="\n")
-        shown = next((name for name in names if name.startswith("voc.")), names[0])
+        shown = next((name for module in ("small.", "voc.") for name in names if name.startswith(module)), names[0])
         console.print(f"For example:  pliant check {shown} --data {shlex.quote(str(data))}")
     if not fitting:
         for kind, reason in reasons:

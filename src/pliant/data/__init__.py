@@ -4,6 +4,7 @@ from pliant.data.cityscapes import CityscapesSegmentation
 from pliant.data.classification import ImageFolder
 from pliant.data.coco import COCODetection
 from pliant.data.detection_set import DetectionSet
+from pliant.data.discovery import Found, discover
 from pliant.data.glyphs import Glyphs, Scene
 from pliant.data.image_set import ImageSet
 from pliant.data.problems import DataError, Problem, ProblemLog
@@ -17,6 +18,7 @@ __all__ = [
     "CityscapesSegmentation",
     "DataError",
     "DetectionSet",
+    "Found",
     "Glyphs",
     "ImageFolder",
     "ImageSet",
@@ -26,4 +28,5 @@ __all__ = [
     "SegmentationSet",
     "VOCDetection",
     "VOCSegmentation",
+    "discover",
 ]

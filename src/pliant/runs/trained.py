@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pliant.data import DataError, ImageSet
+from pliant.data.discovery import WHOLE
 from pliant.devices import choose_device
 from pliant.recipes.base import Recipe
 from pliant.runs.folder import RunFolder
@@ -89,8 +90,14 @@ class Trained:
         if split is None:
             # Prefer the split that the training left for evaluation; if this data lacks it, take a usual name.
             recipe = self.recipe.replaced(test_split=self.test_split or self.recipe.test_split)
-            made = self.test_split in self.made and self._has_images(self.made[str(self.test_split)], root)
-            split = str(self.test_split) if made else choose_test_split(recipe, root)
+            source = self.task.source(recipe, root)
+            made = self.made.get(self.test_split or "")
+            if made is not None and self._has_images(made, source.root):
+                split = str(self.test_split)
+            elif self.made and source.splits() == [WHOLE]:
+                split = WHOLE  # other data than those of the training
+            else:
+                split = choose_test_split(recipe, root, source)
         return root, split
 
     def open(self, root: Path, split: str, *, strict: bool = False) -> ImageSet:

@@ -43,7 +43,7 @@ def describe_data(source: Source, splits: Splits, sets: Mapping[str, ImageSet]) 
         "found": source.title,
         "classes": [] if opened is None else list(opened.classes),
         "splits": rows,
-        "notes": [*source.notes, *([] if source.found is None else source.found.notes)],
+        "notes": list(source.notes),
         "made": {name: {"of": made.of, "images": list(made.images)} for name, made in splits.made.items()},
     }
 

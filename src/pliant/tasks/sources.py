@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pliant.data import DataError, ImageSet
-from pliant.data.discovery import Found, Survey
+from pliant.data.discovery import Found, Survey, find_among
 from pliant.tasks.layouts import Layout
 
 
@@ -35,19 +35,22 @@ class Source:
         name: name of the layout, as in the `layout` of recipes.
         layout: the layout.
         found: the data set that was found, if the folder is not in the layout's own form.
-        notes: sentences about what else is in the folder.
     """
 
     root: Path
     name: str
     layout: Layout
     found: Found | None = None
-    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         """What the folder is, for people."""
         return self.layout.title if self.found is None else self.found.title
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what is left out, and about what was assumed."""
+        return [] if self.found is None else self.found.notes
 
     def splits(self) -> list[str]:
         """The names of the data's own splits."""
@@ -129,7 +132,8 @@ def find_source(layouts: Mapping[str, Layout], root: Path, wanted: Sequence[str]
         DataError: if the folder is in none of the layouts; the message says what is in it, and what would fit.
     """
     if not root.is_dir():
-        raise DataError(root, "there is no such folder of data")
+        kind = "is a file; unpack it, and give the folder" if root.is_file() else "there is no such folder of data"
+        raise DataError(root, kind)
     own = [
         Source(place, name, layout)
         for place in _places(root)
@@ -139,16 +143,9 @@ def find_source(layouts: Mapping[str, Layout], root: Path, wanted: Sequence[str]
     if own:
         return next((source for source in own if any(source.has(split) for split in wanted)), own[0])
     survey = Survey.of(root)
-    found = {name: each for name, layout in layouts.items() if layout.find and (each := layout.find(survey))}
-    if found:
-        most = {name: sum(len(each.images(split)) for split in each.splits()) for name, each in found.items()}
-        name = max(found, key=lambda name: most[name])  # the first of those with most images
-        others = [
-            f"also there: {each.title}, for {most[other]} images (--set layout={other})"
-            for other, each in found.items()
-            if other != name and most[other]
-        ]
-        return Source(root, name, layouts[name], found[name], tuple(others))
+    found = find_among({name: layout.find for name, layout in layouts.items() if layout.find is not None}, survey)
+    if found is not None:
+        return Source(root, found.family, layouts[found.family], found)
     if len(layouts) == 1:
         ((name, layout),) = layouts.items()
         if layout.find is None:

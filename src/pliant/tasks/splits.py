@@ -75,7 +75,7 @@ def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = (), so
     source = task_of(recipe).source(recipe, root) if source is None else source
     there = source.splits()
     named = _named(recipe, source, "train_split", explicit)
-    train = named or next((name for name in (*_TRAIN_NAMES, WHOLE) if name in there), None)
+    train = named or _usual_train(there)
     if train is None:
         raise _no_split(source, there, "train on", "--set train_split=NAME")
     named_test = _named(recipe, source, "test_split", explicit)
@@ -93,6 +93,14 @@ def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = (), so
     return Splits(train, validation, test or validation, made)
 
 
+def _usual_train(there: list[str]) -> str | None:
+    """The split to train on by its name, or the only one, unless it is to validate on or to evaluate."""
+    usual = next((name for name in (*_TRAIN_NAMES, WHOLE) if name in there), None)
+    if usual is None and len(there) == 1 and there[0] not in (*_VALIDATION_NAMES, *_TEST_NAMES):
+        return there[0]
+    return usual
+
+
 def _hold_out(recipe: Recipe, source: Source, train: str, test: str | None) -> dict[str, MadeSplit]:
     """Parts of the training split to validate on and, without another split, to evaluate on."""
     fractions = {"val": recipe.val_fraction, "test": 0.0 if test is not None else recipe.test_fraction}
@@ -100,17 +108,17 @@ def _hold_out(recipe: Recipe, source: Source, train: str, test: str | None) -> d
     return make_splits(source, train, wanted, "train", recipe.split_seed) if wanted else {}
 
 
-def choose_test_split(recipe: Recipe, root: Path) -> str:
+def choose_test_split(recipe: Recipe, root: Path, source: Source | None = None) -> str:
     """The split to evaluate on, as in `choose_splits`; the data need not have a split to train on.
 
     Raises:
         DataError: If there is no such split, or the folder is missing.
     """
-    source = task_of(recipe).source(recipe, root)
+    source = task_of(recipe).source(recipe, root) if source is None else source
     there = source.splits()
     test = _named(recipe, source, "test_split", ())
     test = test or next((name for name in (*_TEST_NAMES, *_VALIDATION_NAMES) if name in there), None)
-    if test is None and any(name in there for name in (*_TRAIN_NAMES, WHOLE)):
+    if test is None and _usual_train(there) is not None:
         test = choose_splits(recipe, root, source=source).test
     if test is None:
         raise _no_split(source, there, "evaluate on", "--split NAME")

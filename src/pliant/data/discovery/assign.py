@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from pliant.data.discovery.pairing import Names
@@ -25,10 +25,9 @@ class Sample(NamedTuple):
         """The image, or the annotation without one."""
         return self.image or self.annotation or ""
 
-    @property
-    def split(self) -> str | None:
-        """The split that the folders name."""
-        words = (split_of_path(file) for file in (self.image, self.annotation) if file is not None)
+    def split(self, skipped: int = 0) -> str | None:
+        """The split that the folders name, without the first `skipped` of them."""
+        words = (split_of_path(file, skipped) for file in (self.image, self.annotation) if file is not None)
         return next((word for word in words if word is not None), None)
 
 
@@ -37,15 +36,16 @@ def assign(
 ) -> tuple[dict[str, list[Sample]], list[str]]:
     """The samples of each split, and sentences about what is left out.
 
-    Folders decide if they name several splits, otherwise lists of image names, otherwise a single folder. Without
-    any of them, all samples are in one split, `WHOLE`.
+    Folders decide if they name splits, otherwise lists of image names. Without any of them, all samples are in one
+    split, `WHOLE`. A folder around all samples is no split, whatever its name.
 
     Args:
         samples: all samples.
         survey: the folder.
         labels: text files that are annotations, so no lists.
     """
-    words = {sample.split for sample in samples} - {None}
+    around = _around([file for sample in samples for file in sample if file is not None])
+    words = {sample.split(around) for sample in samples} - {None}
     lists = {} if len(words) > 1 else read_lists(survey, samples, labels)
     if lists:
         listed = set().union(*lists.values())
@@ -57,11 +57,19 @@ def assign(
     parts: dict[str, list[Sample]] = defaultdict(list)
     rest = []
     for sample in samples:
-        word = sample.split
+        word = sample.split(around)
         (rest if word is None else parts[word]).append(sample)
     if sum(map(len, parts.values())) < len(rest):  # a word in the name of one of many folders means nothing
         return {WHOLE: list(samples)}, []
     return dict(parts), _said(rest, f"in no folder of a split ({', '.join(sorted(parts))})")
+
+
+def _around(files: Sequence[str]) -> int:
+    """The number of folders that all files have in common."""
+    if not files:
+        return 0
+    first, last = (file.split("/")[:-1] for file in (min(files), max(files)))
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def read_lists(survey: Survey, samples: Sequence[Sample], labels: Collection[str] = ()) -> dict[str, list[Sample]]:
@@ -75,7 +83,7 @@ def read_lists(survey: Survey, samples: Sequence[Sample], labels: Collection[str
         images = _listed(survey, file, names)
         if images:
             found[file] = [by_image[image] for image in images]
-    return {word: found[file] for file, word in by_list(found).items()}
+    return {word: found[file] for file, word in by_list({file: len(chosen) for file, chosen in found.items()}).items()}
 
 
 def _listed(survey: Survey, file: str, names: Names) -> list[str]:
@@ -94,11 +102,6 @@ def _listed(survey: Survey, file: str, names: Names) -> list[str]:
 def _meant(line: str, file: str, names: Names) -> list[str]:
     """The images that a line names: the complete line, or its first column."""
     return names.find(line, file) or names.find(line.split()[0].rstrip(","), file)
-
-
-def named_classes(counts: Mapping[str, int]) -> str:
-    """Names with their numbers, as text."""
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def main_folders(files: Sequence[str], most: int = 3) -> str:

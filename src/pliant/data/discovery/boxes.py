@@ -115,7 +115,7 @@ def find_voc(survey: Survey) -> FoundBoxes | None:
     form = VOCFormat([survey.path(file) for file in files])
     if not any(_reads(form, survey.path(file)) for file in spread(files)):
         return None
-    images = pictures(survey, files)
+    images = pictures(survey)
     matched = pair(files, images)
     names = Names(images)
     for file in [file for file, found in matched.items() if not found]:

@@ -90,7 +90,7 @@ def find_coco(survey: Survey) -> FoundCOCO | None:
     files = [found for file in candidates if (found := _read(survey, file)) is not None]
     if not files:
         return None
-    images = pictures(survey, ())
+    images = pictures(survey)
     names = Names(images)
     chosen, notes = _choose(files)
     parts: dict[str, tuple[str, list[str]]] = {}

@@ -12,7 +12,7 @@ from pliant.data.problems import DataError
 
 
 class Found(abc.ABC):
-    """A data set that was found in a folder.
+    """A data set that was found in a folder, see `pliant.data.discover`.
 
     Args:
         root: the folder.

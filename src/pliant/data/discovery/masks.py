@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pliant.constants import IGNORE
 from pliant.data.discovery.assign import Sample, assign, main_folders
 from pliant.data.discovery.found import Found
 from pliant.data.discovery.pairing import Names
@@ -27,6 +28,7 @@ from pliant.data.segmentation_set import ScannedMask
 _MASK_NAMES = re.compile(r"mask|label|annot|segm|(^|[^a-z])gt|ground|trimap|truth|target", re.IGNORECASE)
 _TRIED = 6  # files of a group that show what it holds
 _MOST_VALUES = 64
+_MOST_TAGS = 6  # words by which files of a folder are told apart
 
 
 class FoundMasks(Found):
@@ -99,8 +101,12 @@ class FoundMasks(Found):
                     return check_classes([line for line in read_lines(self.root / file) if line]) or ()
                 except (OSError, ValueError):
                     continue
-        ids = [known.ids(each.values) for each in self._scanned.values() if not isinstance(each, str)]
-        highest = max((int(each[each < 254].max()) for each in ids if (each < 254).any()), default=0)
+        scanned = [each for each in self._scanned.values() if not isinstance(each, str)]
+        ids = {value for each in scanned for value in known.ids(each.values).tolist()} - {IGNORE, IGNORE - 1}
+        highest = max(ids, default=0)
+        if highest - 1 not in ids and len(ids) > 2:
+            hint = f"if it marks pixels without a class, say so with --set ignored_ids={highest}"
+            self.notes.append(f"the masks' highest id is {highest}, and the ids before it are in no mask; {hint}")
         return ("background", *(f"class_{number}" for number in range(1, highest + 1)))
 
 
@@ -113,7 +119,7 @@ def find_masks(survey: Survey) -> FoundMasks | None:
         return None
     notes: list[str] = []
     pairs: dict[str, str] = {}
-    by_group = {key: _pair_masks(groups[key], photos) for key in masks}
+    by_group = {key: _pair_masks(groups[key], photos, key[1]) for key in masks}
     for key in sorted(masks, key=lambda key: (-len(by_group[key]), _rank(survey, groups[key]), key)):
         found = by_group[key]
         fresh = {image: mask for image, mask in found.items() if image not in pairs}
@@ -136,15 +142,16 @@ def find_masks(survey: Survey) -> FoundMasks | None:
     return FoundMasks(survey, parts, title, [*notes, *others])
 
 
-def pictures(survey: Survey, annotations: Iterable[str]) -> list[str]:
+def pictures(survey: Survey) -> list[str]:
     """The images of a folder without masks of the same names."""
     images = survey.images
     folders: dict[str, set[str]] = defaultdict(set)
+    by_folder: dict[str, list[str]] = defaultdict(list)
     for file in images:
         folders[stem_of(file)].add(folder_of(file))
+        by_folder[folder_of(file)].append(file)
     double = {folder for places in folders.values() if len(places) > 1 for folder in places}
-    by_folder = {folder: [file for file in images if folder_of(file) == folder] for folder in double}
-    masks = {folder for folder, files in by_folder.items() if _looks_like_masks(survey, files)}
+    masks = {folder for folder in double if _looks_like_masks(survey, by_folder[folder])}
     return [file for file in images if folder_of(file) not in masks] if masks < double else images
 
 
@@ -157,20 +164,21 @@ def _groups(survey: Survey) -> dict[tuple[str, str, str], list[str]]:
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for folder, files in folders.items():
         stems = [stem_of(file) for file in files]
-        tags = {word for word in map(_last_word, stems) if sum(stem.endswith(word) for stem in stems) > 1}
-        few = len(tags) <= 6
+        words = Counter(map(_last_word, stems))
+        tags = {word for word, number in words.items() if number > 1}
         double = len(set(stems)) < len(stems)
         for file, stem in zip(files, stems, strict=True):
             word = _last_word(stem)
-            tag = word if few and word in tags else ""
+            tag = word if len(tags) <= _MOST_TAGS and word in tags else ""
             name = folder.rpartition("/")[2] if shorten else folder
             groups[name, tag, suffix_of(file) if double else ""].append(file)
     return dict(groups)
 
 
 def _last_word(stem: str) -> str:
-    match = re.search(r"[_\-. ]([A-Za-z]+)$", stem) or re.match(r"([A-Za-z]+)[_\-. ]?\d", stem)
-    return match.group(1).lower() if match else ""
+    """The last word of a name, or the first one before a number; in lower case."""
+    match = re.search(r"[_\-. ](\w*[A-Za-z]\w*?)$", stem) or re.match(r"([A-Za-z]+)[_\-. ]?\d", stem)
+    return match.group(1).rpartition("_")[2].lower() if match else ""
 
 
 def _is_mask_group(survey: Survey, key: tuple[str, str, str], files: Sequence[str]) -> bool:
@@ -227,10 +235,19 @@ _RULES = (
 )
 
 
-def _pair_masks(masks: Sequence[str], photos: Sequence[str]) -> dict[str, str]:
-    """The mask of each image, by the rule of names under which most masks have an image."""
+def _pair_masks(masks: Sequence[str], photos: Sequence[str], tag: str) -> dict[str, str]:
+    """The mask of each image, by the rule of names under which most masks have an image.
+
+    Args:
+        masks, photos: the files.
+        tag: the word with which the masks' names end, if they do.
+    """
     best: dict[str, str] = {}
-    for of_photo, of_mask in _RULES:
+
+    def without_tag(stem: str) -> str:
+        return stem[: -len(tag)].rstrip("_-. ") if tag and stem.lower().endswith(tag) else ""
+
+    for of_photo, of_mask in (*_RULES, (str, without_tag)):
         names = Names(photos, key=of_photo)
         found: dict[str, str] = {}
         for mask in masks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from pliant.data.discovery.survey import stem_of
 
@@ -35,27 +35,31 @@ def split_word(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def split_of_path(file: str) -> str | None:
-    """The split that the folders of a relative path name; the innermost counts."""
-    words = (split_word(part) for part in reversed(file.split("/")[:-1]))
+def split_of_path(file: str, skipped: int = 0) -> str | None:
+    """The split that the folders of a relative path name; the innermost counts, and the first `skipped` do not."""
+    words = (split_word(part) for part in reversed(file.split("/")[skipped:-1]))
     return next((word for word in words if word is not None), None)
 
 
-def by_list(files: Iterable[str]) -> dict[str, str]:
+def by_list(lengths: Mapping[str, int]) -> dict[str, str]:
     """The split of each list of names, by its file.
 
     Lists named exactly like a split come before others such as `cat_train.txt`, of which VOC has one for each class.
+    Of several, as in VOC's folders Main, Layout and Segmentation, the longest is used.
+
+    Args:
+        lengths: number of images in each list, by its file.
     """
     words: dict[str, list[str]] = defaultdict(list)
-    for file in files:
+    for file in lengths:
         word = split_word(stem_of(file))
         if word is not None:
             words[word].append(file)
     chosen = {}
     for word, lists in words.items():
         exact = [file for file in lists if stem_of(file).lower() in _WORDS]
-        if len(exact) == 1 or len(lists) == 1:
-            chosen[(exact or lists)[0]] = word
-        elif not exact:
+        if exact or len(lists) == 1:
+            chosen[max(exact or lists, key=lambda file: lengths[file])] = word
+        else:
             chosen |= {file: stem_of(file) for file in lists}
     return chosen

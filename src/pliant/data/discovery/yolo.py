@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,13 @@ _YAML_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "v
 
 def find_yolo(survey: Survey) -> FoundBoxes | None:
     """Boxes in YOLO's text files, each named like its image; names and splits from a `data.yaml` if there is one."""
-    images = pictures(survey, ())
+    images = pictures(survey)
     texts = survey.having((".txt",))
-    matched = {file: found for file, found in pair(texts, images).items() if found}
+    matched = pair(texts, images)
     known = _yaml(survey)
-    labels = {file: found for file, found in matched.items() if known or _is_label(survey, file)}
-    if not labels or not any(_is_label(survey, file) for file in spread(sorted(labels), 40)):
+    folders = _label_folders(survey, [file for file, found in matched.items() if found])
+    labels = {file: found for file, found in matched.items() if found and folder_of(file) in folders}
+    if not labels:
         return None
     by_image = {found[0]: file for file, found in labels.items() if len(found) == 1}
     notes = []
@@ -36,6 +38,9 @@ def find_yolo(survey: Survey) -> FoundBoxes | None:
     # An image without a text file has no objects, in the folders where others have one.
     annotated = {folder_of(image) for image in by_image}
     samples = [Sample(image, by_image.get(image)) for image in images if folder_of(image) in annotated]
+    # Such a file without an image is reported when it is read.
+    lost = [file for file, found in matched.items() if not found and folder_of(file) in folders]
+    samples += [Sample(None, file) for file in lost if _is_label(survey, file)]
     empty = [sample.image for sample in samples if sample.annotation is None]
     if empty:
         notes.append(f"{len(empty)} images have no text file, so no objects, such as {empty[0]}")
@@ -47,6 +52,14 @@ def find_yolo(survey: Survey) -> FoundBoxes | None:
     title = f"YOLO: .txt in {main_folders(sorted(labels))}; images in {main_folders([s.file for s in samples])}"
     form = YOLOFormat(names, _keypoints(known))
     return FoundBoxes("yolo", survey, parts, form, f"{title}; classes from {source}", [*notes, *rest])
+
+
+def _label_folders(survey: Survey, texts: Sequence[str]) -> set[str]:
+    """The folders in which text files have lines of YOLO."""
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for file in texts:
+        by_folder[folder_of(file)].append(file)
+    return {folder for folder, files in by_folder.items() if any(_is_label(survey, file) for file in spread(files))}
 
 
 def _is_label(survey: Survey, file: str) -> bool:
