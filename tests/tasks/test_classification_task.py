@@ -130,6 +130,7 @@ def test_train_eval_and_predict(train: Train, data: Path, tmp_path: Path) -> Non
     assert float(first[1]) == pytest.approx(2 / 256)
     assert float(third[-1]) > float(first[-1]) == 0.0
     assert (run / "val.csv").read_text().startswith("step,top1,top5\n")
+    assert ">top5<" in (run / "curves.html").read_text(encoding="utf-8")
 
     result = pliant_cli("eval", run)
     assert result.exit_code == 0, result.output

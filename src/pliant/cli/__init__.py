@@ -145,6 +145,23 @@ def evaluate(
 
 
 @command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; the first is the baseline.")],
+    split: Annotated[str | None, typer.Option(help="The split of the evaluation, if there are several.")] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", metavar="NAME", help="A metric to compare; all by default.")
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Compare the metrics of each class too.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write every number to this file.")] = None,
+) -> None:
+    """Compare runs: means over seeds, and differences with their confidence intervals."""
+    from pliant.commands.compare import compare as run_comparison
+
+    run_comparison(runs, split=split, metrics=metrics or (), per_class=per_class, markdown=markdown, out=out)
+
+
+@command()
 def predict(
     source: Source,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],

@@ -17,6 +17,7 @@ from pliant.engine.fitting import fit
 from pliant.launch import ALONE, Launch, is_first
 from pliant.recipes import find_recipe, override
 from pliant.recipes.base import Recipe, to_fields
+from pliant.runs.curves import curves_at_end
 from pliant.runs.folder import RunFolder
 from pliant.runs.training import batch_groups, build_module, describe, fit_settings, weights_description
 from pliant.tasks.data_report import data_lines, data_table, describe_data, missing_splits, read_made, title
@@ -80,7 +81,8 @@ def train(
         report_problems(folder, opened.by_split())
         _say_what(recipe, name, found, opened.train, folder)
         _say_completed(asked, recipe)
-        fit(module, opened, folder, fit_settings(recipe, chosen), weights_description(description), groups)
+        with curves_at_end(folder):
+            fit(module, opened, folder, fit_settings(recipe, chosen), weights_description(description), groups)
     _console().print(f"Trained. Weights: {folder.weights()}")
     return folder
 
@@ -122,7 +124,8 @@ def resume(
     found = describe_data(source, splits, opened.by_split())
     _say_what(recipe, description["recipe"], found, opened.train, folder)
     groups = batch_groups(recipe, opened.train)
-    start = fit(module, opened, folder, fit_settings(recipe, chosen), weights_description(description), groups)
+    with curves_at_end(folder):
+        start = fit(module, opened, folder, fit_settings(recipe, chosen), weights_description(description), groups)
     if start >= recipe.max_steps:
         _console().print(f"This run is finished: {start} of {recipe.max_steps} steps are done.")
     else:

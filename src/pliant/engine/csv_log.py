@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger
 
 from pliant.runs.files import replacing
@@ -54,6 +55,27 @@ class CSVLog(Logger):
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: they are in ``recipe.json``."""
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns of ``train.csv`` or ``val.csv`` by name, ``step`` first; empty if there is no complete row.
+
+    A last row that was cut off is left out.
+
+    Raises:
+        ValueError: If the file is not such a table.
+    """
+    if not path.is_file():
+        return {}
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    head, *rows = list(csv.reader(io.StringIO(whole))) or [[]]
+    if not rows:
+        return {}
+    try:
+        values = np.array(rows, dtype=float)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a table of numbers: {error}") from error
+    return dict(zip(head, values.T, strict=True))
 
 
 class _Table:

@@ -45,6 +45,7 @@ class RunFolder:
     | `versions.json` | versions of the libraries and Python, and the machine |
     | `problems.txt` | defects of the data |
     | `train.csv`, `val.csv` | losses of each step; results of each validation |
+    | `curves.html` | the same as curves, written whenever a training ends or is interrupted |
     | `tensorboard/` | the same for TensorBoard |
     | `checkpoints/last.safetensors` | the weights of the last checkpoint, with the recipe and classes in the header |
     | `checkpoints/last.ckpt` | what resuming needs besides these weights (`pliant.runs.checkpoints`) |

@@ -1,0 +1,91 @@
+"""Means over seeds, and differences between groups of runs with their confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a group.
+
+    Attributes:
+        mean: The mean; NaN without values.
+        deviation: The sample standard deviation; NaN with less than two values.
+        number: The number of values.
+    """
+
+    mean: float
+    deviation: float
+    number: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference between the means of two groups.
+
+    Attributes:
+        difference: The mean of the second group minus that of the first, over the pairs if it is paired.
+        low, high: The ends of the confidence interval; NaN if there are too few values for one.
+        paired: Whether values of the same seed were compared.
+        number: The number of pairs, or of values of the smaller group.
+    """
+
+    difference: float
+    low: float
+    high: float
+    paired: bool
+    number: int
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Mean and sample standard deviation; values that are NaN are left out."""
+    import numpy as np
+
+    known = np.array([value for value in values if not math.isnan(value)])
+    mean = float(known.mean()) if len(known) else math.nan
+    return Mean(mean, float(known.std(ddof=1)) if len(known) > 1 else math.nan, len(known))
+
+
+def difference_of(first: Mapping[int, float], second: Mapping[int, float], level: float = LEVEL) -> Difference:
+    """Compare two groups of values by seed.
+
+    If at least two seeds are in both groups, only these are compared, in pairs, with Student's t interval of the
+    differences (`scipy.stats.ttest_rel`). Otherwise the groups are independent, with Welch's t interval, which does not
+    assume equal variances (`scipy.stats.ttest_ind`). Both assume that values are about normally distributed over seeds.
+
+    Args:
+        first, second: A value for each seed; NaN is left out.
+        level: The confidence of the interval.
+
+    Examples:
+        >>> from pliant.statistics import difference_of
+        >>> found = difference_of({0: 0.50, 1: 0.52, 2: 0.54}, {0: 0.55, 1: 0.58, 2: 0.58})
+        >>> found.paired, round(found.difference, 3), round(found.low, 3), round(found.high, 3)
+        (True, 0.05, 0.025, 0.075)
+    """
+    import numpy as np
+    from scipy import stats
+
+    one, two = ({seed: v for seed, v in group.items() if not math.isnan(v)} for group in (first, second))
+    seeds = sorted(one.keys() & two.keys())
+    paired = len(seeds) > 1
+    a, b = (
+        np.array([group[seed] for seed in seeds] if paired else list(group.values()), dtype=float)
+        for group in (one, two)
+    )
+    number = min(len(a), len(b))
+    if not number:
+        return Difference(math.nan, math.nan, math.nan, paired, number)
+    difference = float(b.mean() - a.mean())
+    if number < 2:
+        return Difference(difference, math.nan, math.nan, paired, number)
+    if np.ptp(b - a if paired else a) == 0 and (paired or np.ptp(b) == 0):  # scipy's tests would divide by zero
+        return Difference(difference, difference, difference, paired, number)
+    test = stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a, equal_var=False)
+    interval = test.confidence_interval(level)
+    return Difference(difference, float(interval.low), float(interval.high), paired, number)
