@@ -81,7 +81,7 @@ def test_the_papers_choice_of_deformable_layers(layers: int, names: list[str]) -
 
 def test_another_mean_colour() -> None:
     assert backbone("resnet50", image_mean=[0.5, 0.4, 0.3]).image_mean == (0.5, 0.4, 0.3)
-    with pytest.raises(ValueError, match=r"image_mean=\[0.5, 0.4, 0.3\] are for the paper's"):
+    with pytest.raises(ValueError, match=r"for the paper's networks, not for resnet10t: image_mean=\[0.5, 0.4, 0.3\]"):
         backbone("resnet10t", image_mean=[0.5, 0.4, 0.3])
 
 
@@ -125,7 +125,7 @@ def test_wrong_names_and_numbers_are_errors() -> None:
         match=r"aligned_inception_resnet or a timm model after timm/, got 'resnet51'; did you mean 'resnet50'",
     ):
         backbone("resnet51")
-    with pytest.raises(ValueError, match="for the paper's ResNets"):
+    with pytest.raises(ValueError, match="for the paper's networks"):
         backbone("resnet10t", padded_pool=True)
     with pytest.raises(ValueError, match="depth must be one of 50, 101, got 18"):
         CaffeResNet(18)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import gc
 import json
+import shlex
+import shutil
 import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from pliant.cli import app
+from pliant.commands.ablate import cell as cell_of_ablation
 from pliant.commands.ablate import run as ablation
 from pliant.commands.ablate.grid import cells, table_rows, variants
 from pliant.commands.ablate.report import mean_and_spread, one_class_alone
@@ -65,22 +71,22 @@ def test_tables_of_one_class_say_so(tmp_path: Path) -> None:
     todo = cells(variants(voc.deeplab()), 1, tmp_path)
 
     def judge(index: int, key: str, **values: float | None) -> None:
-        todo[index].folder.mkdir(parents=True, exist_ok=True)
+        todo[index].record.parent.mkdir(parents=True, exist_ok=True)
         content = {"results": {"per_class": {name: {key: value} for name, value in values.items()}}}
-        (todo[index].folder / "eval-test.json").write_text(json.dumps(content))
+        todo[index].record.write_text(json.dumps(content))
 
-    assert one_class_alone(todo, "test", voc.deeplab()) is None
+    assert one_class_alone(todo, voc.deeplab()) is None
     for index in (0, 1):
         judge(index, "IoU", background=0.7, leaf=0.0, absent=float("nan"), unknown=None)
-    assert "background alone has IoU above 0, so these" in str(one_class_alone(todo, "test", voc.deeplab()))
+    assert "background alone has IoU above 0, so these" in str(one_class_alone(todo, voc.deeplab()))
     judge(1, "IoU", background=0.7, leaf=0.1)
-    assert one_class_alone(todo, "test", voc.deeplab()) is None
+    assert one_class_alone(todo, voc.deeplab()) is None
     for index in (0, 1):
         judge(index, "VOC_AP50", red=0.0, green=0.0)
-    assert "In every cell no class has VOC AP50 above 0" in str(one_class_alone(todo, "test", voc.rfcn()))
+    assert "In every cell no class has VOC AP50 above 0" in str(one_class_alone(todo, voc.rfcn()))
     judge(0, "VOC_AP50", red=0.0)  # of a single class there is nothing else to find
     judge(1, "VOC_AP50", red=0.0)
-    assert one_class_alone(todo, "test", voc.rfcn()) is None
+    assert one_class_alone(todo, voc.rfcn()) is None
 
 
 @pytest.mark.parametrize("recipe", [coco.fpn_faster_rcnn(), imagenet.resnet101()])
@@ -92,11 +98,11 @@ def test_other_networks_have_no_such_tables(recipe: Any) -> None:
 def test_seeds_come_after_networks() -> None:
     todo = cells(variants(voc.deeplab()), 2, Path("out"))
     assert [cell.seed for cell in todo] == [0] * 8 + [1] * 8
-    assert len({cell.folder for cell in todo}) == 16
+    assert len({cell.record for cell in todo}) == len({cell.run for cell in todo}) == 16
 
 
 def test_an_interrupted_ablation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, calls = ablation.fit, []
+    fit, calls = cell_of_ablation.fit, []
 
     def interrupted(module: Any, opened: Any, run: Any, *others: Any) -> int:
         calls.append(run.path.name)
@@ -106,7 +112,7 @@ def test_an_interrupted_ablation_goes_on(data: Path, tmp_path: Path, monkeypatch
             raise FloatingPointError("the loss of step 1 is not finite")
         return fit(module, opened, run, *others)
 
-    monkeypatch.setattr(ablation, "fit", interrupted)
+    monkeypatch.setattr(cell_of_ablation, "fit", interrupted)
     arguments = {"data": data, "assignments": TINY, "seeds": 1}
     with pytest.raises(KeyboardInterrupt):
         ablate(tmp_path / "out", **arguments)
@@ -120,8 +126,7 @@ def test_an_interrupted_ablation_goes_on(data: Path, tmp_path: Path, monkeypatch
     assert rows["dilation-6"]["mIoU"] == ""
     for key, row in rows.items():
         if key != "dilation-6":
-            folder = tmp_path / "out" / "cells" / f"{key}_seed0"
-            judged = json.loads((folder / "eval-test.json").read_text())
+            judged = json.loads((tmp_path / "out" / "cells" / f"{key}_seed0.json").read_text())
             assert float(row["mIoU"]) == judged["results"]["mIoU"]
             assert judged["step"] == 1
             assert f"{100 * float(row['mIoU']):.1f}" in report
@@ -147,9 +152,9 @@ def test_the_networks_of_former_cells_are_not_kept(data: Path, tmp_path: Path, m
 
     total_loss = TrainingModule.total_loss
     monkeypatch.setattr(TrainingModule, "total_loss", failing)
-    monkeypatch.setattr(ablation, "build_module", building)
+    monkeypatch.setattr(cell_of_ablation, "build_module", building)
     chosen = variants(voc.deeplab())
-    monkeypatch.setattr(ablation, "variants", lambda recipe: [chosen[0], chosen[3], chosen[1]])
+    monkeypatch.setattr(ablation, "variants", lambda recipe, only: [chosen[0], chosen[3], chosen[1]])
     gc.collect()
     gc.disable()  # which comes too late for what is as large as a network
     try:
@@ -157,13 +162,13 @@ def test_the_networks_of_former_cells_are_not_kept(data: Path, tmp_path: Path, m
     finally:
         gc.enable()
     assert alive == [0, 0, 0]
-    assert len(list((tmp_path / "out").glob("cells/*/failed.json"))) == 1
-    assert len(list((tmp_path / "out").glob("cells/*/eval-test.json"))) == 2
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("cells/*.json")]
+    assert sorted("failed" in record for record in records) == [False, False, True]
 
 
 def test_a_budget_sets_the_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "_trial", lambda *_: (2.0, 30.0))  # a step; all else in a cell
-    monkeypatch.setattr(ablation, "_run", lambda *_: None)
+    monkeypatch.setattr(ablation, "run_cells", lambda *_: None)
     ablate(tmp_path / "out", data, assignments=TINY, seeds=1, budget="10m")
     steps = json.loads((tmp_path / "out" / "ablation.json").read_text())["steps"]
     assert 18 <= steps <= 20  # (0.95 * 600 - 8 * 30) / (8 * 2) = 20.6, less the time to open the data
@@ -198,3 +203,76 @@ def test_mean_and_spread() -> None:
     assert mean_and_spread([]) == ""
     assert mean_and_spread([50.0]) == "50.0"
     assert mean_and_spread([50.0, 52.0, 54.0]) == "52.0 ± 2.0"
+
+
+def test_networks_can_be_chosen_and_have_curves(data: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "assignments": (*TINY, "max_steps=4"),
+        "seeds": 1,
+        "only": ("layers-0", "layers-3"),
+        "curve": 2,
+    }
+    ablate(tmp_path / "out", data, **arguments)
+    records = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").iterdir()}
+    assert set(records) == {"layers-0_seed0", "layers-3_seed0"}
+    for record in records.values():
+        assert [point["step"] for point in record["curve"]] == [2, 4]
+        assert record["curve"][-1]["mIoU"] == pytest.approx(record["results"]["mIoU"], abs=1e-6)
+        assert all(record[key] for key in ("machine", "commit", "date", "versions"))
+    assert all("mean_offset" in point for point in records["layers-3_seed0"]["curve"])
+    assert not any("mean_offset" in point for point in records["layers-0_seed0"]["curve"])
+
+    # The records are all that is needed to continue in another place.
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "out", moved, ignore=shutil.ignore_patterns("runs", "layers-3_seed0.json"))
+    ablate(moved, shutil.copytree(data, tmp_path / "data" / data.name), **arguments)
+    again = json.loads((moved / "cells" / "layers-3_seed0.json").read_text())
+    assert again["results"] == records["layers-3_seed0"]["results"]
+    assert not (moved / "runs" / "layers-0_seed0").exists()
+
+
+def test_the_command_of_a_record_trains_the_cell(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ablate(tmp_path / "out", data, assignments=TINY, seeds=1, only=["dilation-6"])
+    record = json.loads((tmp_path / "out" / "cells" / "dilation-6_seed0.json").read_text())
+    monkeypatch.chdir(data.parent)
+    words = shlex.split(record["command"])
+    assert words[:2] == ["pliant", "train"]
+    result = CliRunner().invoke(app, [*words[1:], "--run", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    losses = [(tmp_path / place / "train.csv").read_text() for place in ("run", "out/runs/dilation-6_seed0")]
+    assert losses[0] == losses[1]
+
+
+def test_unknown_networks_are_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no network 'layers-4' to compare; networks: layers-0, layers-1"):
+        ablate(tmp_path / "out", data, assignments=TINY, only=["layers-4"])
+    assert is_free(tmp_path / "out")
+
+
+def test_frozen_stages_leave_out_the_network_that_deforms_them() -> None:
+    keys = [variant.key for variant in variants(voc.deeplab().replaced(freeze_below="conv5"))]
+    assert "layers-3" in keys
+    assert "layers-6" not in keys
+
+
+@pytest.mark.slow
+def test_several_cells_at_a_time_have_the_same_results(data: Path, tmp_path: Path) -> None:
+    frozen = ("backbone=resnet50", "freeze_below=conv5", "clip=1", "max_steps=2")
+    arguments: dict[str, Any] = {
+        "assignments": (*TINY, *frozen),
+        "seeds": 1,
+        "only": ["layers-0", "layers-3"],
+        "curve": 1,
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ablate(tmp_path / "one", data, **arguments)
+    finally:
+        torch.set_num_threads(threads)
+    ablate(tmp_path / "two", data, **arguments, jobs=2)
+    assert any((tmp_path / "two" / "maps").rglob("*.pkl"))
+    for name in ("layers-0_seed0.json", "layers-3_seed0.json"):
+        one, two = (json.loads((tmp_path / place / "cells" / name).read_text()) for place in ("one", "two"))
+        assert one["results"] == two["results"]
+        assert one["curve"] == two["curve"]

@@ -42,6 +42,7 @@ class BackboneOptions(TypedDict, total=False):
     border: str
     offset_dilation: int | None
     image_mean: Sequence[float] | None
+    freeze_below: str | None
 
 
 def backbone(
@@ -57,6 +58,7 @@ def backbone(
     border: str = "paper",
     offset_dilation: int | None = None,
     image_mean: Sequence[float] | None = None,
+    freeze_below: str | None = None,
 ) -> Backbone:
     """A backbone of stride 16 whose last layers are deformable.
 
@@ -75,6 +77,8 @@ def backbone(
         padded_pool: whether the first pooling is padded as in Keras' port of the weights (the paper's ResNets only).
         offset_groups, modulated, border, offset_dilation: see `pliant.nn.DeformConv2d`.
         image_mean: mean colour to subtract, RGB in 0..1, instead of the usual one (the paper's networks only).
+        freeze_below: the first stage that is trained, `"conv4"` or `"conv5"`; None for `"conv3"` as in the paper (the
+            paper's networks only).
 
     Raises:
         ValueError: if the backbone does not have these options or so many layers to deform.
@@ -98,16 +102,24 @@ def backbone(
         model = _paper_backbone(name, dilation, padded_pool)
         if image_mean is not None:
             model.image_mean = tuple(image_mean)
+        if freeze_below is not None:
+            model.freeze_below(freeze_below)
         names = model.deformable_names(deform_layers)
+        frozen_names = sorted({name for name in names if name.partition(".")[0] in model.frozen_names})
+        if frozen_names:
+            raise ValueError(
+                f"freeze_below={freeze_below!r} freezes {', '.join(frozen_names)}, which deform_layers={deform_layers} "
+                "makes deformable; take fewer layers, or freeze less"
+            )
         if names:
             surgery.deform(model, lambda module, _: module in names, **options)
         if weights is not None:
             load_weights(model, weights)
         return model
-    if padded_pool or image_mean is not None:
-        raise ValueError(
-            f"padded_pool={padded_pool}, image_mean={image_mean} are for the paper's ResNets, not for {name}"
-        )
+    own = {"padded_pool": padded_pool, "image_mean": image_mean, "freeze_below": freeze_below}
+    given = [f"{option}={value}" for option, value in own.items() if value]
+    if given:
+        raise ValueError(f"options for the paper's networks, not for {name}: {', '.join(given)}")
     model = TimmBackbone(name, weights=weights, frozen=frozen, dilation=dilation)
     deform_last(model, name, deform_layers, **options)
     return model

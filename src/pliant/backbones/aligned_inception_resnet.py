@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
 
 from pliant.backbones.caffe_resnet import IMAGE_MEAN, IMAGE_STD
+from pliant.backbones.frozen_stages import FrozenStages
 
 BLOCKS = (3, 4, 23, 3)
 PLANES = (64, 128, 256, 512)
@@ -107,7 +108,7 @@ class AlignedInceptionResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-class AlignedInceptionResNetBackbone(AlignedInceptionResNet):
+class AlignedInceptionResNetBackbone(FrozenStages, AlignedInceptionResNet):
     """The features of conv4 and conv5 at stride 16. Batch norms are fixed; conv1 and conv2_x are not trained.
 
     Args:
@@ -129,13 +130,10 @@ class AlignedInceptionResNetBackbone(AlignedInceptionResNet):
         for module in self.layer4.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 module.dilation = module.padding = (dilation, dilation)
-        for module in (self.conv1, self.layer1):
-            module.requires_grad_(False)
+        self.freeze_below()
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:  # type: ignore[override]
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        conv4 = self.layer3(self.layer2(self.layer1(x)))
-        return OrderedDict(conv4=conv4, conv5=self.layer4(conv4))
+        return self.maps(x)
 
     def deformable_names(self, layers: int) -> list[str]:
         """The last 3x3 convolutions, three per block, nine in conv5. The paper does not say which it deforms."""

@@ -7,10 +7,13 @@ has no padding and rounds up, and images are RGB in 0..255 minus a mean, not div
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
+
+from pliant.backbones.frozen_stages import FrozenStages
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 DEPTHS = {f"resnet{depth}": depth for depth in BLOCKS}
@@ -64,7 +67,7 @@ class CaffeResNet(ResNet):
             self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=0, ceil_mode=True)
 
 
-class CaffeResNetBackbone(CaffeResNet):
+class CaffeResNetBackbone(FrozenStages, CaffeResNet):
     """The features of conv4 and conv5 at stride 16. Batch norms are fixed; conv1 and conv2_x are not trained.
 
     Args:
@@ -85,15 +88,13 @@ class CaffeResNetBackbone(CaffeResNet):
     def __init__(self, depth: int, dilation: int = 2, *, padded_pool: bool = False) -> None:
         super().__init__(depth, frozen=True, dilated=True, padded_pool=padded_pool)
         del self.fc, self.avgpool
-        for block in self.layer4:
+        blocks: Any = self.layer4
+        for block in blocks:
             block.conv2.dilation = block.conv2.padding = (dilation, dilation)
-        for module in (self.conv1, self.layer1):
-            module.requires_grad_(False)
+        self.freeze_below()
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        conv4 = self.layer3(self.layer2(self.layer1(x)))
-        return OrderedDict(conv4=conv4, conv5=self.layer4(conv4))
+        return self.maps(x)
 
     def deformable_names(self, layers: int) -> list[str]:
         """The 3x3 convolutions that the paper deforms: the last ones of conv5; for 6 also three of conv4."""

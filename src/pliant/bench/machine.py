@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
+
+import pliant
 
 _CPUINFO = Path("/proc/cpuinfo")
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}  # the last is Arm's
+COMMIT = "PLIANT_COMMIT"  # names the commit where there is no repository, as in a copy of the files
 PACKAGES = ("pliant", "torch", "torchvision", "onnx", "onnxruntime", "openvino", "numpy")
 
 
@@ -36,6 +40,22 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str:
+    """Return the commit, followed by `+dirty` if files differ from it; `PLIANT_COMMIT` overrides it."""
+    if given := os.environ.get(COMMIT):
+        return given
+    folder = Path(pliant.__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _cpuinfo(field: str) -> str:

@@ -268,7 +268,7 @@ def demo(
 
 @command()
 def ablate(
-    data: Annotated[Path | None, typer.Option(help="The folder of the data; drawn digits by default.")] = None,
+    data: Annotated[Path, typer.Option(help="The folder of the data.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")] = Path("pliant-ablation"),
     recipe: Annotated[str, typer.Option(help="DeepLab, class-aware RPN, Faster R-CNN or R-FCN.")] = "voc.deeplab",
     assignments: Assignments = None,
@@ -276,13 +276,27 @@ def ablate(
     budget: Annotated[
         str | None, typer.Option(metavar="20m", help="The time for all; sets the number of steps.")
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Networks to compare, such as layers-0,layers-3.")
+    ] = None,
+    curve: Annotated[int, typer.Option(min=0, help="How many times to evaluate each network while it trains.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="How many networks to train at a time.")] = 1,
     device: Device = None,
 ) -> None:
     """Train every network of the paper's tables 1 and 3 alike: deformable layers, dilations, RoI pooling."""
     from pliant.commands.ablate.run import ablate as run_ablation
 
     done = run_ablation(
-        out, data, name=recipe, assignments=assignments or (), seeds=seeds, budget=budget, device=device
+        out,
+        data,
+        name=recipe,
+        assignments=assignments or (),
+        seeds=seeds,
+        budget=budget,
+        only=[key.strip() for key in (only or "").split(",") if key.strip()],
+        curve=curve,
+        jobs=jobs,
+        device=device,
     )
     Console(stderr=True).print(f"Written to {done}")
 

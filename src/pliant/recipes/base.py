@@ -50,6 +50,8 @@ class Recipe(Schedule):
         modulated: Whether the deformable convolutions also weight their samples (DCNv2).
         offset_dilation: Dilation of the convolutions that predict offsets; None for that of the deformable layer.
         image_mean: Colour that is subtracted from images, RGB in 0..1; None for that of the backbone.
+        freeze_below: The first stage that is trained, ``"conv4"`` or ``"conv5"``; None for ``"conv3"`` as in the paper
+            (the paper's networks only).
         framing: How images, boxes and scores lie on the map, ``"paper"`` or ``"authors"``; see `pliant.models.rfcn`
             and `pliant.models.deeplab`.
         short_side: Target length of the short side of images, in pixels.
@@ -99,6 +101,7 @@ class Recipe(Schedule):
     modulated: bool = False
     offset_dilation: ranges.Dilation | None = None
     image_mean: ranges.Colour | None = None
+    freeze_below: Literal["conv3", "conv4", "conv5"] | None = None
     framing: Literal["paper", "authors"] = "paper"
     short_side: ranges.Pixels = 600
     max_side: ranges.Pixels = 1000
@@ -233,8 +236,9 @@ class ClassificationRecipe(Recipe):
         super().__post_init__()
         if self.crop > self.short_side:
             raise ValueError(f"crop must be at most short_side, got {self.crop} and {self.short_side}")
-        if self.dilation != 1 or self.framing != "paper":
-            raise ValueError(f"a classifier has no dilation={self.dilation} and framing={self.framing}")
+        if self.dilation != 1 or self.framing != "paper" or self.freeze_below is not None:
+            options = f"dilation={self.dilation}, framing={self.framing} and freeze_below={self.freeze_below}"
+            raise ValueError(f"a classifier has no {options}")
 
 
 def override(recipe: R, assignments: Sequence[str]) -> R:

@@ -120,7 +120,7 @@ class DetectionTask(Task[DetectionRecipe]):
             "nms_thresh": recipe.nms_threshold,
             "detections_per_image": recipe.max_detections,
         }
-        needed = (*_DEFORMATION, "offset_dilation", "image_mean")
+        needed = (*_DEFORMATION, "offset_dilation", "image_mean", "freeze_below")
         return build_with(_NETWORKS[recipe.network], len(classes) + 1, options, needed=needed)
 
     def module(self, recipe: DetectionRecipe, model: nn.Module, classes: Sequence[str]) -> DetectionModule:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pliant.bench import machine
 from pliant.bench.gpu import __main__ as command
 from pliant.bench.gpu import ledger, outside, programs
 from pliant.bench.gpu.report import is_wrong
@@ -139,18 +140,18 @@ def test_numbers_that_json_has_not_are_none() -> None:
 
 def test_the_commit_is_given_or_asked_of_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PLIANT_COMMIT", "abc")
-    assert ledger.commit() == "abc"
+    assert machine.commit() == "abc"
     monkeypatch.delenv("PLIANT_COMMIT")
-    monkeypatch.setattr(ledger.pliant, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(machine.pliant, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert ledger.commit() == "unknown"
+    assert machine.commit() == "unknown"
     environment = ["-c", "user.name=a", "-c", "user.email=b"]
     (tmp_path / "file").write_text("x")
     for words in (["init", "-q"], ["add", "file"], [*environment, "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    assert len(ledger.commit()) == 10
+    assert len(machine.commit()) == 10
     (tmp_path / "file").write_text("y")
-    assert ledger.commit().endswith("+dirty")
+    assert machine.commit().endswith("+dirty")
 
 
 def test_the_digest_follows_the_operators_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pliant
+from pliant.bench.machine import commit
 
 Line = dict[str, Any]
 DEFAULT = Path("docs/gpu/ledger.jsonl")
-COMMIT = "PLIANT_COMMIT"  # names the commit where there is no repository, as in a copy of the files
 _PACKAGES = ("torch", "torchvision", "triton", "deformops")
 
 
@@ -104,22 +104,6 @@ def _without_docstrings(text: str) -> str:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(tree)
-
-
-def commit() -> str:
-    """Return the commit, followed by `+dirty` if files differ from it; `PLIANT_COMMIT` overrides it."""
-    if given := os.environ.get(COMMIT):
-        return given
-    folder = Path(pliant.__file__).parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=10", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def about(device: str) -> Line:

@@ -33,37 +33,46 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant with a seed, and the run folder in which it is trained and evaluated."""
+    """A variant with a seed.
+
+    Attributes:
+        variant: The network.
+        seed: The seed of its initial weights and batches.
+        run: The run folder in which it is trained.
+        record: The file of its results, which is small and complete: with it, the run folder is no longer needed.
+    """
 
     variant: Variant
     seed: int
-    folder: Path
+    run: Path
+    record: Path
 
-    def report(self, split: str) -> Path:
-        """The path of the file of its results."""
-        return self.folder / f"eval-{split}.json"
-
-    def results(self, split: str) -> dict[str, Any] | None:
+    def results(self) -> dict[str, Any] | None:
         """Its results, or ``{"failed": why}``; None if the cell is not finished."""
-        for path in (self.report(split), self.folder / "failed.json"):
-            if path.is_file():
-                content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-                return content.get("results", content)
-        return None
+        if not self.record.is_file():
+            return None
+        content: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
+        return content.get("results", content)
 
 
-def variants(recipe: Recipe) -> list[Variant]:
+def variants(recipe: Recipe, only: Sequence[str] = ()) -> list[Variant]:
     """The networks of the tables for a recipe: ten if its network has RoI pooling, eight otherwise.
 
+    If the recipe freezes conv4, the network with deformable layers in conv4 is left out.
+
+    Args:
+        recipe: The recipe.
+        only: Keys of the networks to keep; empty for all.
+
     Raises:
-        ValueError: If the recipe's network is not in the paper's tables.
+        ValueError: If the recipe's network is not in the paper's tables, or a key is unknown.
     """
     ablation = task_of(recipe).ablation(recipe)
     if ablation is None:
         raise ValueError("the paper's tables compare networks of DeepLab, class-aware RPN, Faster R-CNN and R-FCN")
     plain: dict[str, Any] = {"deform_layers": 0, "dilation": 2} | ({"deform_roi": False} if ablation.pooled else {})
     found = []
-    for number in LAYERS:
+    for number in LAYERS[:-1] if recipe.freeze_below == "conv5" else LAYERS:
         rows = {1: str(number)} | ({3: _IN_BOTH_TABLES[number]} if number in _IN_BOTH_TABLES else {})
         found.append(Variant(f"layers-{number}", rows, plain | {"deform_layers": number}))
     for dilation in DILATIONS:
@@ -71,15 +80,17 @@ def variants(recipe: Recipe) -> list[Variant]:
     if ablation.pooled:
         found.append(Variant("roi", {3: "deformable RoI pooling"}, plain | {"deform_roi": True}))
         found.append(Variant("both", {3: "both"}, plain | {"deform_layers": 3, "deform_roi": True}))
-    return found
+    keys = [variant.key for variant in found]
+    if unknown := [key for key in only if key not in keys]:
+        raise ValueError(f"there is no network {unknown[0]!r} to compare; networks: {', '.join(keys)}")
+    return [variant for variant in found if not only or variant.key in only]
 
 
 def cells(chosen: Sequence[Variant], seeds: int, folder: Path) -> list[Cell]:
     """The cells in the order in which they run: all variants with the first seed, then all with the next."""
+    names = [(variant, seed, f"{variant.key}_seed{seed}") for seed in range(seeds) for variant in chosen]
     return [
-        Cell(variant, seed, folder / "cells" / f"{variant.key}_seed{seed}")
-        for seed in range(seeds)
-        for variant in chosen
+        Cell(variant, seed, folder / "runs" / name, folder / "cells" / f"{name}.json") for variant, seed, name in names
     ]
 
 

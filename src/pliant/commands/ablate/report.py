@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,9 +36,9 @@ def _compared(recipe: Recipe) -> Ablation:
     return ablation
 
 
-def percentages(cells: Sequence[Cell], variant: Variant, split: str, key: str) -> list[float]:
+def percentages(cells: Sequence[Cell], variant: Variant, key: str) -> list[float]:
     """The value of a metric for each seed of a variant that has one, in percent."""
-    found = [cell.results(split) for cell in cells if cell.variant == variant]
+    found = [cell.results() for cell in cells if cell.variant == variant]
     values = [float(result[key]) for result in found if result is not None and result.get(key) is not None]
     return [100 * value for value in values if not math.isnan(value)]
 
@@ -51,10 +51,10 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def one_class_alone(cells: Sequence[Cell], split: str, recipe: Recipe) -> str | None:
+def one_class_alone(cells: Sequence[Cell], recipe: Recipe) -> str | None:
     """A warning if no network finds more than one of several classes, so that the tables compare nothing; else None."""
     key = _compared(recipe).of_class
-    done = [classes for cell in cells if len(classes := (cell.results(split) or {}).get("per_class", {})) > 1]
+    done = [classes for cell in cells if len(classes := (cell.results() or {}).get("per_class", {})) > 1]
     found = [{name for name, values in classes.items() if (values.get(key) or 0) > 0} for classes in done]
     if not found or any(len(names) > 1 for names in found):
         return None
@@ -67,9 +67,9 @@ def one_class_alone(cells: Sequence[Cell], split: str, recipe: Recipe) -> str | 
 class AblationView:
     """Shows the table as it fills, and the progress over all cells; without a terminal, prints a line for each cell."""
 
-    def __init__(self, cells: Sequence[Cell], split: str, recipe: Recipe) -> None:
+    def __init__(self, cells: Sequence[Cell], recipe: Recipe) -> None:
         self.cells = cells
-        self.split = split
+        self.done = {cell.record: 0 for cell in cells}
         self.steps = recipe.max_steps
         self.title, self.key = next(iter(metrics_of(recipe).items()))
         self.progress = Progress(above=self._table)
@@ -84,18 +84,20 @@ class AblationView:
     ) -> None:
         self.progress.__exit__(kind, error, trace)
 
-    def stepping(self, cell: Cell) -> Callable[[int], None]:
-        """The function that a cell calls after each step, with the number of steps done."""
-        before = self.cells.index(cell) * self.steps
-        words = f"{self._place(cell)} {_name(cell)}"
-        self.task.update(before, doing=words)
-        return lambda step: self.task.update(before + step)
+    def stepped(self, cell: Cell, step: int) -> None:
+        """Show the number of finished steps of a cell."""
+        running = [each for each in self.cells if 0 < self.done[each.record] < self.steps or each == cell]
+        self.done[cell.record] = step
+        self.task.update(
+            sum(self.done.values()), doing="; ".join(f"{self._place(each)} {_name(each)}" for each in running)
+        )
 
     def finished(self, cell: Cell) -> None:
         """Show that a cell is finished."""
-        self.task.update((self.cells.index(cell) + 1) * self.steps)
+        self.done[cell.record] = self.steps
+        self.task.update(sum(self.done.values()))
         if not self.progress.interactive:
-            results = cell.results(self.split) or {}
+            results = cell.results() or {}
             outcome = f"{self.title} {100 * results[self.key]:.1f}" if self.key in results else results.get("failed")
             self.progress.console.print(f"{self._place(cell)} {_name(cell)}: {outcome}")
 
@@ -112,12 +114,12 @@ class AblationView:
         for key in variants:
             own = {cell.seed: cell for cell in self.cells if cell.variant.key == key}
             shown = [self._value(own[seed]) for seed in seeds]
-            values = percentages(list(own.values()), own[0].variant, self.split, self.key)
+            values = percentages(list(own.values()), own[0].variant, self.key)
             table.add_row(_title(own[0].variant), *shown, mean_and_spread(values))
         return table
 
     def _value(self, cell: Cell) -> str:
-        results = cell.results(self.split)
+        results = cell.results()
         if results is None:
             return ""
         value = results.get(self.key)
@@ -135,17 +137,15 @@ def write_report(outputs: Outputs, cells: Sequence[Cell], split: str, recipe: Re
     """
     with outputs.writing(*REPORT) as (markdown, table, *pictures):
         markdown.write_text(_markdown(cells, split, recipe, asked), encoding="utf-8")
-        table.write_text(_csv(cells, split, metrics_of(recipe)), encoding="utf-8")
+        table.write_text(_csv(cells, metrics_of(recipe)), encoding="utf-8")
         for picture in pictures:
-            _draw(cells, split, recipe).savefig(picture, dpi=160)
+            _draw(cells, recipe).savefig(picture, dpi=160)
     return outputs.folder / REPORT[0]
 
 
 def _markdown(cells: Sequence[Cell], split: str, recipe: Recipe, asked: Mapping[str, Any]) -> str:
-    done = sum(cell.results(split) is not None for cell in cells)
-    failed = [
-        f"{_name(cell)}: {results['failed']}" for cell in cells if "failed" in (results := cell.results(split) or {})
-    ]
+    done = sum(cell.results() is not None for cell in cells)
+    failed = [f"{_name(cell)}: {results['failed']}" for cell in cells if "failed" in (results := cell.results() or {})]
     set_to = " ".join(f"--set {text}" for text in asked["assignments"])
     lines = [
         f"# Ablation of {asked['recipe']} on {asked['data']}",
@@ -154,44 +154,45 @@ def _markdown(cells: Sequence[Cell], split: str, recipe: Recipe, asked: Mapping[
         f"{split} after the last step. In percent: mean ± standard deviation over the seeds. "
         f"{done} of {len(cells)} cells are done. {set_to}",
     ]
-    for table in (1, 3):
-        rows = table_rows(_variants(cells), table)
+    for table, rows in _tables(cells).items():
         lines += ["", f"## {TITLES[table]} (table {table} of the paper)", ""]
         lines += [
             f"| | {' | '.join(metrics_of(recipe))} | seeds |",
             "| --- |" + " --- |" * (len(metrics_of(recipe)) + 1),
         ]
         for variant in rows:
-            values = [percentages(cells, variant, split, key) for key in metrics_of(recipe).values()]
+            values = [percentages(cells, variant, key) for key in metrics_of(recipe).values()]
             lines.append(f"| {variant.rows[table]} | {' | '.join(map(mean_and_spread, values))} | {len(values[0])} |")
     lines += ["", "![each network's seeds and their mean](ablation.png)", ""]
-    lines += [sentence for sentence in (one_class_alone(cells, split, recipe),) if sentence is not None]
+    lines += [sentence for sentence in (one_class_alone(cells, recipe),) if sentence is not None]
     lines += [f"Failed: {text}." for text in failed]
     lines += [f"pliant {pliant.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads.", ""]
     return "\n".join(lines)
 
 
-def _csv(cells: Sequence[Cell], split: str, metrics: Mapping[str, str]) -> str:
+def _csv(cells: Sequence[Cell], metrics: Mapping[str, str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["network", "seed", *metrics.values(), "failed"])
     for cell in cells:
-        results = cell.results(split)
+        results = cell.results()
         if results is not None:
             values = [results.get(key, "") for key in metrics.values()]
             writer.writerow([cell.variant.key, cell.seed, *values, results.get("failed", "")])
     return text.getvalue()
 
 
-def _draw(cells: Sequence[Cell], split: str, recipe: Recipe) -> Figure:
-    """Plot the two tables side by side on one scale: a row for each network, a dot for each seed, a bar at the mean."""
+def _draw(cells: Sequence[Cell], recipe: Recipe) -> Figure:
+    """Plot the tables side by side on one scale: a row for each network, a dot for each seed, a bar at the mean."""
     title, key = next(iter(metrics_of(recipe).items()))
-    rows = {table: table_rows(_variants(cells), table) for table in (1, 3)}
+    rows = _tables(cells)
     figure = Figure(figsize=(9, 1.2 + 0.42 * max(map(len, rows.values()))), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (table, chosen) in zip(figure.subplots(1, 2, sharex=True), rows.items(), strict=True):
+    for axis, (table, chosen) in zip(
+        figure.subplots(1, len(rows), sharex=True, squeeze=False)[0], rows.items(), strict=True
+    ):
         for place, variant in enumerate(chosen):
-            values = percentages(cells, variant, split, key)
+            values = percentages(cells, variant, key)
             axis.scatter(values, [place] * len(values), s=22, color="#56B4E9", zorder=2)
             if values:
                 axis.scatter(
@@ -206,8 +207,10 @@ def _draw(cells: Sequence[Cell], split: str, recipe: Recipe) -> Figure:
     return figure
 
 
-def _variants(cells: Sequence[Cell]) -> list[Variant]:
-    return list({cell.variant.key: cell.variant for cell in cells}.values())
+def _tables(cells: Sequence[Cell]) -> dict[int, list[Variant]]:
+    """The rows of each table that has some."""
+    chosen = list({cell.variant.key: cell.variant for cell in cells}.values())
+    return {table: rows for table in (1, 3) if (rows := table_rows(chosen, table))}
 
 
 def _name(cell: Cell) -> str:
