@@ -21,7 +21,7 @@ def test_names_the_instruction_set(name: str) -> None:
 
 
 def test_half_types_say_how_they_are_computed() -> None:
-    with _native.use("generic" if _native.kernels else _native.REFERENCE):
+    with _native.use(_native.kernels.instruction_sets()[-1] if _native.kernels else _native.REFERENCE):
         text = str(pliant.explain(torch.ones(1, dtype=torch.bfloat16)))
     assert ("computed in float32" in text) == (_native.kernels is not None)
 
@@ -42,14 +42,18 @@ def test_bad_arguments_are_named() -> None:
 
 
 WITHOUT_COMPILED_KERNELS = """
-import sys
+import sys, warnings
 sys.modules["pliant._kernels"] = None
 import torch, pliant
+warnings.simplefilter("error")
 layer = pliant.nn.DeformConv2d(3, 4, 3, padding=1)
 layer(torch.ones(1, 3, 5, 5)).sum().backward()
 pool = pliant.ops.roi_pool(torch.ones(1, 3, 5, 5), [torch.tensor([[0.0, 0, 4, 4]])], 2)
 assert torch.equal(pool, torch.ones(1, 3, 2, 2))
 print(pliant.explain(torch.ones(1)))
+warnings.simplefilter("always")
+for _ in range(2):
+    pliant.ops.roi_pool(torch.ones(1, 4, 256, 256), [torch.tensor([[0.0, 0, 4, 4]])], 2)
 """
 
 
@@ -58,3 +62,4 @@ def test_an_installation_without_compiled_kernels_works_and_says_so() -> None:
     assert done.returncode == 0, done.stderr
     assert "reference" in done.stdout
     assert "not installed" in done.stdout
+    assert done.stderr.count("run on the reference") == 1, done.stderr

@@ -73,7 +73,7 @@ def _half_note(dtype: torch.dtype, operator: str, chosen: str) -> str:
     name = str(dtype).removeprefix("torch.")
     if dtype == torch.bfloat16 and operator == "deform_conv2d" and chosen.endswith("bf16"):
         return f"{name}: products of pairs, summed in float32; the weight's gradient in float32"
-    return f"{name}: computed in float32, because this processor or kernel has no products of {name}"
+    return f"{name}: computed in float32, because products of {name} are slower on this processor, or it has none"
 
 
 def _triton_notes(input: Tensor, operator: str) -> tuple[str, ...]:

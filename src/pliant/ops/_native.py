@@ -6,6 +6,8 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +20,14 @@ _missing = ""
 try:
     kernels = importlib.import_module("pliant._kernels")
 except ImportError as error:  # installed without a compiler, or built for another Python
-    _missing = f"the compiled kernels are not installed ({error}); install again with a C++17 compiler at hand"
+    _missing = f"the compiled kernels are not installed ({error}); " + (
+        "on Windows there are none" if sys.platform == "win32" else "install again with GCC 12 or Clang at hand"
+    )
 
 REFERENCE = "reference"
 TRITON = "triton"
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+_LARGE = 1 << 18  # elements of an input with which a call takes so long that its user should know why
 _SMALL = 1 << 21  # multiplications that one thread completes before a second one has started
 _instead = ""  # used in place of the compiled kernels: another of `available`
 
@@ -42,8 +47,21 @@ def reference_asked() -> bool:
 
 
 def serves(tensor: Tensor) -> bool:
-    """Whether the compiled kernels run on this tensor."""
-    return tensor.device.type == "cpu" and why_not() is None
+    """Whether the compiled kernels run on this tensor. Warns once, at a large one, if the installation lacks them."""
+    if tensor.device.type != "cpu":
+        return False
+    if kernels is None and not _instead and tensor.numel() >= _LARGE:
+        _warn_of_the_reference()
+    return why_not() is None
+
+
+@functools.cache
+def _warn_of_the_reference() -> None:
+    warnings.warn(
+        f"pliant's operators run on the reference, in plain PyTorch, which takes several times as long: {_missing}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def available() -> list[str]:
