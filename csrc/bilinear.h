@@ -12,9 +12,6 @@ namespace PLIANT_ISA {
 
 // For one position or a vector of them: V is a number or a vector.
 template <class V>
-using Whole = std::conditional_t<std::is_arithmetic_v<V>, int32_t, decltype(V{} < V{})>;
-
-template <class V>
 struct Axis {
     Whole<V> cell[2];  // -1 outside
     V weight[2];       // 0 outside; NaN where the position is NaN

@@ -13,42 +13,15 @@
 #include <vector>
 
 #include "boundary.h"
+#include "processor.h"
 
 namespace nb = nanobind;
 
 namespace pliant {
 
-#define PLIANT_DECLARE(isa) \
-    namespace isa {         \
-    extern const Kernels kernels; \
-    }
-PLIANT_DECLARE(generic)
-#ifdef PLIANT_X86
-PLIANT_DECLARE(avx2)
-PLIANT_DECLARE(avx512)
-PLIANT_DECLARE(avx512_bf16)
-#endif
-
 namespace {
 
-const std::vector<const Kernels*>& available() {
-    static const std::vector<const Kernels*> tables = [] {
-        std::vector<const Kernels*> found;
-#ifdef PLIANT_X86
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-            if (__builtin_cpu_supports("avx512bf16")) found.push_back(&avx512_bf16::kernels);
-            found.push_back(&avx512::kernels);
-        }
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
-#endif
-        found.push_back(&generic::kernels);
-        return found;
-    }();
-    return tables;
-}
-
-const Kernels* chosen = available().front();
+const Kernels* chosen = kernels_of_this_processor().front();
 
 // A tensor is (address, dtype, shape, strides), and None if absent.
 Tensor tensor_of(nb::handle given) {
@@ -155,12 +128,12 @@ NB_MODULE(_kernels, module) {
     module.doc() = "Compiled CPU kernels of pliant.ops.";
     module.def("instruction_sets", [] {
         std::vector<std::string> names;
-        for (const Kernels* kernels : available()) names.emplace_back(kernels->name);
+        for (const Kernels* kernels : kernels_of_this_processor()) names.emplace_back(kernels->name);
         return names;
     }, "The instruction sets that this processor can run, the best first.");
     module.def("instruction_set", [] { return std::string(chosen->name); }, "The one in use.");
     module.def("use", [](const std::string& name) {
-        for (const Kernels* kernels : available())
+        for (const Kernels* kernels : kernels_of_this_processor())
             if (name == kernels->name) {
                 chosen = kernels;
                 return;

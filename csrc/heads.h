@@ -46,15 +46,6 @@ void for_queries(const Head& head, size_t level, int64_t first, int64_t total, c
     }
 }
 
-// A vector of a row's channels, as many as it has; halves are converted a vector at a time.
-template <class T, class E>
-Vector<T> channels_at(const E* from, int64_t count) {
-    if (count < lanes<T>) return load<T>(from, count);
-    T wide[lanes<T>];
-    for (int i = 0; i < lanes<T>; ++i) wide[i] = convert<T>(from[i]);
-    return vector_at(wide);
-}
-
 // Adds samples m .. m + count - 1 to one row of the output.
 template <class T, class E>
 void add_samples(const E* cells, const Samples<T>& samples, int64_t m, int64_t count, int64_t channels, T* sum) {
@@ -65,7 +56,7 @@ void add_samples(const E* cells, const Samples<T>& samples, int64_t m, int64_t c
         for (int64_t s = m; s < m + count; ++s)
             for (int i = 0; i < 4; ++i) {
                 const E* from = samples.cell[i][s] < 0 ? zeros : cells + samples.cell[i][s] + c;
-                total += samples.weight[i][s] * channels_at<T>(from, some);
+                total += samples.weight[i][s] * load<T>(from, some);
             }
         store<T>(sum + c, Vector<T>(vector_at(sum + c) + total));
     }
@@ -83,7 +74,7 @@ std::array<T, 4> spread_sample(const E* cells, T* grad_cells, const Samples<T>& 
         for (int64_t c = 0; c < channels; c += lanes<T>) {
             const int64_t some = std::min<int64_t>(lanes<T>, channels - c);
             const Vector<T> part = vector_at(grad + c);
-            dot += part * channels_at<T>(cell < 0 ? zeros : cells + cell + c, some);
+            dot += part * load<T>(cell < 0 ? zeros : cells + cell + c, some);
             if (cell < 0) continue;
             T* to = grad_cells + cell + c;
             store<T>(to, Vector<T>(load<T>(to, some) + samples.weight[i][m] * part), some);

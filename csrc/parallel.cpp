@@ -4,26 +4,86 @@
 
 #ifdef _OPENMP
 #include <omp.h>
-#ifndef _WIN32
-#include <pthread.h>
-#endif
 #else
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
+#endif
+#ifndef _WIN32
+#include <pthread.h>
 #endif
 
 namespace pliant {
 namespace {
 
-// OpenMP's pool does not survive a fork, so a child process uses a single thread.
+// Neither OpenMP's threads nor our own survive a fork, so a child process uses a single one.
 std::atomic<bool> forked{false};
 
 void watch_forks() {
-#if defined(_OPENMP) && !defined(_WIN32)
+#ifndef _WIN32
     static const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
     (void)watching;
 #endif
 }
+
+#ifndef _OPENMP
+// Threads that wait for work. They are never joined: the process may end while they wait.
+class Pool {
+  public:
+    // Calls work(worker) in the calling thread and, as far as threads are free before that returns, in others.
+    template <class Work>
+    void run(int threads, const Work& work) {
+        Job job{[](const void* context, int worker) { (*static_cast<const Work*>(context))(worker); }, &work, threads};
+        std::unique_lock<std::mutex> lock(mutex_);
+        grow(threads - 1);
+        jobs_.push_back(&job);
+        lock.unlock();
+        wake_.notify_all();
+        work(0);
+        lock.lock();
+        jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
+        done_.wait(lock, [&] { return job.running == 0; });
+    }
+
+  private:
+    struct Job {
+        void (*call)(const void*, int);
+        const void* context;
+        int threads, workers = 1, running = 0;  // workers: how many have started, the calling thread among them
+    };
+
+    void grow(int size) {
+        try {
+            for (; size_ < size; ++size_) std::thread([this] { serve(); }).detach();
+        } catch (const std::system_error&) {  // the system grants no more: those that there are do the work
+        }
+    }
+
+    void serve() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            const auto open = [](const Job* job) { return job->workers < job->threads; };
+            auto found = jobs_.end();
+            wake_.wait(lock, [&] { return (found = std::find_if(jobs_.begin(), jobs_.end(), open)) != jobs_.end(); });
+            Job& job = **found;
+            const int worker = job.workers++;
+            ++job.running;
+            lock.unlock();
+            job.call(job.context, worker);
+            lock.lock();
+            if (--job.running == 0) done_.notify_all();
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    std::vector<Job*> jobs_;
+    int size_ = 0;
+};
+#endif
 
 }  // namespace
 
@@ -42,10 +102,8 @@ void parallel_tasks(int64_t tasks, int threads, void (*body)(const void*, int64_
 #pragma omp parallel num_threads(threads)
     work(omp_get_thread_num());
 #else
-    std::vector<std::thread> others;
-    for (int worker = 1; worker < threads; ++worker) others.emplace_back(work, worker);
-    work(0);
-    for (auto& other : others) other.join();
+    static Pool* const pool = new Pool;
+    pool->run(threads, work);
 #endif
 }
 

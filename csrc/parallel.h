@@ -1,5 +1,5 @@
-// A parallel loop. It uses OpenMP, so that torch's thread pool is the only one in the process, or its own threads
-// without OpenMP and under ThreadSanitizer, which does not understand OpenMP.
+// A parallel loop. It uses OpenMP, so that torch's thread pool is the only one in the process, or a pool of its own on
+// macOS, whose compiler has no OpenMP, and under ThreadSanitizer, which does not understand it.
 #pragma once
 
 #include <cstdint>

@@ -6,15 +6,15 @@
 
 #include <algorithm>
 
-#include "vector.h"
+#include "tiles.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
 
 constexpr int64_t kRows = 12;      // c and a have a multiple of this many rows
 constexpr int64_t kDepth = 256;    // rows of b that stay in the first-level cache
-constexpr int kVectors = PLIANT_VECTOR_BYTES == 64 ? 4 : 2;  // vectors of a row of c held in registers
-constexpr int kSums = PLIANT_VECTOR_BYTES == 64 ? 24 : 12;   // vectors held in registers
+constexpr int kVectors = PLIANT_VECTOR_REGISTERS == 32 ? 4 : 2;  // vectors of a row of c held in registers
+constexpr int kSums = PLIANT_VECTOR_REGISTERS / 4 * 3;           // vectors of c held in registers
 
 // Strides count elements: a(m, k) = a.data[m * a.row + k * a.depth].
 template <class E>
@@ -71,9 +71,54 @@ inline void product_block(int64_t depth, Left<E> a, Right<E> b, Sums<T> c, int64
         for (int v = 0; v < V; ++v) store(c[first + m] + v * lanes<T>, sum[m][v]);
 }
 
+#ifdef PLIANT_TILES
+// Sums in tiles 0 to V - 1, with factors in tiles 4 and 5.
+template <int V, int N = 0>
+void multiply_tile(const BFloat16* b, int64_t row, int64_t column) {
+    load_tile<5>(b, row * int64_t{sizeof(BFloat16)});
+    multiply_tiles<N, 4, 5>();
+    if constexpr (N + 1 < V) multiply_tile<V, N + 1>(b + column, row, column);
+}
+template <int V, int N = 0>
+void add_tiles(int64_t rows, Sums<float> c, int64_t first) {
+    float block[16 * 16];
+    store_tile<N>(block, 16 * sizeof(float));
+    for (int64_t m = 0; m < rows; ++m) {
+        float* const to = c[first + m] + N * 16;
+        store<float>(to, Vector<float>(vector_at(to) + vector_at(block + m * 16)));
+    }
+    clear_tile<N>();
+    if constexpr (N + 1 < V) add_tiles<V, N + 1>(rows, c, first);
+}
+
+// V vectors of all rows by tiles, the last of which have fewer rows and less depth.
+template <int V>
+void product_by_tiles(int64_t rows, int64_t depth, Left<BFloat16> a, Right<BFloat16> b, Sums<float> c) {
+    static_assert(lanes<float> == 16 && V <= 4, "a vector is a row of a tile");
+    constexpr int64_t kDeep = 32;
+    for (int64_t k = 0, some, deep; k < depth; k += some) {
+        deep = std::min(kDeep, depth - k), some = (depth - k) / deep * deep;
+        for (int64_t m = 0, tall = 0; m < rows; m += tall) {
+            const int64_t before = tall;
+            tall = std::min<int64_t>(16, rows - m);
+            if (tall != before) configure_tiles(shapes_of_product(tall, deep / 2));
+            for (int64_t at = k; at < k + some; at += deep) {
+                load_tile<4>(a.data + m * a.row + at, a.row * int64_t{sizeof(BFloat16)});
+                multiply_tile<V>(b.data + at / 2 * b.row, b.row, b.column);
+            }
+            add_tiles<V>(tall, c, m);
+        }
+    }
+    release_tiles();
+}
+#endif
+
 // V vectors of all rows.
 template <class T, class E, int V>
 void product_column(int64_t rows, int64_t depth, Left<E> a, Right<E> b, Sums<T> c) {
+#ifdef PLIANT_TILES
+    if constexpr (std::is_same_v<E, BFloat16>) return product_by_tiles<V>(rows, depth, a, b, c);
+#endif
     constexpr int R = kSums / V >= 12 ? 12 : kSums / V >= 6 ? 6 : 4;
     static_assert(kRows % R == 0, "blocks fill the rows");
     for (int64_t m = 0; m < rows; m += R)

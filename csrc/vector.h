@@ -1,14 +1,17 @@
 // Vectors of the width that this translation unit is compiled for, number types, and aligned memory.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <type_traits>
 
-#ifdef __AVX512BF16__
+#if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "kernels.h"
@@ -19,6 +22,11 @@
 #define PLIANT_VECTOR_BYTES 32
 #else
 #define PLIANT_VECTOR_BYTES 16
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define PLIANT_VECTOR_REGISTERS 32
+#else
+#define PLIANT_VECTOR_REGISTERS 16
 #endif
 
 namespace pliant {
@@ -78,23 +86,102 @@ T sum_of(const Vector<T>& vector) {
 
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+template <class To, class From>
+To same_bits(const From& from) {
+    static_assert(sizeof(To) == sizeof(From), "as many bits");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+// For functions that take both numbers and vectors.
+template <class To, class From>
+To each(const From& value) {
+    if constexpr (std::is_arithmetic_v<To>)
+        return static_cast<To>(value);
+    else
+        return __builtin_convertvector(value, To);
+}
+
+// Signed and unsigned integers beside the numbers V, which is a number or a vector.
+template <class V>
+using Whole = std::conditional_t<std::is_arithmetic_v<V>, int32_t, decltype(V{} < V{})>;
+typedef uint32_t WordVector __attribute__((vector_size(PLIANT_VECTOR_BYTES)));
+typedef uint16_t HalfVector __attribute__((vector_size(PLIANT_VECTOR_BYTES / 2)));
+template <class F>
+using Words = std::conditional_t<std::is_arithmetic_v<F>, uint32_t, WordVector>;
+
+// Numbers of two bytes as they are stored; they are computed with as float. `widened` and `narrowed` (to nearest, ties to
+// even) are for the bits of one number or of a vector of them.
 struct BFloat16 {
     uint16_t bits;
 
-    operator float() const {
-        const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-        float value;
-        std::memcpy(&value, &wide, sizeof value);
-        return value;
+    template <class F>
+    static F widened(Words<F> bits) {
+        return same_bits<F>(bits << 16);
+    }
+    template <class F>
+    static Words<F> narrowed(F value) {
+        const Words<F> wide = same_bits<Words<F>>(value), rounded = wide + 0x7fff + ((wide >> 16) & 1);
+        return (value != value ? wide | 0x400000 : rounded) >> 16;
     }
     BFloat16() = default;
-    BFloat16(float value) {
-        uint32_t wide;
-        std::memcpy(&wide, &value, sizeof wide);
-        const uint32_t rounded = wide + 0x7fff + ((wide >> 16) & 1);  // to nearest, ties to even
-        bits = static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
-    }
+    explicit BFloat16(float value) : bits(static_cast<uint16_t>(narrowed(value))) {}
+    operator float() const { return widened<float>(bits); }
 };
+
+struct Float16 {
+    uint16_t bits;
+
+    // The bias of the exponent differs by 112; subnormal numbers are multiples of 2^-24.
+    template <class F>
+    static F widened(Words<F> bits) {
+        const Words<F> most = bits & 0x7fff, normal = (most << 13) + (112u << 23);
+        const Words<F> small = same_bits<Words<F>>(each<F>(same_bits<Whole<F>>(most)) * 0x1p-24f);
+        const Words<F> wide = most < 0x400 ? small : most < 0x7c00 ? normal : normal + (112u << 23);
+        return same_bits<F>(wide | (bits & 0x8000) << 16);
+    }
+    template <class F>
+    static Words<F> narrowed(F value) {
+        const Words<F> wide = same_bits<Words<F>>(value), most = wide & 0x7fffffff;
+        const Words<F> normal = (most - (112u << 23) + 0xfff + ((most >> 13) & 1)) >> 13;
+        const Words<F> small = same_bits<Words<F>>(same_bits<F>(most) + 0.5f) - same_bits<uint32_t>(0.5f);
+        const Words<F> infinite = Words<F>{} + 0x7c00, nan = 0x7e00 | ((most >> 13) & 0x3ff);
+        const Words<F> finite = most < 0x38800000 ? small : most < 0x477ff000 ? normal : infinite;
+        return (value != value ? nan : finite) | (wide >> 16 & 0x8000);
+    }
+    Float16() = default;
+    explicit Float16(float value) : bits(static_cast<uint16_t>(narrowed(value))) {}
+    operator float() const { return widened<float>(bits); }
+};
+
+// The same for a vector, by instructions where there are some. They differ in subnormal and NaN results, so that every
+// number of a tensor takes the same way.
+template <class S>
+Vector<float> widened(const HalfVector& bits) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<S, Float16>) return (Vector<float>)_mm512_cvtph_ps((__m256i)bits);
+#elif defined(__F16C__)
+    if constexpr (std::is_same_v<S, Float16>) return (Vector<float>)_mm256_cvtph_ps((__m128i)bits);
+#elif defined(__aarch64__)
+    if constexpr (std::is_same_v<S, Float16>) return (Vector<float>)vcvt_f32_f16(same_bits<float16x4_t>(bits));
+#endif
+    return S::template widened<Vector<float>>(__builtin_convertvector(bits, WordVector));
+}
+template <class S>
+HalfVector narrowed(const Vector<float>& values) {
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<S, BFloat16>) return same_bits<HalfVector>(_mm512_cvtneps_pbh((__m512)values));
+#endif
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<S, Float16>) return (HalfVector)_mm512_cvtps_ph((__m512)values, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+    if constexpr (std::is_same_v<S, Float16>) return (HalfVector)_mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    if constexpr (std::is_same_v<S, Float16>) return same_bits<HalfVector>(vcvt_f16_f32((float32x4_t)values));
+#endif
+    return __builtin_convertvector(S::narrowed(values), HalfVector);
+}
 
 // Calls visitor with a value of the C++ type of a dtype.
 template <class Visitor>
@@ -102,7 +189,7 @@ void visit(DType dtype, const Visitor& visitor) {
     switch (dtype) {
         case DType::float64: return visitor(double{});
         case DType::float32: return visitor(float{});
-        case DType::float16: return visitor(_Float16{});
+        case DType::float16: return visitor(Float16{});
         case DType::bfloat16: return visitor(BFloat16{});
     }
 }
@@ -119,17 +206,21 @@ void store(T* to, const Vector<T>& vector) {
     *reinterpret_cast<typename VectorOf<T>::anywhere*>(to) = vector;
 }
 inline void store(BFloat16* to, const Vector<float>& vector) {
-#ifdef __AVX512BF16__
-    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)vector);
+    const HalfVector narrow = narrowed<BFloat16>(vector);
     std::memcpy(to, &narrow, sizeof narrow);
-#else
-    for (int i = 0; i < lanes<float>; ++i) to[i] = BFloat16(vector[i]);
-#endif
 }
 
-// The first `count` lanes of a vector, converted.
+// The first `count` lanes of a vector, converted. The others are zero.
 template <class T, class S>
 Vector<T> load(const S* from, int64_t count) {
+    if constexpr (sizeof(S) == 2 && sizeof(T) == 4) {
+        HalfVector bits{};
+        if (count == lanes<T>)
+            std::memcpy(&bits, from, sizeof bits);
+        else
+            std::memcpy(&bits, from, static_cast<size_t>(count) * sizeof(S));
+        return widened<S>(bits);
+    }
     if constexpr (std::is_same_v<T, S>)
         if (count == lanes<T>) return vector_at(from);
     Vector<T> vector{};
@@ -138,18 +229,17 @@ Vector<T> load(const S* from, int64_t count) {
 }
 template <class T, class S>
 void store(S* to, const Vector<T>& vector, int64_t count) {
+    if constexpr (sizeof(S) == 2 && sizeof(T) == 4) {
+        const HalfVector bits = narrowed<S>(vector);
+        if (count == lanes<T>)
+            std::memcpy(to, &bits, sizeof bits);
+        else
+            std::memcpy(to, &bits, static_cast<size_t>(count) * sizeof(S));
+        return;
+    }
     if constexpr (std::is_same_v<T, S>)
         if (count == lanes<T>) return store(to, vector);
     for (int64_t i = 0; i < count; ++i) to[i] = convert<S>(vector[i]);
-}
-
-// For functions that take both numbers and vectors.
-template <class To, class From>
-To each(const From& value) {
-    if constexpr (std::is_arithmetic_v<To>)
-        return static_cast<To>(value);
-    else
-        return __builtin_convertvector(value, To);
 }
 
 // Copies count numbers, converted.
@@ -157,7 +247,10 @@ template <class T>
 void read(const Array& array, int64_t first, int64_t count, T* to) {
     visit(array.dtype, [&](auto type) {
         const auto* from = static_cast<const decltype(type)*>(array.data) + first;
-        for (int64_t i = 0; i < count; ++i) to[i] = convert<T>(from[i]);
+        for (int64_t i = 0; i < count; i += lanes<T>) {
+            const int64_t some = std::min<int64_t>(lanes<T>, count - i);
+            store<T>(to + i, load<T>(from + i, some), some);
+        }
     });
 }
 

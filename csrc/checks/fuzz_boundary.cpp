@@ -13,6 +13,7 @@
 #include <stdexcept>
 
 #include "../boundary.h"
+#include "../processor.h"
 #include "cases.h"
 
 using namespace pliant;
@@ -174,7 +175,7 @@ class Case {
     }
 
     const Kernels& kernels() {
-        static const std::vector<const Kernels*> tables = tables_of_this_processor();
+        const std::vector<const Kernels*>& tables = kernels_of_this_processor();
         const Kernels* const table = tables[static_cast<size_t>(between(0, static_cast<int64_t>(tables.size()) - 1))];
         static int64_t cases = 0;  // a saved case, run alone, is the first
         const bool whole = cases++ % kOneInKernels == 0 && !long_;

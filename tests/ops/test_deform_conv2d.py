@@ -230,6 +230,31 @@ def test_half_precision_sums_wide(dtype: torch.dtype) -> None:
         assert error < 2 * torch.finfo(dtype).eps, f"{name}: {error}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("factor", [1.0, 0.8125, -1.0625])
+def test_every_half_is_read_exactly_and_rounded_to_nearest(
+    dtype: torch.dtype, layout: torch.memory_format, factor: float
+) -> None:
+    values = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    # Products of bfloat16 pairs take subnormal numbers for zero.
+    least = 0 if dtype == torch.float16 else 2.0**-120
+    values = torch.where(values.isfinite() & (values.abs().float() >= least), values, 0)
+    input = values.view(1, 4, 128, 128).contiguous(memory_format=layout)
+    weight = (factor * torch.eye(4, dtype=dtype)).view(4, 4, 1, 1)
+    out = deform_conv2d(input, torch.zeros(1, 2, 128, 128, dtype=dtype), weight)
+    assert torch.equal(out, (input.float() * factor).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_infinity_nan_and_overflow_of_halves(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    input = torch.tensor([torch.inf, -torch.inf, torch.nan, largest, -largest], dtype=dtype).view(5, 1, 1, 1)
+    out = deform_conv2d(input, torch.zeros(5, 2, 1, 1, dtype=dtype), torch.full((1, 1, 1, 1), 2, dtype=dtype))
+    want = torch.tensor([torch.inf, -torch.inf, torch.nan, torch.inf, -torch.inf], dtype=dtype)
+    torch.testing.assert_close(out.flatten(), want, rtol=0, atol=0, equal_nan=True)
+
+
 def test_autocast_lowers_values_and_keeps_positions() -> None:
     case = ConvCase()
     tensors = case.tensors(torch.float32)
