@@ -22,10 +22,10 @@ from pliant.commands.ablate import run as ablation
 from pliant.commands.ablate.grid import cells, table_rows, variants
 from pliant.commands.ablate.report import mean_and_spread, one_class_alone
 from pliant.commands.ablate.run import ablate, parse_duration
-from pliant.commands.train import build_module
 from pliant.engine.training import TrainingModule
 from pliant.outputs import is_free
 from pliant.recipes import coco, imagenet, voc
+from pliant.runs.training import build_module
 
 TINY = (
     "backbone=timm/resnet10t",

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from pliant.commands.import_weights import import_weights
 from pliant.importers import mmdetection
 from pliant.models import fpn_faster_rcnn
+from pliant.recipes import find_recipe, override
+from pliant.runs.initial_weights import read_initial
 from pliant.runs.trained import load_trained
 
 NAMES = ("ant", "bee", "cow", "dog")
@@ -169,3 +171,19 @@ def test_no_code_in_a_pickle_runs(tmp_path: Path, old: bool) -> None:
     with pytest.raises(ValueError, match=r"a.pth holds other objects than tensors, and is not unpickled"):
         import_weights(tmp_path / "a.pth", tmp_path / "out.safetensors")
     assert not trap.exists()
+
+
+def test_a_checkpoint_starts_a_training_as_it_would_be_imported(modulated: Any, tmp_path: Path) -> None:
+    path = tmp_path / "their.pth"
+    torch.save({"meta": {"dataset_meta": {"classes": NAMES}}, "state_dict": modulated[1]}, path)
+    recipe = override(find_recipe("coco.fpn_faster_rcnn"), [f"weights={path}"])
+    initial = read_initial(recipe)
+    assert initial is not None
+    assert (initial.network, initial.classes, initial.backbone) == ("detection.fpn_faster_rcnn", NAMES, "timm/resnet50")
+    import_weights(path, tmp_path / "ours.safetensors")
+    state = load_trained(tmp_path / "ours.safetensors").state
+    assert all(torch.equal(initial.tensors[name], value) for name, value in state.items())
+    caffe = {**modulated[1], "backbone.bn1.running_var": torch.full((64,), 8e4)}
+    torch.save({name: value for name, value in caffe.items() if "roi_head" not in name}, path)
+    with pytest.raises(ValueError, match="a ResNet in Caffe's style, whose images are BGR"):
+        read_initial(recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,22 +102,48 @@ def timm_model(name: str, weights: str | Path | None, **options: Any) -> nn.Modu
         ValueError: if there is no such model, or parameters in the file are missing, unknown or of the wrong shape.
     """
     name = timm_name(name)
-    if weights in (None, "pretrained"):
+    if weights is None or weights == "pretrained":
         return timm.create_model(name, pretrained=weights is not None, **options)
-    whole: Any = timm.create_model(name)
-    last = whole.pretrained_cfg.get("classifier") or ()
-    ignored = tuple(f"{layer}." for layer in ((last,) if isinstance(last, str) else last))
-    expected = {
-        key: value.shape
-        for key, value in whole.state_dict().items()
-        if not key.startswith(ignored) and not key.endswith("num_batches_tracked")
-    }
-    found = {key: value for key, value in stored_weights(weights, expected).items() if not key.startswith(ignored)}
+    expected = whole_names(name)
+    found = {key: value for key, value in stored_weights(weights, expected).items() if not key.startswith(_last(name))}
     require_fit(weights, found, expected, name)
-    state = {**whole.state_dict(), **found}
+    return _from_state(name, found, options)
+
+
+def whole_names(name: str) -> dict[str, torch.Size]:
+    """The names and shapes of the tensors of a timm model, without its classifier and the counters of its norms."""
+    name = timm_name(name)
+    return {
+        key: value.shape
+        for key, value in timm.create_model(name).state_dict().items()
+        if not key.startswith(_last(name)) and not key.endswith("num_batches_tracked")
+    }
+
+
+def timm_features(name: str, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a timm model's features, which may have other names than those of the whole model.
+
+    Args:
+        name: with or without the prefix `timm/`.
+        state: the tensors of the whole model, as in `whole_names`.
+        options: options of `timm.create_model` besides `features_only`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return dict(_from_state(timm_name(name), state, {"features_only": True, **options}).state_dict())
+
+
+def _from_state(name: str, found: Mapping[str, Tensor], options: Mapping[str, Any]) -> nn.Module:
+    state = {**timm.create_model(name).state_dict(), **found}
     model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **options)
     model.pretrained_cfg.pop("state_dict", None)
     return model
+
+
+def _last(name: str) -> tuple[str, ...]:
+    """The prefixes of a timm model's classifier."""
+    config: Any = timm.get_pretrained_cfg(name)
+    last = (config.classifier if config is not None else None) or ()
+    return tuple(f"{layer}." for layer in ((last,) if isinstance(last, str) else last))
 
 
 def _dilate(body: nn.Module, name: str, dilation: int) -> None:

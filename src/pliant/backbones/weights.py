@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -47,7 +47,12 @@ def stored_weights(path: str | Path, expected: Iterable[str]) -> dict[str, Tenso
         path: the file.
         expected: names of the network's parameters; see `pliant.runs.tensors.read_tensors`.
     """
-    stored, weights = read_tensors(path, expected), {}
+    return as_float(read_tensors(path, expected))
+
+
+def as_float(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as float32, from the forms that `load_weights` reads, without the counters of batch norms."""
+    weights = {}
     for name, value in stored.items():
         if name.endswith((".scale", "num_batches_tracked")):
             continue

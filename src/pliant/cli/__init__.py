@@ -47,21 +47,26 @@ def train(
     data: Annotated[Path | None, typer.Option(help="The folder of the data.")] = None,
     assignments: Assignments = None,
     run: Annotated[Path | None, typer.Option(help="The run folder to make; runs/RECIPE by default.")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run where it stopped.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Continue this run where it stopped; --set max_steps=N extends it."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first problem in the data.")] = False,
     devices: Devices = None,
     device: Device = None,
 ) -> None:
-    """Train a recipe on your data, or continue a run with --resume."""
+    """Train a recipe on your data, or continue or extend a run with --resume."""
     if resume is not None:
-        given = {"RECIPE": recipe, "--set": assignments, "--run": run, "--strict": strict}
+        given = {"RECIPE": recipe, "--run": run, "--strict": strict}
         if any(given.values()):
             names = ", ".join(name for name, value in given.items() if value)
             raise ValueError(f"--resume continues a run as it was started; leave out {names}")
         from pliant.commands.train import resume as resume_training
         from pliant.launch import Launch
 
-        resume_training(resume, data=data, launch=Launch(devices, context.obj), device=device)
+        resume_training(
+            resume, data=data, assignments=assignments or (), launch=Launch(devices, context.obj), device=device
+        )
         return
     if recipe is None:
         from pliant.recipes import recipe_names

@@ -18,8 +18,11 @@ from pliant.launch import ALONE, Launch, is_first
 from pliant.recipes import find_recipe, override
 from pliant.recipes.base import Recipe, to_fields
 from pliant.runs.curves import curves_at_end
-from pliant.runs.folder import RunFolder
-from pliant.runs.training import batch_groups, build_module, describe, fit_settings, weights_description
+from pliant.runs.extension import extended, record, schedule_said
+from pliant.runs.folder import RunFolder, resume_step
+from pliant.runs.initial_weights import read_initial
+from pliant.runs.start import Start
+from pliant.runs.training import batch_groups, describe, fit_settings, start_module, weights_description
 from pliant.tasks.data_report import data_lines, data_table, describe_data, missing_splits, read_made, title
 from pliant.tasks.splits import Splits, choose_splits, open_training_data
 from pliant.tasks.startable import endless_warm_up, require_startable
@@ -67,19 +70,22 @@ def train(
     if launch.needed:
         _share(launch, folder, recipe, chosen)
         return folder
+    initial = read_initial(recipe)
     with Progress(quiet=not is_first()) as progress, progress.task("reading the data"):
         opened = open_training_data(recipe, data, splits, strict=strict, source=source)
     asked, recipe = recipe, task_of(recipe).completed(recipe, opened.train)
     lightning.seed_everything(recipe.seed, verbose=False)
-    module = build_module(recipe, opened.classes)
+    module, start = start_module(recipe, opened.classes, initial)
     ids = getattr(opened.train, "category_ids", None)
     description = describe(name, assignments, recipe, opened.classes, splits, data, strict, ids)
+    if start is not None:
+        description["start"] = start.record()
     groups = batch_groups(recipe, opened.train)
     found = describe_data(source, splits, opened.by_split())
     made = RunFolder.new(folder.path, description, found) if is_first() else contextlib.nullcontext(folder)
     with made as folder:
         report_problems(folder, opened.by_split())
-        _say_what(recipe, name, found, opened.train, folder)
+        _say_what(recipe, name, found, opened.train, folder, start)
         _say_completed(asked, recipe)
         with curves_at_end(folder):
             fit(module, opened, folder, fit_settings(recipe, chosen), weights_description(description), groups)
@@ -91,22 +97,27 @@ def resume(
     run: Path,
     *,
     data: Path | None = None,
+    assignments: Sequence[str] = (),
     launch: Launch = ALONE,
     device: str | None = None,
 ) -> RunFolder:
-    """Continue an interrupted run, with the losses that it would have had without the interruption.
+    """Continue an interrupted run, with the losses that it would have had without the interruption, or extend a run.
 
     Args:
         run: The folder of the run.
         data: The folder of the data, if it has moved.
+        assignments: Changes for the steps to come, ``field=value``; see `pliant.runs.extension`.
         launch, device: See `train`; they may differ from those of the interrupted run.
 
     Raises:
-        ValueError: If the folder is not a run folder, or its checkpoint or the data do not belong to the run.
+        ValueError: If the folder is not a run folder, its checkpoint or the data do not belong to the run, or a change
+            cannot be made in a run.
     """
     folder = RunFolder.open(run)
     description = folder.description()
-    recipe = stored_recipe(description["kind"], description["fields"])
+    before = stored_recipe(description["kind"], description["fields"])
+    step = resume_step(folder.last)
+    recipe = extended(folder, before, description["recipe"], assignments, step)
     chosen = None if device is None else choose_device(device)
     if launch.needed:
         _share(launch, folder, recipe, chosen)
@@ -118,11 +129,18 @@ def resume(
     with Progress(quiet=not is_first()) as progress, progress.task("reading the data"):
         opened = open_training_data(recipe, root, splits, classes=classes, strict=description["strict"], source=source)
     lightning.seed_everything(recipe.seed, verbose=False)
-    # The weights come from the checkpoint; only without one is the backbone initialised again.
-    module = build_module(recipe, classes, pretrained=not folder.last.is_file())
+    # The weights come from the checkpoint; only without one does the run start again.
+    anew = not folder.last.is_file()
+    module, begun = start_module(recipe, classes, read_initial(recipe) if anew else None, pretrained=anew)
+    if is_first():
+        record(folder, description, before, recipe, step)
+    description["fields"] = to_fields(recipe)
     report_problems(folder, opened.by_split())
     found = describe_data(source, splits, opened.by_split())
-    _say_what(recipe, description["recipe"], found, opened.train, folder)
+    _say_what(recipe, description["recipe"], found, opened.train, folder, begun)
+    if assignments:
+        said, jumps = schedule_said(before.schedule, recipe.schedule, step)
+        _console().print(f"{'schedule':>10}  {said}", style="yellow" if jumps else None)
     groups = batch_groups(recipe, opened.train)
     with curves_at_end(folder):
         start = fit(module, opened, folder, fit_settings(recipe, chosen), weights_description(description), groups)
@@ -166,7 +184,14 @@ def report_problems(folder: RunFolder, sets: dict[str, ImageSet]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _say_what(recipe: Recipe, name: str, found: dict[str, Any], training: ImageSet, folder: RunFolder) -> None:
+def _say_what(
+    recipe: Recipe,
+    name: str,
+    found: dict[str, Any],
+    training: ImageSet,
+    folder: RunFolder,
+    start: Start | None,
+) -> None:
     """Print what is about to be trained, on what."""
     console = _console()
     console.print(title(found))
@@ -178,6 +203,8 @@ def _say_what(recipe: Recipe, name: str, found: dict[str, Any], training: ImageS
         "steps": f"{recipe.max_steps} of {recipe.batch_size} images, learning rate {recipe.scaled_lr:g}",
         "run folder": folder.path,
     }
+    if start is not None:
+        said |= start.lines()
     doubts = task_of(recipe).doubts(recipe)
     if warm_up := endless_warm_up(recipe):
         doubts["warm-up"] = warm_up

@@ -13,14 +13,34 @@ from pliant.engine.batches import orientations
 from pliant.engine.fitting import FitSettings
 from pliant.engine.training import TrainingModule
 from pliant.recipes.base import Recipe, to_fields
+from pliant.runs.initial_weights import InitialWeights, read_initial
+from pliant.runs.start import Start, start_from
 from pliant.tasks.splits import Splits
 from pliant.tasks.task import task_of
 
 
 def build_module(recipe: Recipe, classes: Sequence[str], *, pretrained: bool = True) -> TrainingModule:
-    """The network of a recipe with its losses, schedule and metrics; see `Task.build`."""
+    """The network of a recipe with its losses, schedule and metrics.
+
+    Args:
+        recipe: The recipe.
+        classes: Names of the classes, as `Task.build` takes them.
+        pretrained: Whether to load the recipe's weights; False if a checkpoint is loaded later.
+
+    Raises:
+        FileNotFoundError, ValueError: See `read_initial` and `start_from`.
+    """
+    return start_module(recipe, classes, read_initial(recipe) if pretrained else None, pretrained=pretrained)[0]
+
+
+def start_module(
+    recipe: Recipe, classes: Sequence[str], initial: InitialWeights | None, *, pretrained: bool = True
+) -> tuple[TrainingModule, Start | None]:
+    """The same with weights that have been read, and what was loaded of them."""
     task = task_of(recipe)
-    return task.module(recipe, task.build(recipe, classes, pretrained=pretrained), classes)
+    model = task.build(recipe, classes, pretrained=pretrained)
+    start = None if initial is None else start_from(model, initial, recipe, classes)
+    return task.module(recipe, model, classes), start
 
 
 def fit_settings(recipe: Recipe, device: torch.device | None = None) -> FitSettings:
@@ -70,5 +90,5 @@ def describe(
 
 
 def weights_description(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's description that is stored with its weights: all but the data's path and its strictness."""
-    return {key: value for key, value in description.items() if key not in ("data", "strict")}
+    """The part of a run's description that is stored with its weights: all but paths, and how strictly data is read."""
+    return {key: value for key, value in description.items() if key not in ("data", "strict", "start")}

@@ -21,7 +21,7 @@ from pliant.data import ImageSet
 from pliant.engine.extremes import RankedImage
 from pliant.engine.test_time_augmentation import Procedure
 from pliant.engine.training import TrainingModule
-from pliant.recipes.base import RANDOM, Recipe, from_fields
+from pliant.recipes.base import PRETRAINED, RANDOM, Recipe, from_fields
 from pliant.tasks.evidence import Evidence
 from pliant.tasks.layouts import Layout
 from pliant.tasks.places import Place
@@ -211,11 +211,11 @@ class Task(abc.ABC, Generic[R]):
         Args:
             recipe: The recipe that names the network and its options.
             classes: Names of the classes; without the background in detection.
-            pretrained: Whether to load the recipe's weights into the backbone; False if all weights are loaded later.
+            pretrained: Whether to load timm's own weights of the backbone if the recipe has ``weights=pretrained``.
+                Weights from files are loaded later (`pliant.runs.training.start_module`).
 
         Raises:
             ValueError: If the backbone is unknown or does not support the options.
-            FileNotFoundError: If the weights are a file that does not exist.
         """
 
     @abc.abstractmethod
@@ -386,7 +386,7 @@ def build_model(recipe: Recipe, classes: Sequence[str], *, pretrained: bool = Tr
 def backbone_options(recipe: Recipe, *, pretrained: bool) -> dict[str, Any]:
     """The fields of a recipe that `pliant.backbones.backbone` takes, which have the same names there."""
     options = {name: getattr(recipe, name) for name in ("backbone", "deform_layers", *BackboneOptions.__annotations__)}
-    weights = recipe.weights if pretrained and recipe.weights != RANDOM else None
+    weights = PRETRAINED if pretrained and recipe.weights == PRETRAINED else None
     return {**options, "weights": weights, "frozen": recipe.fixed_norms}
 
 
