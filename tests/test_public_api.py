@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
-PUBLIC = "ops nn models backbones data engine runs.folder runs.weights export introspect recipes"
+PUBLIC = "ops nn compat.mmcv models backbones data engine runs.folder runs.weights export introspect recipes"
 MODULES = ("", *(f".{name}" for name in PUBLIC.split()))
 
 

@@ -18,18 +18,20 @@ except metadata.PackageNotFoundError:  # run from its sources, not installed
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
-    from pliant import backbones, data, engine, export, introspect, models, nn, ops, recipes
+    from pliant import backbones, compat, data, engine, export, introspect, models, nn, ops, recipes
+    from pliant.compat.mmcv import patch_mmcv
     from pliant.explanation import explain
     from pliant.surgery import deform, param_groups, undeform
     from pliant.torchvision_patch import patch_torchvision
     from pliant.transformers_patch import patch_transformers
 
-_SUBMODULES = ("backbones", "data", "engine", "export", "introspect", "models", "nn", "ops", "recipes")
+_SUBMODULES = ("backbones", "compat", "data", "engine", "export", "introspect", "models", "nn", "ops", "recipes")
 _NAMES = {
     "deform": "pliant.surgery",
     "undeform": "pliant.surgery",
     "param_groups": "pliant.surgery",
     "explain": "pliant.explanation",
+    "patch_mmcv": "pliant.compat.mmcv",
     "patch_torchvision": "pliant.torchvision_patch",
     "patch_transformers": "pliant.transformers_patch",
 }
@@ -37,6 +39,7 @@ _NAMES = {
 __all__ = [
     "__version__",
     "backbones",
+    "compat",
     "data",
     "deform",
     "engine",
@@ -47,6 +50,7 @@ __all__ = [
     "nn",
     "ops",
     "param_groups",
+    "patch_mmcv",
     "patch_torchvision",
     "patch_transformers",
     "recipes",

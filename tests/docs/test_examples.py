@@ -17,6 +17,7 @@ import pliant
 MODULES = (
     "ops",
     "nn",
+    "compat.mmcv",
     "surgery",
     "torchvision_patch",
     "transformers_patch",

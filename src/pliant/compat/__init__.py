@@ -1,0 +1,1 @@
+"""The operators under the names, arguments and state dicts of other libraries."""
