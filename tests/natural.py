@@ -248,12 +248,6 @@ def masks_beside(root: Path) -> None:
     place(root, "{split}/{index}_sat.jpg", "{split}/{index}_mask.png", mask)
 
 
-SEGMENTATION = {
-    each.__name__: each
-    for each in (masks_split_outside, masks_split_inside, masks_camvid, masks_suffixed, masks_beside)
-}
-
-
 def unsplit(make: Callable[[Path], None], root: Path, names: tuple[str, ...]) -> None:
     """A form with the files of its folders in one, so that nothing tells the splits."""
     make(root)
@@ -277,3 +271,18 @@ def masks_of_objects(root: Path) -> None:
             image(root / "stage1_train" / f"a{index}" / "images" / f"a{index}.png", index)
             for part in ("x", "y"):
                 mask(root / "stage1_train" / f"a{index}" / "masks" / f"{part}{index}.png", index, form="binary")
+
+
+def masks_drive(root: Path) -> None:
+    """DRIVE's form: names that differ by words on both sides, and a second kind of masks for the same images."""
+    splits = {"train": "training", "val": "validation"}
+    place(root, "{split}/images/{index}_{split}.tif", "{split}/1st_manual/{index}_manual1.png", mask, splits=splits)
+    place(
+        root, "{split}/images/{index}_{split}.tif", "{split}/mask/{index}_mask.png", mask, splits=splits, form="binary"
+    )
+
+
+SEGMENTATION = {
+    each.__name__: each
+    for each in (masks_split_outside, masks_split_inside, masks_camvid, masks_suffixed, masks_beside, masks_drive)
+}

@@ -88,8 +88,18 @@ def test_splits(data: Path, tmp_path: Path, miniature: ModuleType) -> None:
     assert choose_splits(override(recipe, ["val_split=val"]), data) == Splits("train", "val", "val")
     three = miniature.make_folders(tmp_path, {"train": 2, "val": 2, "test": 2})
     assert choose_splits(recipe, three) == Splits("train", "val", "test")
-    with pytest.raises(DataError, match="splits there: none"):
-        choose_splits(recipe, data / "train")
+    with pytest.raises(DataError, match="no layout of data is recognised here"):
+        choose_splits(recipe, data / "train" / "red")
+
+
+def test_folders_of_classes_without_splits(tmp_path: Path, miniature: ModuleType) -> None:
+    miniature.make_folders(tmp_path / "flowers", {"archive": 8})
+    recipe = find_recipe("imagenet.resnet101")
+    opened = open_training_data(recipe, tmp_path, splits := choose_splits(recipe, tmp_path))
+    assert {name: len(made.images) for name, made in splits.made.items()} == {"train": 6, "val": 1, "test": 1}
+    assert opened.classes == ("green", "red")
+    for path, label in zip(opened.train.paths, opened.train.labels, strict=True):
+        assert path.parent.name == opened.classes[label]
 
 
 def test_batches(data: Path) -> None:

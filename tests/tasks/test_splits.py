@@ -73,7 +73,7 @@ def test_advice_fits_the_command_and_the_data(tmp_path: Path, miniature: ModuleT
     for name, part in (
         ("voc.rfcn", "no files\n\nWhat would fit:\nlayout=voc: .*\nlayout=coco: .*\nlayout=yolo: "),
         ("voc.deeplab", "layout=masks: images with masks"),
-        ("imagenet.resnet101", "folder of images for each"),
+        ("imagenet.resnet101", "layout=folders: images in a folder for each class"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
         for choose in (choose_splits, choose_test_split):

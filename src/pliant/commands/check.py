@@ -18,7 +18,7 @@ from pliant.tasks.data_report import data_lines, data_table, describe_data, miss
 from pliant.tasks.sources import Source
 from pliant.tasks.splits import Splits, choose_splits, open_training_data, require_content
 from pliant.tasks.startable import require_startable
-from pliant.tasks.task import task_of
+from pliant.tasks.task import find_task, task_of
 
 _MOST_NAMES = 10
 _VERBS = {"train": "train", "validation": "validate", "test": "evaluate"}
@@ -94,8 +94,11 @@ def identify(data: Path) -> bool:
     by_kind: dict[str, list[str]] = defaultdict(list)
     for name in recipe_names():
         by_kind[find_recipe(name).kind].append(name)
-    fitting, reasons = [], []
-    for kind, names in by_kind.items():
+    fitting: list[str] = []
+    reasons: list[tuple[str, DataError]] = []
+    for kind, names in sorted(by_kind.items(), key=lambda each: not find_task(each[0]).annotation_files):
+        if fitting and not find_task(kind).annotation_files:
+            continue  # folders of images and of annotations are no classes
         recipe = find_recipe(names[0]).replaced(train_split=None, test_split=None)
         try:
             source = task_of(recipe).source(recipe, data)

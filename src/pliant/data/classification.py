@@ -93,6 +93,56 @@ def split_images(root: Path, split: str) -> list[Path]:
     return [image for folder in _folders(root / split).values() for image in images_below(folder).images]
 
 
+class LabelledImages(ImageSet):
+    """A list of images, each with the name of its class.
+
+    A sample is that of `ImageFolder`.
+
+    Args:
+        root: folder of the data.
+        images: file and class of each image.
+        classes: names of the classes in order. Images of other classes are reported and skipped.
+        transforms: called with image and label.
+        strict: raise at the first problem.
+        only: image files to use; None for all.
+
+    Raises:
+        DataError: if no image is usable; in strict mode at any problem.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        images: Sequence[tuple[Path, str]],
+        *,
+        classes: Sequence[str],
+        transforms: Transforms | None = None,
+        strict: bool = False,
+        only: Collection[Path] | None = None,
+    ) -> None:
+        super().__init__(root, transforms, strict, only)
+        self.classes = check_classes(classes) or ()
+        self.labels: list[int] = []
+        numbers = {name: label for label, name in enumerate(self.classes)}
+        for path, name in images:
+            if self._leaves_out(path):
+                continue
+            if name not in numbers:
+                self.problems.report(path, "unknown class", f"{name!r} is not one of the {len(numbers)} classes")
+            elif (header := self._scan_image(path)) is not None:
+                self._append(path, header)
+                self.labels.append(numbers[name])
+        self._require_samples()
+
+    def class_counts(self) -> list[int]:
+        """The number of images of each class."""
+        counts = Counter(self.labels)
+        return [counts[label] for label in range(len(self.classes))]
+
+    def _load(self, index: int) -> tuple[Any, int]:
+        return self._read(index), self.labels[index]
+
+
 def available_splits(root: Path) -> list[str]:
     """The folders of `root` that contain folders, which are taken as classes."""
     return [name for name, folder in _folders(root).items() if _folders(folder)]

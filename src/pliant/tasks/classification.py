@@ -14,6 +14,8 @@ from torch.utils.data import default_collate
 
 from pliant import models
 from pliant.data import ImageFolder, ImageSet, classification, transforms
+from pliant.data.discovery import find_folders
+from pliant.data.discovery.split_names import split_word
 from pliant.engine.classification import ClassificationModule
 from pliant.engine.extremes import RankedImage
 from pliant.pictures.fonts import names_to_draw
@@ -31,6 +33,11 @@ def _open_folder(root: Path, split: str, *, training: bool, **options: Any) -> I
     return ImageFolder(root, split, **options)
 
 
+def _fits(root: Path) -> bool:
+    """Whether a folder has a folder for each split, and not only one for each class."""
+    return any(split_word(name) is not None for name in classification.available_splits(root))
+
+
 class ClassificationTask(Task[ClassificationRecipe]):
     """Classifiers on images that are sorted into folders."""
 
@@ -43,10 +50,12 @@ class ClassificationTask(Task[ClassificationRecipe]):
             "A split is a folder, such as train, that holds a folder of images for each class",
             title="images in a folder for each class, in a folder for each split",
             images=classification.split_images,
-            fits=lambda root: bool(classification.available_splits(root)),
+            fits=_fits,
+            find=find_folders,
         )
     }
     columns = {"top1": "top1", "top5": "top5"}  # noqa: RUF012
+    annotation_files = False
 
     # -- data
 

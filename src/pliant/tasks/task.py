@@ -112,6 +112,7 @@ class Task(abc.ABC, Generic[R]):
         recorded: Whether `predictions.json` is written, with what `records` returns.
         background: Whether the first class is the background.
         has_boxes: Whether targets and results are boxes.
+        annotation_files: Whether the data have files of annotations; otherwise folders alone say the classes.
     """
 
     recipe: ClassVar[type[Recipe]]
@@ -121,6 +122,7 @@ class Task(abc.ABC, Generic[R]):
     recorded: ClassVar[bool] = True
     background: ClassVar[bool] = False
     has_boxes: ClassVar[bool] = False
+    annotation_files: ClassVar[bool] = True
 
     # -- data
 

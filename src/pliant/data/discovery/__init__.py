@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pliant.data.discovery.boxes import find_voc
 from pliant.data.discovery.coco import find_coco
+from pliant.data.discovery.folders import find_folders
 from pliant.data.discovery.found import Found
 from pliant.data.discovery.masks import find_masks
 from pliant.data.discovery.split_names import WHOLE
@@ -14,7 +15,18 @@ from pliant.data.discovery.survey import Survey
 from pliant.data.discovery.yolo import find_yolo
 from pliant.data.problems import DataError
 
-__all__ = ["WHOLE", "Found", "Survey", "discover", "find_among", "find_coco", "find_masks", "find_voc", "find_yolo"]
+__all__ = [
+    "WHOLE",
+    "Found",
+    "Survey",
+    "discover",
+    "find_among",
+    "find_coco",
+    "find_folders",
+    "find_masks",
+    "find_voc",
+    "find_yolo",
+]
 
 _FINDERS: dict[str, Callable[[Survey], Found | None]] = {
     "voc": find_voc,

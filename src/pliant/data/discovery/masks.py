@@ -247,7 +247,7 @@ def _pair_masks(masks: Sequence[str], photos: Sequence[str], tag: str) -> dict[s
     def without_tag(stem: str) -> str:
         return stem[: -len(tag)].rstrip("_-. ") if tag and stem.lower().endswith(tag) else ""
 
-    for of_photo, of_mask in (*_RULES, (str, without_tag)):
+    for of_photo, of_mask in (*_RULES, (str, without_tag), (_without_end, without_tag)):
         names = Names(photos, key=of_photo)
         found: dict[str, str] = {}
         for mask in masks:
