@@ -1,4 +1,7 @@
-"""Draws the figures of docs/method.md: python docs/figures.py. The numbers come from the operators themselves."""
+"""Draws the figures of docs/method.md and docs/showing.md: python docs/figures.py.
+
+The numbers of the method's figures come from the operators themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from pliant import ops
 from pliant.constants import COLOURS
+from pliant.data import Glyphs
+from pliant.pictures.results import draw_boxes, draw_mask
 
 IMAGES = Path(__file__).parent / "images"
 CELL = "#cfcdc6"
@@ -120,7 +126,26 @@ def square(row: float, column: float, height: float, width: float, **style: obje
     return Rectangle((column, row), width, height, **style)
 
 
+def pictures() -> Image.Image:
+    """A scene of `Glyphs` as `pliant predict` draws boxes and masks; the scores are made up."""
+    options = {"split": "test", "size": 256, "digits": (5, 7), "warp": 0.5}
+    scenes = [Glyphs(4, task=task, **options) for task in ("detection", "segmentation")]
+    image, target = scenes[0][2]
+    _, mask = scenes[1][2]
+    pixels = (image.as_subclass(Tensor) * 255).byte() if image.is_floating_point() else image.as_subclass(Tensor)
+    scores = torch.linspace(0.97, 0.61, len(target["labels"]))
+    drawn = [
+        draw_boxes(pixels, target["boxes"], target["labels"], scenes[0].classes, scores),
+        draw_mask(pixels, mask.as_subclass(Tensor), scenes[1].classes),
+    ]
+    both = Image.new("RGB", (sum(each.width for each in drawn) + 16, max(each.height for each in drawn)), "white")
+    for place, each in enumerate(drawn):
+        both.paste(each, (place * (drawn[0].width + 16), 0))
+    return both
+
+
 if __name__ == "__main__":
     mpl.rcParams["svg.hashsalt"] = "pliant"  # the same file from the same drawing
     for draw in (grids, borders, bins):
         draw().savefig(IMAGES / f"{draw.__name__}.svg", metadata={"Date": None})
+    pictures().save(IMAGES / "pictures.png", optimize=True)

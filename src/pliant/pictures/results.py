@@ -69,7 +69,8 @@ def draw_boxes(
 def draw_mask(image: Tensor, ids: Tensor, classes: Sequence[str], opacity: float = 0.5) -> Image.Image:
     """Draw the classes of pixels over an image, with a legend of those that are in it and their shares.
 
-    A first class that is called background has no colour. The image is enlarged by a whole factor if it is small.
+    Under a colour the image is grey, so that the colour stays that of the legend. A first class that is called
+    background has no colour. The image is enlarged by a whole factor if it is small.
 
     Args:
         image: uint8 `[3, H, W]`.
@@ -83,7 +84,9 @@ def draw_mask(image: Tensor, ids: Tensor, classes: Sequence[str], opacity: float
     strength = np.full(number + 1, round(255 * opacity), dtype=np.uint8)
     strength[[number, *([0] if has_background(classes) else [])]] = 0
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    picture.paste(Image.fromarray(colours[known]), mask=Image.fromarray(strength[known]))
+    shown = Image.fromarray(strength[known])
+    picture.paste(picture.convert("L").convert("RGB"), mask=shown.point(lambda value: 255 * (value > 0)))
+    picture.paste(Image.fromarray(colours[known]), mask=shown)
     canvas, factor = _enlarge(picture)
     large = known.repeat(factor, 0).repeat(factor, 1)
     opaque = _borders(large, max(1, round(math.sqrt(large.size) / 500))) & (strength[large] > 0)
