@@ -11,7 +11,7 @@ small="-std=c++17 -g -DPLIANT_SCRATCH_BYTES=16384 -DPLIANT_EMULATED_TILES"
 
 compile_kernels() {
     case $($1 -dumpmachine) in
-        aarch64*) declare -n sets=arm ;;
+        aarch64* | arm64*) declare -n sets=arm ;;
         *) declare -n sets=x86 ;;
     esac
     for set in "${!sets[@]}"; do
