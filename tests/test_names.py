@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -185,43 +184,6 @@ def test_text_is_text_wherever_it_is_printed(capsys: pytest.CaptureFixture[str])
         with console.capture() as captured:
             console.print(progress._shown())
     assert captured.get().count(printable(name)) == 2
-
-
-def test_progress_where_there_is_no_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pliant.console, "_SHORTEST_WAIT", 0.01)
-    with Progress() as progress:
-        for _ in progress.track(range(3), "taking steps"):
-            time.sleep(0.05)
-        with progress.task("thinking"):
-            time.sleep(0.05)
-    with Progress(quiet=True) as progress, progress.task("silence"):
-        time.sleep(0.05)
-    printed = capsys.readouterr()
-    lines = printed.err.splitlines()
-    assert printed.out == ""
-    assert "taking steps 1/3, 0:00, about 0:00 left" in lines
-    assert "taking steps 3/3, 0:00" in lines
-    assert "thinking, 0:00" in lines
-    assert "silence" not in printed.err
-
-
-def test_a_task_that_is_over_soon_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress() as progress:
-        assert list(progress.track([1, 2], "taking steps")) == [1, 2]
-    assert capsys.readouterr().err == ""
-
-
-def test_progress_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "120")):
-        monkeypatch.setenv(name, value)
-    with Progress(above=lambda: Table("so far [/x]")) as progress, progress.task("training", 4, 1) as task:
-        task.update(3, "loss [0.5]")
-        progress._live.refresh()
-    shown = capsys.readouterr().err
-    for text in ("so far [/x]", "training", "3/4", "loss [0.5]"):
-        assert text in shown
 
 
 def test_one_module_prints() -> None:

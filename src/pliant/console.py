@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import rich.console
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, ProgressColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn
 from rich.progress import Progress as Bars
 from rich.progress import Task as Bar
 from rich.table import Table as Table
@@ -26,7 +26,8 @@ from rich.text import Text
 Item = TypeVar("Item")
 
 _WIDE = 240  # characters per line if the output is not a terminal
-_SHORTEST_WAIT, _LONGEST_WAIT = 10.0, 60.0  # seconds between lines of progress
+_SHORTEST_WAIT, _LONGEST_WAIT = 10.0, 30.0  # seconds between lines of progress
+_TICK = 0.5  # seconds between looks at the clock
 
 
 def printable(text: str) -> str:
@@ -74,27 +75,37 @@ class Console(rich.console.Console):
 
 
 class Progress:
-    """Shows the progress of long tasks on stderr: bars on a terminal, otherwise a line now and then.
+    """Shows the progress of long tasks on stderr: bars on a terminal, otherwise a line every 10 to 30 seconds.
 
-    A long task leaves a line when it ends.
+    Both show the steps that are done and their total, the time taken, and the time that is left if the other steps take
+    as long as those since the task began. Without a terminal, a long task also gets a line after its first step, with
+    the estimate, and one when it ends.
 
     Args:
         quiet: show nothing.
         above: function that returns what to show above the bars on a terminal.
+        clock: function that returns the time in seconds.
     """
 
-    def __init__(self, *, quiet: bool = False, above: Callable[[], RenderableType] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        above: Callable[[], RenderableType] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.console = Console(stderr=True, quiet=quiet)
+        self.clock = clock
         self._above = above
-        self._bars = Bars(
-            _Doing(), BarColumn(), _Count(), TimeElapsedColumn(), TimeRemainingColumn(), _Note(), console=self.console
-        )
+        self._bars = Bars(_Doing(), BarColumn(), _Count(), _Times(), _Note(), console=self.console)
         self._live = Live(
             console=self.console, get_renderable=self._shown, refresh_per_second=4, transient=above is None
         )
         self._tasks: list[Task] = []
+        self._start = self._said = clock()
+        self._saying = threading.Lock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._print_lines, daemon=True)
+        self._thread = threading.Thread(target=self._look_at_the_clock, daemon=True)
 
     @property
     def interactive(self) -> bool:
@@ -102,6 +113,7 @@ class Progress:
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def __enter__(self) -> Self:
+        self._start = self._said = self.clock()
         if not self.console.quiet:
             if self.interactive:
                 self._live.start()
@@ -138,6 +150,19 @@ class Progress:
                 yield item
                 task.advance()
 
+    def say(self, task: Task | None = None) -> None:
+        """Print a line without a terminal: about a task at once, or about the innermost one if a line is due."""
+        if self.interactive or self.console.quiet:
+            return
+        with self._saying:
+            now = self.clock()
+            wait = min(max(_SHORTEST_WAIT, (now - self._start) / 10), _LONGEST_WAIT)
+            if task is None and now - self._said >= wait:
+                task = next(reversed(self._tasks), None)
+            if task is not None:
+                self._said = now
+                self.console.print(task.line())
+
     def forget(self, task: Task) -> None:
         """Remove a task that has ended from the display."""
         if task in self._tasks:
@@ -146,13 +171,9 @@ class Progress:
     def _shown(self) -> Group:
         return Group(*(() if self._above is None else (self._above(),)), self._bars)
 
-    def _print_lines(self) -> None:
-        start = time.monotonic()
-        wait = _SHORTEST_WAIT
-        while not self._ended.wait(wait):
-            wait = min(max(_SHORTEST_WAIT, (time.monotonic() - start) / 10), _LONGEST_WAIT)
-            for task in self._tasks[-1:]:
-                self.console.print(task.line())
+    def _look_at_the_clock(self) -> None:
+        while not self._ended.wait(_TICK):
+            self.say()
 
 
 class Task:
@@ -161,8 +182,8 @@ class Task:
     def __init__(self, progress: Progress, bars: Bars, doing: str, total: int | None, done: int) -> None:
         self.doing, self.total, self.done, self.note = doing, total, done, ""
         self._progress, self._bars = progress, bars
-        self._start, self._first = time.monotonic(), done
-        self._bar = bars.add_task(doing, total=total, completed=done, note="")
+        self._start, self._first = progress.clock(), done
+        self._bar = bars.add_task(doing, total=total, completed=done, note="", times=self.times)
 
     def __enter__(self) -> Self:
         return self
@@ -182,27 +203,40 @@ class Task:
             note: current information, such as the loss.
             doing: new description, if it has changed.
         """
+        begins = self.done == self._first < done
         self.done = done
         self.note = self.note if note is None else note
         self.doing = self.doing if doing is None else doing
         self._bars.update(self._bar, completed=done, description=self.doing, note=self.note)
+        if begins and (self.left() or 0) >= _SHORTEST_WAIT:
+            self._progress.say(self)
 
     def end(self) -> None:
         """Report the end of the task."""
-        if time.monotonic() - self._start >= _SHORTEST_WAIT and self in self._progress._tasks:
+        if self.taken() >= _SHORTEST_WAIT and self in self._progress._tasks:
             self._progress.console.print(self.line(ended=True))
         self._progress.forget(self)
         self._bars.update(self._bar, visible=False)
 
+    def taken(self) -> float:
+        """The seconds since the beginning."""
+        return self._progress.clock() - self._start
+
+    def left(self) -> float | None:
+        """The seconds that the other steps will take, if they take as long as those done; None if that is unknown."""
+        new = self.done - self._first
+        return None if self.total is None or new <= 0 else self.taken() / new * (self.total - self.done)
+
+    def times(self) -> str:
+        """The time taken, and about how much is left."""
+        left = self.left()
+        return _clock(self.taken()) + (f", about {_clock(left)} left" if left else "")
+
     def line(self, *, ended: bool = False) -> str:
         """The progress as a line of text."""
-        taken = time.monotonic() - self._start
         count = "" if self.total is None else f" {self.done}/{self.total}"
-        new = self.done - self._first
-        left = ""
-        if self.total is not None and new > 0 and not ended:
-            left = f", about {_clock(taken / new * (self.total - self.done))} left"
-        return f"{self.doing}{count}, {_clock(taken)}{left}{f', {self.note}' if self.note else ''}"
+        times = _clock(self.taken()) if ended else self.times()
+        return f"{self.doing}{count}, {times}{f', {self.note}' if self.note else ''}"
 
 
 class _Doing(ProgressColumn):
@@ -213,6 +247,11 @@ class _Doing(ProgressColumn):
 class _Count(ProgressColumn):
     def render(self, task: Bar) -> Text:
         return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}", justify="right")
+
+
+class _Times(ProgressColumn):
+    def render(self, task: Bar) -> Text:
+        return Text(task.fields["times"]())
 
 
 class _Note(ProgressColumn):

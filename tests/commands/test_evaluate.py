@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pliant.cli import app
+from pliant.engine.test_time_augmentation import Procedure
 from pliant.recipes import coco, voc
 from pliant.recipes.base import Recipe, to_fields
 from pliant.runs.weights import write_weights
@@ -95,7 +96,7 @@ def test_coco_results_are_what_pycocotools_judges(coco_data: Path, tmp_path: Pat
     pliant_cli("eval", mine, "--data", coco_data, "--split", "val", "--out", out / "report.json")
     report = json.loads((out / "report.json").read_text())
     assert report["images"] == 6
-    assert report["procedure"] == {"scales": [], "flip": False, "box_averaging": False, "soft_nms": False}
+    assert report["procedure"] == dataclasses.asdict(Procedure()) | {"scales": []}
     results = out / "detections_val_pliant_results.json"
     items = json.loads(results.read_text())
     assert {item["category_id"] for item in items} == {5, 17}
@@ -130,7 +131,8 @@ def test_options_reach_the_detector(coco_data: Path, tmp_path: Path) -> None:
         pliant_cli("eval", mine, "--data", coco_data, "--split", "val", "--out", out, *options)
         found[name] = json.loads((out.parent / "detections_val_pliant_results.json").read_text())
     report = json.loads((tmp_path / "all" / "report.json").read_text())
-    assert report["procedure"] == {"scales": [32, 64], "flip": True, "box_averaging": True, "soft_nms": False}
+    done = Procedure((32, 64), flip=True, box_averaging=True)
+    assert report["procedure"] == dataclasses.asdict(done) | {"scales": [32, 64]}
     assert found["plain"] != found["all"]
     image = coco_data / "val" / "3.png"
     pliant_cli("predict", mine, image, "--out", tmp_path / "pictures", "--scales", "32,64", "--flip", "--box-averaging")
@@ -139,6 +141,13 @@ def test_options_reach_the_detector(coco_data: Path, tmp_path: Path) -> None:
     assert [item["score"] for item in predicted] == pytest.approx([item["score"] for item in evaluated])
     # Predictions name categories by label, results by COCO's ids.
     assert [{1: 5, 2: 17}[item["category_id"]] for item in predicted] == [item["category_id"] for item in evaluated]
+
+
+def test_multi_scale_is_in_proportion_to_the_network(coco_data: Path, tmp_path: Path) -> None:
+    mine = weights(tmp_path / "mine.safetensors", coco.class_aware_rpn(), ("green", "red"))
+    pliant_cli("eval", mine, "--data", coco_data, "--split", "val", "--multi-scale")
+    report = json.loads((tmp_path / "eval-val.json").read_text())
+    assert report["procedure"]["scales"] == [38, 46, 55, 69, 96, 112]  # the network's short side is 48
 
 
 def test_voc_results_count_pixels_from_one(miniature: ModuleType, tmp_path: Path) -> None:

@@ -72,12 +72,12 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def run(words: list[str]) -> None:
-    smaller = {"IMAGE...": "IMAGE", "--multi-scale": "--scales=40,56"}
+    smaller = {"IMAGE...": "IMAGE"}
     if words[0] == "export":  # a detector's takes half a minute, and is in tests/commands/test_export.py
         smaller[DETECTOR] = SEGMENTER
     words = [smaller.get(word, word) for word in words]
     if words[0] in ("check", "train") and "--resume" not in words and words[1] != "FOLDER":
-        settings = SMALL if words[1].startswith("voc.deeplab") else f"{SMALL} {DETECTION}"
+        settings = SMALL if "deeplab" in words[1] else f"{SMALL} {DETECTION}"
         words += [part for setting in settings.split() for part in ("--set", setting)]
         if words[0] == "train" and "--run" not in words and Path("runs", words[1]).exists():
             words += ["--run", f"runs/{len(os.listdir('runs'))}"]

@@ -270,3 +270,11 @@ def test_no_setting_of_the_network_is_written(detector: Any) -> None:
     sealed = detector.roi_heads
     sealed.__class__ = Sealed
     AugmentedDetector(detector, Procedure(scales=(40,), flip=True, box_averaging=True))([torch.rand(3, 50, 60)])
+
+
+def test_the_scales_are_in_proportion_to_the_networks_own() -> None:
+    paper = Procedure(multi_scale=True, flip=True)
+    assert paper.at(600).sides == (480, 576, 688, 864, 1200, 1400)
+    assert paper.at(256) == Procedure((205, 246, 294, 369, 512, 597), flip=True, multi_scale=True)
+    assert Procedure(scales=(480,)).at(256).sides == (480,)
+    assert Procedure().at(256) == Procedure()

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 Scales = Annotated[
     str | None, typer.Option(metavar="480,576,...", help="Test at these short sides and merge the detections.")
 ]
-MultiScale = Annotated[bool, typer.Option("--multi-scale", help="The paper's scales: 480,576,688,864,1200,1400.")]
+MultiScale = Annotated[
+    bool,
+    typer.Option(
+        "--multi-scale",
+        help="Test at the paper's six scales: 480 to 1400 for a short_side of 600, in proportion for others.",
+    ),
+]
 Flip = Annotated[bool, typer.Option("--flip", help="Test on mirrored images as well.")]
 BoxAveraging = Annotated[bool, typer.Option("--box-averaging", help="Refine boxes in a second pass, and average them.")]
 SoftNMS = Annotated[bool, typer.Option("--soft-nms", help="Lower the scores of overlapping boxes, and remove none.")]
@@ -31,7 +37,7 @@ Source = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="A run fo
 
 
 def procedure_of(scales: str | None, multi_scale: bool, flip: bool, box_averaging: bool, soft_nms: bool) -> Procedure:
-    from pliant.engine.test_time_augmentation import PAPER_SCALES, Procedure
+    from pliant.engine.test_time_augmentation import Procedure
 
     if scales is not None and multi_scale:
         raise ValueError("--multi-scale sets the paper's scales; leave out --scales")
@@ -39,4 +45,4 @@ def procedure_of(scales: str | None, multi_scale: bool, flip: bool, box_averagin
         sides = tuple(int(side) for side in scales.split(",")) if scales is not None else ()
     except ValueError as error:
         raise ValueError(f"--scales takes whole numbers of pixels such as 480,576, got {scales!r}") from error
-    return Procedure(PAPER_SCALES if multi_scale else sides, flip, box_averaging, soft_nms)
+    return Procedure(sides, flip, box_averaging, soft_nms, multi_scale)

@@ -56,7 +56,8 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
             continue
         training, made = purpose == "train", splits.made
         try:
-            dataset = task.open(recipe, data, split, training=training, classes=classes, source=source, made=made)
+            with Progress() as progress, progress.task(f"reading {split}"):
+                dataset = task.open(recipe, data, split, training=training, classes=classes, source=source, made=made)
             if purpose == "train":
                 require_content(dataset)
         except DataError as error:
@@ -176,12 +177,13 @@ def _say_layouts(console: Console, recipe: Recipe) -> None:
 def _decode(dataset: ImageSet) -> int:
     """Report the images that cannot be decoded, and return how many can."""
     readable = 0
-    for path in dataset.paths:
-        try:
-            read_image(path)
-            readable += 1
-        except UnreadableFileError as error:
-            dataset.problems.report(path, "unreadable image", str(error))
+    with Progress() as progress:
+        for path in progress.track(dataset.paths, "decoding the images"):
+            try:
+                read_image(path)
+                readable += 1
+            except UnreadableFileError as error:
+                dataset.problems.report(path, "unreadable image", str(error))
     return readable
 
 

@@ -75,7 +75,7 @@ def predict(
     chosen = trained.device(device)
     model = trained.model()
     if procedure is not None and procedure != Procedure():
-        model = task.augmented(model, procedure)
+        model = task.augmented(model, procedure.at(recipe.short_side))
     model = model.to(chosen)
     names = unique_names(files, task.endings)
     planned = [f"{name}{ending}" for name in names.values() for ending in task.endings]

@@ -80,7 +80,7 @@ class ShowProgress(Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._training is not None:
-            self._training.update(trainer.global_step, f"loss {float(module.losses['loss']):.4f}")
+            self._training.update(trainer.global_step, losses_text(module.losses))
 
     def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self._begin("validating", trainer.num_val_batches)
@@ -112,6 +112,13 @@ class ShowProgress(Callback):
     def _end(self) -> None:
         if self._evaluation is not None:
             self._evaluation.end()
+
+
+def losses_text(losses: Mapping[str, Any]) -> str:
+    """The loss, and after it its parts if there are several."""
+    parts = {name: value for name, value in losses.items() if name != "loss"}
+    shown = [f"{name.removeprefix('loss_')} {float(value):.3f}" for name, value in parts.items()]
+    return f"loss {float(losses['loss']):.4f}" + (f" ({', '.join(shown)})" if len(shown) > 1 else "")
 
 
 class Watch(Callback):

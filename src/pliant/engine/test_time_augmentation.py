@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torchvision.ops import batched_nms, box_iou
 
 PAPER_SCALES = (480, 576, 688, 864, 1200, 1400)
 """The short sides in pixels at which the paper tests on COCO (Dai et al. 2017, section 4.3)."""
+PAPER_SIDE = 600
+"""The short side in pixels at which the paper trains these networks."""
 
 # The most boxes, best first, that one pass gives to what chooses among those of all passes.
 _CANDIDATES = 6000
@@ -32,6 +34,7 @@ class Procedure:
         flip: Whether the mirrored image is seen as well.
         box_averaging: Whether boxes are refined by a second pass and averaged (detection).
         soft_nms: Whether scores fall where boxes overlap, in place of removing the boxes (detection).
+        multi_scale: Whether the image is seen at the paper's six scales, in proportion to the network's own; see `at`.
 
     Raises:
         ValueError: If a scale is not positive or comes twice.
@@ -41,10 +44,21 @@ class Procedure:
     flip: bool = False
     box_averaging: bool = False
     soft_nms: bool = False
+    multi_scale: bool = False
 
     def __post_init__(self) -> None:
         if any(side < 1 for side in self.scales) or len(set(self.scales)) != len(self.scales):
             raise ValueError(f"scales must be different positive numbers of pixels, got {self.scales}")
+
+    def at(self, short_side: int) -> Procedure:
+        """The procedure for a network that sees images at this short side, with the scales of `multi_scale`.
+
+        The paper tests at 480 to 1400 pixels what it trains at 600. A network that is trained at another size is tested
+        at sizes in the same proportions, for example at 205 to 597 pixels if it is trained at 256.
+        """
+        if not self.multi_scale:
+            return self
+        return replace(self, scales=tuple(round(side * short_side / PAPER_SIDE) for side in PAPER_SCALES))
 
     @property
     def sides(self) -> tuple[int | None, ...]:

@@ -95,7 +95,7 @@ def evaluate_trained(
         DataError: If no image can be read.
         ValueError: If the procedure does not fit the network.
     """
-    procedure = procedure or Procedure()
+    procedure = (procedure or Procedure()).at(trained.recipe.short_side)
     model = trained.model()
     if procedure != Procedure():
         model = trained.task.augmented(model, procedure)
