@@ -72,15 +72,19 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def run(words: list[str]) -> None:
-    smaller = {"IMAGE...": "IMAGE"}
+    smaller = {"IMAGE...": "IMAGE", "OTHER": "FOLDER"}
     if words[0] == "export":  # a detector's takes half a minute, and is in tests/commands/test_export.py
         smaller[DETECTOR] = SEGMENTER
     words = [smaller.get(word, word) for word in words]
     if words[0] in ("check", "train") and "--resume" not in words and words[1] != "FOLDER":
         settings = SMALL if "deeplab" in words[1] else f"{SMALL} {DETECTION}"
-        words += [part for setting in settings.split() for part in ("--set", setting)]
+        tuned = any(word.startswith("weights=runs/") for word in words)
+        kept = [setting for setting in settings.split() if not (tuned and setting == "weights=random")]
+        words += [part for setting in kept for part in ("--set", setting)]
         if words[0] == "train" and "--run" not in words and Path("runs", words[1]).exists():
             words += ["--run", f"runs/{len(os.listdir('runs'))}"]
+    if "--resume" in words:
+        words = ["max_steps=2" if word.startswith("max_steps=") else word for word in words]
     done = CliRunner().invoke(app, words, catch_exceptions=False, env={"COLUMNS": "200"})
     assert done.exit_code == 0, f"{shlex.join(words)}\n{done.output}"
 
