@@ -63,31 +63,54 @@ def test_an_overlap_below_one_half_finds_nothing() -> None:
 
 
 def test_the_threshold_parts_right_detections_from_false_ones() -> None:
+    far = [((80.0, 9.0 * place, 90.0, 9.0 * place + 8), 1 + place % 2, 0.3) for place in range(9)]
+    scene = image([(A, 1, 0.8), (B, 2, 0.43), (C, 1, 0.4), *far], [(A, 1), (B, 2)])
+    chosen = best_threshold([scene, scene], 2)
+    assert chosen == 0.41
+    assert f1(confusion(scene, 2, chosen)) == 1
+
+
+def test_the_threshold_is_the_best_of_all_by_counting() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scenes = []
+    for _ in range(20):
+        corner = torch.rand(8, 2, generator=generator) * 60
+        truth = torch.cat((corner, corner + 20), dim=1)
+        found = truth + torch.randn(8, 4, generator=generator) * 4
+        labels = torch.randint(1, 3, (8,), generator=generator)
+        confused = torch.where(torch.rand(8, generator=generator) < 0.7, labels, 3 - labels)
+        scores = torch.rand(8, generator=generator)
+        flags = torch.rand(8, generator=generator) < 0.2
+        scenes.append(
+            EvaluatedImage(
+                0,
+                {"boxes": found, "labels": confused, "scores": scores},
+                {"boxes": truth, "labels": labels, "difficult": flags},
+            )
+        )
+
+    def mean_f1(threshold: float) -> float:
+        counts = total([confusion(scene, 2, threshold) for scene in scenes], 2).double()
+        return float((2 * counts.diagonal()[:2] / (counts.sum(dim=0) + counts.sum(dim=1))[:2]).mean())
+
+    best = max(mean_f1(step / 100) for step in range(1, 100))
+    assert mean_f1(best_threshold(scenes, 2)) == pytest.approx(best, abs=0.02)
+
+
+def test_without_a_right_detection_the_threshold_is_one_half() -> None:
+    assert best_threshold([image([(C, 1, 0.9)], [(A, 1)])], 1) == 0.5
+    assert best_threshold([], 1) == 0.5
+
+
+def test_curves_are_kept_when_they_are_asked_for() -> None:
     metrics = DetectionMetrics(("a", "b"))
+    scene = image([(A, 1, 0.8), (B, 2, 0.6)], [(A, 1), (B, 2)])
+    metrics.update([scene.found], [scene.truth])
+    metrics.compute()
+    assert metrics.curves is None
     metrics.with_curves = True
-    scene = image(
-        [(A, 1, 0.8), (B, 2, 0.63), (C, 1, 0.4), ((80.0, 0.0, 90.0, 9.0), 2, 0.3), ((80.0, 40.0, 90.0, 49.0), 2, 0.3)],
-        [(A, 1), (B, 2)],
-    )
-    metrics.update([scene.found], [{**scene.truth, "image_id": 0}])
     metrics.compute()
     assert metrics.curves is not None
     assert metrics.curves.labels == [1, 2]
     assert metrics.curves.precision.shape == (10, 101, 2)
     assert np.allclose(metrics.curves.precision[0], 1)
-    chosen = best_threshold(metrics.curves)
-    assert f1(confusion(scene, 2, 0.41)) == 1
-    assert f1(confusion(scene, 2, chosen)) >= f1(confusion(scene, 2, 0.3))
-    metrics.with_curves = False
-    metrics.compute()
-    assert metrics.curves is None
-
-
-def test_without_a_right_detection_the_threshold_is_one_half() -> None:
-    metrics = DetectionMetrics(("a",))
-    metrics.with_curves = True
-    scene = image([(C, 1, 0.9)], [(A, 1)])
-    metrics.update([scene.found], [scene.truth])
-    metrics.compute()
-    assert metrics.curves is not None
-    assert best_threshold(metrics.curves) == 0.5

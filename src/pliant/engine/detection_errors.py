@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,21 +15,52 @@ OVERLAP = 0.5  # intersection over union from which a detection finds an object
 _USUAL_THRESHOLD = 0.5
 
 
-def best_threshold(curves: Curves) -> float:
-    """The score, in hundredths, from which the mean F1 of the classes is highest at an overlap of 0.5; 0.5 if none is.
+def best_threshold(images: Iterable[EvaluatedImage], classes: int) -> float:
+    """The score, in hundredths, from which the mean F1 of the classes is highest at an overlap of 0.5.
 
-    The lowest of several that are equally good is returned.
+    Detections take objects of their own class as in `confusion`, so one pass by falling score serves all thresholds.
+
+    Args:
+        images: The images.
+        classes: The number of classes, C.
+
+    Returns:
+        The lowest of the thresholds that are equally good; 0.5 if nothing is found.
     """
-    precision, scores = (values[0][:, known(curves)] for values in (curves.precision, curves.scores))  # [101, K]
-    recall = recalls(curves)[:, None]
-    f1_at = np.divide(2 * precision * recall, precision + recall, out=np.zeros_like(precision), where=precision > 0)
-    means = []
-    thresholds = np.arange(1, 100) / 100
-    for threshold in thresholds:
-        reached = ((scores >= threshold) & (precision > 0)).sum(axis=0)  # number of recalls [K]
-        of_class = np.take_along_axis(f1_at, np.maximum(reached - 1, 0)[None], axis=0)[0] * (reached > 0)
-        means.append(of_class.mean() if of_class.size else 0.0)
-    return float(thresholds[int(np.argmax(means))]) if max(means) > 0 else _USUAL_THRESHOLD
+    thresholds = np.arange(1, 100, dtype=np.float32) / np.float32(100)
+    found, right = (np.zeros((classes + 1, len(thresholds) + 1)) for _ in range(2))  # by thresholds reached
+    objects = np.zeros(classes + 1)
+    for image in images:
+        ignored = _ignored(image).numpy()
+        truth = image.truth["labels"].numpy()
+        np.add.at(objects, truth[~ignored], 1)
+        order = image.found["scores"].argsort(descending=True, stable=True)
+        scores, labels = (image.found[key][order].numpy() for key in ("scores", "labels"))
+        overlap = box_iou(image.found["boxes"][order].double(), image.truth["boxes"].double()).numpy()
+        overlap[overlap < OVERLAP] = 0
+        own = np.where((labels[:, None] == truth) & ~ignored, overlap, 0.0)
+        reached = np.searchsorted(thresholds, scores.astype(np.float32), side="right")
+        counts = ~(overlap[:, ignored] > 0).any(axis=1)  # unless it finds an object, below
+        for k in np.flatnonzero(own.any(axis=1)):
+            best = own[k].argmax()
+            if own[k, best] > 0:
+                own[:, best] = 0
+                counts[k] = True
+                right[labels[k], reached[k]] += 1
+        np.add.at(found, (labels[counts], reached[counts]), 1)
+    there = objects > 0
+    found, right = (values[there, :0:-1].cumsum(axis=1)[:, ::-1] for values in (found, right))  # [C, 99]
+    mean = (2 * right / (objects[there, None] + found)).mean(axis=0) if there.any() else np.zeros(len(thresholds))
+    return float(round(float(thresholds[mean.argmax()]), 2)) if mean.any() else _USUAL_THRESHOLD
+
+
+def _ignored(image: EvaluatedImage) -> Tensor:
+    """The objects that are difficult or crowds, bool [L]."""
+    ignored = torch.zeros(len(image.truth["labels"]), dtype=torch.bool)
+    for key in ("difficult", "iscrowd"):
+        if key in image.truth:
+            ignored |= image.truth[key].bool()
+    return ignored
 
 
 def recalls(curves: Curves) -> np.ndarray:
@@ -61,10 +92,7 @@ def confusion(image: EvaluatedImage, classes: int, threshold: float) -> Tensor:
     keep = image.found["scores"] >= threshold
     order = image.found["scores"][keep].argsort(descending=True, stable=True)
     boxes, labels = (image.found[key][keep][order] for key in ("boxes", "labels"))
-    ignored = torch.zeros(len(image.truth["labels"]), dtype=torch.bool)
-    for key in ("difficult", "iscrowd"):
-        if key in image.truth:
-            ignored |= image.truth[key].bool()
+    ignored = _ignored(image)
     overlap = box_iou(boxes.double(), image.truth["boxes"].double())  # [K, L]
     objects = image.truth["labels"]
     free = ~ignored

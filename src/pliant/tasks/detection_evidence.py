@@ -30,7 +30,7 @@ class _Counted:
 def detection_evidence(module: DetectionModule, dataset: DetectionSet) -> Evidence:
     """Curves, confusions at the threshold with the best F1, and the images with the lowest and the highest F1 there."""
     classes, curves = module.metrics.classes, module.metrics.curves
-    threshold = 0.5 if curves is None else best_threshold(curves)
+    threshold = best_threshold(module.evaluated.values(), len(classes))
     places = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     counted = [
         _Counted(places[image_id], image, confusion(image, len(classes), threshold))
