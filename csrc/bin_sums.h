@@ -9,7 +9,7 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
-// The cells that a bin reads on one axis: first .. first + weight.size() - 1.
+// The cells that a bin reads on one axis: first .. first + length - 1.
 template <class T>
 struct Reading {
     int64_t first, length;
@@ -26,27 +26,18 @@ struct Reading {
             return sampled ? clamped(position, cells) : zero_padded(position, cells);
         };
         nan = start != start;
-        first = size, length = 0, counted = 0;
-        if (nan) {
-            counted = count;
-            return;
-        }
-        int64_t last = -1;
-        for (int64_t i = 0; i < count; ++i)
-            for (int64_t cell : axis(i).cell)
-                if (cell >= 0) first = std::min(first, cell), last = std::max(last, cell);
-        length = std::max<int64_t>(last - first + 1, 0);
-        std::fill(weight, weight + length, T(0));
-        std::fill(slope, slope + length, T(0));
-        for (int64_t i = 0; i < count; ++i) {
+        first = size, length = 0, counted = nan ? count : 0;
+        for (int64_t i = 0; i < count && !nan; ++i) {
             const Axis<T> at = axis(i);
             // The sampled rule leaves out positions outside; the others count them as zero.
             counted += !sampled || at.cell[0] >= 0;
-            for (int j = 0; j < 2; ++j)
-                if (at.cell[j] >= 0) {
-                    weight[at.cell[j] - first] += at.weight[j];
-                    slope[at.cell[j] - first] += at.slope[j];
-                }
+            for (int j = 0; j < 2; ++j) {
+                if (at.cell[j] < 0) continue;
+                if (length == 0) first = at.cell[j];  // cells ascend
+                for (; length <= at.cell[j] - first; ++length) weight[length] = slope[length] = 0;
+                weight[at.cell[j] - first] += at.weight[j];
+                slope[at.cell[j] - first] += at.slope[j];
+            }
         }
     }
 };
@@ -84,32 +75,40 @@ T zero(std::false_type) {
     return 0;
 }
 
-// line[c] = share * sum over cells of y weight * x weight * cell[c]
+template <class T, int V>
+void sum_vectors(const T* cells, int64_t width, int64_t row, const Reading<T>& y, const Reading<T>& x, T share, T* line) {
+    Vector<T> sum[V] = {};
+    for (int64_t i = 0; i < y.length; ++i) {
+        Vector<T> across[V] = {};
+        for (int64_t j = 0; j < x.length; ++j)
+            for (int v = 0; v < V; ++v)
+                across[v] += x.weight[j] * vector_at(cells + (i * width + j) * row + v * lanes<T>);
+        for (int v = 0; v < V; ++v) sum[v] += y.weight[i] * across[v];
+    }
+    for (int v = 0; v < V; ++v) store(line + v * lanes<T>, Vector<T>(share * sum[v]));
+}
+
+// line[c] = share * sum over cells of y weight * x weight * cell[c]. Up to a vector beyond the last cell and the last
+// channel of the line is read or written.
 template <class T>
 void sum_cells(const T* cells, int64_t width, int64_t row, const Reading<T>& y, const Reading<T>& x, T share,
                int64_t channels, T* line) {
-    cells += (y.first * width + x.first) * row;
-    for_channels<T>(channels, [&](int64_t c, auto wide) {
-        auto sum = zero<T>(wide);
-        for (int64_t i = 0; i < y.length; ++i) {
-            auto across = zero<T>(wide);
-            for (int64_t j = 0; j < x.length; ++j)
-                across += x.weight[j] * at(cells + (i * width + j) * row + c, wide);
-            sum += y.weight[i] * across;
-        }
-        put<T>(line + c, share * sum, wide);
-    });
+    constexpr int V = 4;
+    cells += y.length * x.length > 0 ? (y.first * width + x.first) * row : 0;
+    int64_t c = 0;
+    for (; c + V * lanes<T> <= channels; c += V * lanes<T>)
+        sum_vectors<T, V>(cells + c, width, row, y, x, share, line + c);
+    for (; c < channels; c += lanes<T>) sum_vectors<T, 1>(cells + c, width, row, y, x, share, line + c);
 }
 
-// Adds y weight * x weight * line[c] to every cell.
+// Adds y weight * x weight * line[c] to every cell in rows from .. to.
 template <class T>
-void spread_over_cells(T* cells, int64_t width, int64_t row, const Reading<T>& y, const Reading<T>& x,
-                       int64_t channels, const T* line) {
-    cells += (y.first * width + x.first) * row;
-    for (int64_t i = 0; i < y.length; ++i)
+void spread_over_cells(T* cells, int64_t width, int64_t row, const Reading<T>& y, const Reading<T>& x, int64_t from,
+                       int64_t to, int64_t channels, const T* line) {
+    for (int64_t i = std::max<int64_t>(from - y.first, 0); i < std::min(to - y.first, y.length); ++i)
         for (int64_t j = 0; j < x.length; ++j) {
             const T weight = y.weight[i] * x.weight[j];
-            T* cell = cells + (i * width + j) * row;
+            T* cell = cells + ((y.first + i) * width + x.first + j) * row;
             for_channels<T>(channels, [&](int64_t c, auto wide) {
                 put<T>(cell + c, at(cell + c, wide) + weight * at(line + c, wide), wide);
             });

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "boundary.h"
+#include "parallel.h"
 #include "processor.h"
 
 namespace nb = nanobind;
@@ -140,6 +141,18 @@ NB_MODULE(_kernels, module) {
             }
         throw std::invalid_argument("this processor does not run " + name);
     }, "Use another instruction set.");
+    module.def("task_costs", [](const nb::callable& call) {
+        std::vector<std::vector<double>> costs;
+        recorded_costs = &costs;
+        try {
+            call();
+        } catch (...) {
+            recorded_costs = nullptr;
+            throw;
+        }
+        recorded_costs = nullptr;
+        return costs;
+    }, "The costs of the tasks of each parallel loop of a call, which runs on one thread. For tests, one at a time.");
     const auto optional = [](const char* name) { return nb::arg(name).none(); };
     module.def("deform_conv2d", &call_deform_conv2d, "input"_a, "offset"_a, "weight"_a, optional("bias"),
                optional("mask"), "stride"_a, "padding"_a, "dilation"_a, "authors_border"_a, "out"_a, "threads"_a);

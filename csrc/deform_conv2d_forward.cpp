@@ -11,40 +11,6 @@ namespace pliant {
 namespace PLIANT_ISA {
 namespace {
 
-constexpr int64_t kSliceChannels = 512;
-
-// Consecutive input channels that are gathered and multiplied together: of one group of the weight, or of several
-// complete narrow groups.
-struct Slice {
-    int64_t first, channels, group;
-    std::vector<Run> runs;  // its parts that share offsets
-};
-
-template <class T>
-std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to) {
-    const int64_t most = grouping.units(kSliceChannels), group = grouping.inputs;
-    std::vector<Slice> slices;
-    for (int64_t first = from, end; first < to; first = end) {
-        end = std::min(to, first + most);
-        if (!grouping.narrow) end = std::min(end, (first / group + 1) * group);
-        slices.push_back({first, end - first, first / group, runs_of(conv, grouping, first, end, most)});
-    }
-    return slices;
-}
-
-// The first positions of the tiles of an image, and its end. The last tiles are smaller, so that all threads finish
-// together.
-std::vector<int64_t> tiles_of(int64_t cells, int64_t images, int threads) {
-    const bool many = images * cells > 16 * threads * kTile;
-    const int64_t whole = many ? cells / kTile : cells / (threads * kTile) * threads, rest = cells - whole * kTile;
-    const int64_t part = many ? kTile : round_up((rest + threads - 1) / threads, kRows);
-    std::vector<int64_t> begins;
-    for (int64_t tile = 0; tile < whole; ++tile) begins.push_back(tile * kTile);
-    for (int64_t at = whole * kTile; at < cells; at += part) begins.push_back(at);
-    begins.push_back(cells);
-    return begins;
-}
-
 // T is the type of the sums, E that of columns and packed weight.
 template <class T, class E>
 class Forward {
@@ -53,14 +19,15 @@ class Forward {
         : conv_(conv), in_(in), bias_(bias), out_(out), threads_(threads), grouping_(conv), outputs_(grouping_.outputs),
           out_row_(grouping_.lanes_of_group()), sum_row_(conv.groups * out_row_ + lanes<T>),
           in_place_(reads_in_place<T>(conv, in.input.dtype, conv.cells() * lanes<T> * int64_t{sizeof(T)})),
-          held_(channels_held()), slice_row_(round_up(std::min(held_, kSliceChannels), lanes<T>) + lanes<T>),
+          held_(channels_held()),
+          slice_row_(round_up(std::clamp(held_, kMergedColumns, kSliceChannels), lanes<T>) + lanes<T>),
           images_(in_place_ ? conv.batch
                             : std::clamp<int64_t>(kTableBytes / (conv.cells() * held_ * int64_t{sizeof(T)}), 1,
                                                   conv.batch)),
           table_(in_place_ ? 0 : images_ * conv.cells() * held_ + lanes<T>),
           packed_(conv.taps() * out_row_ * (round_up(held_, grouping_.unit()) + conv.groups)), columns_(threads * kTile * slice_row_, true),
           sums_(threads * (kTile + 1) * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true), samples_(threads),
-          begins_(tiles_of(conv.out_cells(), conv.batch, threads)) {}
+          length_(tile_length(conv.out_cells(), images_, threads, kPartials)) {}
 
     // Blocks of channels in sequence, each added to the output of the previous ones.
     void run() {
@@ -72,11 +39,13 @@ class Forward {
             for (int64_t image = 0; image < conv_.batch; image += images_) {
                 const int64_t some = std::min(images_, conv_.batch - image);
                 if (!in_place_) copy_images(image, some);
-                const int64_t tiles = static_cast<int64_t>(begins_.size()) - 1;
+                const int64_t tiles = (conv_.out_cells() + length_ - 1) / length_;
+                const auto count = [&](int64_t task) {
+                    return std::min(length_, conv_.out_cells() - task % tiles * length_);
+                };
                 parallel(some * tiles, threads_, [&](int64_t task, int worker) {
-                    const int64_t tile = task % tiles, first = begins_[tile];
-                    compute_tile(image, task / tiles, first, begins_[tile + 1] - first, worker);
-                });
+                    compute_tile(image, task / tiles, task % tiles * length_, count(task), worker);
+                }, [&](int64_t task) { return count(task) * tile_cost(); });
             }
         }
     }
@@ -89,6 +58,12 @@ class Forward {
         return std::min(grouping_.units(held), conv_.channels);
     }
 
+    // For one position: samples, columns, products.
+    int64_t tile_cost() const {
+        const int64_t channels = block_end_ - block_;
+        return conv_.taps() * (conv_.offset_groups * 130 + channels * (15 + 2 * outputs_));
+    }
+
     void start_sums() {
         std::fill(first_sums_.get(), first_sums_.get() + sum_row_, T(0));
         if (!bias_.data || block_ > 0) return;
@@ -96,12 +71,18 @@ class Forward {
             read(bias_, group * outputs_, outputs_, first_sums_.get() + group * out_row_);
     }
 
-    // Each slice as panels [tap, outputs / lanes, channels / pair, lanes, pair], outputs padded with zeros; narrow
-    // groups as [tap, bundles].
+    // Each slice as panels [outputs / lanes, taps, channels / pair, lanes, pair] of taps that are multiplied together,
+    // outputs padded with zeros; narrow groups as [tap, bundles].
     E* packed(const Slice& slice) const {
         return packed_.get() + conv_.taps() * out_row_ * (slice.first - block_ + (grouping_.narrow ? 0 : slice.group));
     }
     int64_t packed_channels(const Slice& slice) const { return round_up(slice.channels, pair_of<E>); }
+    int64_t taps_together(const Slice& slice) const {
+        const int64_t most = kMergedColumns / packed_channels(slice);
+        if (grouping_.narrow || most < 3) return 1;
+        const int64_t parts = (conv_.taps() + most - 1) / most;
+        return (conv_.taps() + parts - 1) / parts;
+    }
     Bundles<T> bundles_of(const Slice& slice) const {
         return {slice.channels / grouping_.inputs, grouping_.inputs, out_row_, grouping_.together};
     }
@@ -112,7 +93,7 @@ class Forward {
                 visit(in_.weight.dtype, [&](auto type) {
                     pack_bundles(slices_[task], static_cast<const decltype(type)*>(in_.weight.data));
                 });
-            });
+            }, [&](int64_t task) { return conv_.taps() * slices_[task].channels * outputs_; });
             return;
         }
         const int64_t panels = out_row_ / lanes<T>;
@@ -121,28 +102,31 @@ class Forward {
             visit(in_.weight.dtype, [&](auto type) {
                 pack_panel(slice, task % panels * lanes<T>, static_cast<const decltype(type)*>(in_.weight.data));
             });
-        });
+        }, [&](int64_t task) { return conv_.taps() * slices_[task / panels].channels * lanes<T>; });
     }
 
     template <class S>
     void pack_panel(const Slice& slice, int64_t first_output, const S* weight) {
         const int64_t inputs = conv_.channels / conv_.groups, taps = conv_.taps();
         const int64_t some = std::min<int64_t>(lanes<T>, outputs_ - first_output);
-        const int64_t channels = packed_channels(slice), tap_size = out_row_ * channels;
+        const int64_t channels = packed_channels(slice), together = taps_together(slice);
         const S* from = weight + ((slice.group * outputs_ + first_output) * inputs + slice.first % inputs) * taps;
-        E* to = packed(slice) + first_output * channels;
+        const auto line = [&](int64_t tap, int64_t c) {  // where the outputs of one weight go
+            const int64_t first = tap / together * together, merged = std::min(together, taps - first) * channels;
+            const int64_t depth = (tap - first) * channels + c;
+            return packed(slice) + first * out_row_ * channels + first_output * merged +
+                   depth / pair_of<E> * pair_of<E> * lanes<T> + depth % pair_of<E>;
+        };
         if (channels > slice.channels)  // the other half of the last pair
             for (int64_t tap = 0; tap < taps; ++tap)
-                std::fill(to + tap * tap_size + (slice.channels - 1) * lanes<T>, to + tap * tap_size + channels * lanes<T>,
-                          E(0));
+                std::fill(line(tap, slice.channels - 1), line(tap, slice.channels - 1) + pair_of<E> * lanes<T>, E(0));
         for_columns<T>(from, inputs * taps, some, slice.channels * taps,
                        [&](int64_t at, int64_t, int64_t, const Vector<T>& values) {
-                           const int64_t c = at / taps;
-                           E* line = to + at % taps * tap_size + c / pair_of<E> * pair_of<E> * lanes<T> + c % pair_of<E>;
+                           E* const to = line(at % taps, at / taps);
                            if constexpr (pair_of<E> == 1)
-                               store(line, values);
+                               store(to, values);
                            else
-                               for (int o = 0; o < lanes<T>; ++o) line[o * pair_of<E>] = E(values[o]);
+                               for (int o = 0; o < lanes<T>; ++o) to[o * pair_of<E>] = E(values[o]);
                        });
     }
 
@@ -174,7 +158,7 @@ class Forward {
                 for (const Run& run : slice.runs)
                     copy_rows(in_.input, conv_.width, image + i, run.first, run.channels, from, to,
                               table_of(run, i) + from * run.channels, run.channels);
-        });
+        }, [&](int64_t) { return 2 * chunk * (block_end_ - block_); });
     }
 
     Rows<T> rows(int64_t image, int64_t i, const Run& run) const {
@@ -182,7 +166,7 @@ class Forward {
         return {table_of(run, i), conv_.width * run.channels, run.channels, 1, true};
     }
 
-    void compute_tile(int64_t image, int64_t i, int64_t first, int64_t count, int worker) {
+    void compute_tile(int64_t image, int64_t index, int64_t first, int64_t count, int worker) {
         T* const sums = sums_.get() + worker * (kTile + 1) * sum_row_;
         E* const columns = columns_.get() + worker * kTile * slice_row_;
         Samples<T>& samples = samples_.get()[worker];
@@ -190,35 +174,40 @@ class Forward {
         for (int64_t m = 0; m < count; ++m)
             std::copy(first_sums_.get(), first_sums_.get() + sum_row_, sums + m * sum_row_);
         for (const Slice& slice : slices_) {
-            const int64_t channels = packed_channels(slice);
+            const int64_t channels = packed_channels(slice), together = taps_together(slice);
             const Bundles<T> bundles = bundles_of(slice);
             const E* weight = packed(slice);
-            const int64_t tap_size = grouping_.narrow ? bundles.size() : out_row_ * channels;
-            for (int64_t tap = 0; tap < conv_.taps(); ++tap, weight += tap_size) {
+            for (int64_t tap = 0, taps; tap < conv_.taps(); tap += taps) {
+                taps = std::min(together, conv_.taps() - tap);
                 int64_t some = count;
-                for (const Run& run : slice.runs) {
-                    const Rows<T> from = rows(image, i, run);
-                    find_samples(conv_, in_, image + i, first, count, run.offset_group, tap, from, samples);
-                    if (slice.runs.size() == 1) some = without_zeros(samples, count, kept);
-                    gather(from, zeros_.get(), samples, some, run.channels, columns + run.first - slice.first,
-                           slice_row_);
-                }
-                if (slice.runs.size() > 1) std::iota(kept, kept + count, 0);
+                // Leaving positions out of the product pays off where it is much.
+                const bool few = slice.runs.size() == 1 && taps == 1 && !grouping_.narrow;
+                for (int64_t i = 0; i < taps; ++i)
+                    for (const Run& run : slice.runs) {
+                        const Rows<T> from = rows(image, index, run);
+                        find_samples(conv_, in_, image + index, first, count, run.offset_group, tap + i, from, samples);
+                        if (few) some = without_zeros(samples, count, kept);
+                        gather(from, zeros_.get(), samples, some, run.channels,
+                               columns + i * channels + run.first - slice.first, slice_row_);
+                        if (channels > slice.channels)  // the other half of the last pair
+                            for (int64_t m = 0; m < some; ++m) columns[m * slice_row_ + (i + 1) * channels - 1] = E(0);
+                    }
+                if (!few) std::iota(kept, kept + count, 0);
                 std::fill(kept + some, kept + round_up(some, kRows), static_cast<int32_t>(kTile));
                 const Sums<T> to{sums + slice.group * out_row_, sum_row_, kept};
                 if constexpr (std::is_same_v<T, E>)
                     if (grouping_.narrow) {
                         grouped_product<true, T>(some, bundles, columns, slice_row_, weight, to);
+                        weight += bundles.size();
                         continue;
                     }
-                if (channels > slice.channels)  // the other half of the last pair
-                    for (int64_t m = 0; m < some; ++m) columns[m * slice_row_ + slice.channels] = E(0);
-                add_product<T, E>(some, out_row_ / lanes<T>, channels, {columns, slice_row_, 1},
-                                  {weight, lanes<T> * pair_of<E>, channels * lanes<T>}, to);
+                add_product<T, E>(some, out_row_ / lanes<T>, taps * channels, {columns, slice_row_, 1},
+                                  {weight, lanes<T> * pair_of<E>, taps * channels * lanes<T>}, to);
+                weight += taps * channels * out_row_;
             }
         }
         visit(out_.dtype, [&](auto type) {
-            store_tile(sums, image + i, first, count, static_cast<decltype(type)*>(out_.data));
+            store_tile(sums, image + index, first, count, static_cast<decltype(type)*>(out_.data));
         });
     }
 
@@ -248,7 +237,7 @@ class Forward {
     const Buffer<E> packed_, columns_;
     const Buffer<T> sums_, first_sums_, zeros_;
     const Buffer<Samples<T>> samples_;
-    const std::vector<int64_t> begins_;  // of the tiles of an image
+    const int64_t length_;  // positions of a tile
     int64_t block_ = 0, block_end_ = 0;
     std::vector<Slice> slices_;
 };

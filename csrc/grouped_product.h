@@ -33,6 +33,11 @@ struct Bundles {
         return (group / together * depth + k) * lanes<T> + group % together * width + w;
     }
 
+    // Vectors first .. first + count - 1 alone; a, b and c begin after those before them.
+    Bundles part(int64_t first, int64_t count) const {
+        return {std::min(groups, (first + count) * together) - first * together, depth, width, together};
+    }
+
     // For each lane of vector v of c the first column of its group, relative to the first one of the vector. Unused
     // lanes follow the last group.
     Lanes<T> first_columns(int64_t v) const {
@@ -80,24 +85,28 @@ void grouped_product(int64_t rows, const Bundles<T>& bundles, const T* a, int64_
     });
 }
 
-// Its gradient: b += a^T c, in the layout of b.
+// Its gradient: b += a^T c, in the layout of b, as kPartials partial sums of every kPartials-th row that are `apart`
+// elements from each other.
+constexpr int kPartials = 4;
+
 template <class T>
 void add_grouped_factors(int64_t rows, const Bundles<T>& bundles, const T* a, int64_t a_row, const T* c, int64_t c_row,
-                         T* b) {
-    constexpr int R = 4;
+                         T* b, int64_t apart) {
+    constexpr int R = kPartials;
     bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
         Lanes<T> at = first;
         for (int64_t k = 0; k < bundles.depth; ++k, at += 1) {
-            Vector<T> sum[R] = {};
+            T* const total = b + place + k * lanes<T>;
+            Vector<T> sum[R];
+            for (int i = 0; i < R; ++i) sum[i] = vector_at(total + i * apart);
             const auto add = [&](int i, int64_t m) {
                 sum[i] += vector_at(c + m * c_row + to) * chosen<T>(vector_at(a + m * a_row + from), at);
             };
             int64_t m = 0;
             for (; m + R <= rows; m += R)
                 for (int i = 0; i < R; ++i) add(i, m + i);
-            for (; m < rows; ++m) add(0, m);
-            T* const total = b + place + k * lanes<T>;
-            store(total, Vector<T>(vector_at(total) + ((sum[0] + sum[1]) + (sum[2] + sum[3]))));
+            for (int i = 0; m + i < rows; ++i) add(i, m + i);
+            for (int i = 0; i < R; ++i) store(total + i * apart, sum[i]);
         }
     });
 }

@@ -3,18 +3,34 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 namespace pliant {
+
+// While this is set, parallel loops append the cost of each of their tasks to it and run on one thread.
+inline std::vector<std::vector<double>>* recorded_costs = nullptr;
 
 // Calls body(context, task, worker) for every task in 0 .. tasks - 1, in any order; worker is in 0 .. threads - 1.
 void parallel_tasks(int64_t tasks, int threads, void (*body)(const void*, int64_t, int), const void* context);
 
-template <class Body>
-void parallel(int64_t tasks, int threads, const Body& body) {
+// cost(task) is about the number of multiplications that would take as long as the task.
+template <class Body, class Cost>
+void parallel(int64_t tasks, int threads, const Body& body, const Cost& cost) {
+    if (recorded_costs) {
+        std::vector<double> costs;
+        for (int64_t task = 0; task < tasks; ++task) costs.push_back(static_cast<double>(cost(task)));
+        recorded_costs->push_back(std::move(costs));
+        threads = 1;
+    }
     parallel_tasks(
         tasks, threads,
         [](const void* context, int64_t task, int worker) { (*static_cast<const Body*>(context))(task, worker); },
         &body);
+}
+template <class Body>
+void parallel(int64_t tasks, int threads, const Body& body) {
+    parallel(tasks, threads, body, [](int64_t) { return 1; });
 }
 
 }  // namespace pliant

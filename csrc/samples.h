@@ -6,11 +6,11 @@
 
 #include "bilinear.h"
 #include "grouped_product.h"
+#include "division.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
 
-constexpr int64_t kTile = 96;  // output positions at a time
 static_assert(kTile % kRows == 0, "a tile fills whole blocks of the product");
 
 // Shares of the scratch memory: the packed weight, and the input in channels-last order.
@@ -60,6 +60,32 @@ std::vector<Run> runs_of(const Convolution& conv, const Grouping<T>& grouping, i
     return runs;
 }
 
+constexpr int64_t kSliceChannels = 512;
+constexpr int64_t kMergedColumns = 160;  // at most, of several taps of few channels that are multiplied together
+
+// Consecutive input channels that are gathered and multiplied together: of one group of the weight, or of several
+// complete narrow groups.
+struct Slice {
+    int64_t first, channels, group;
+    std::vector<Run> runs;  // its parts that share offsets
+};
+
+template <class T>
+std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to) {
+    const int64_t most = grouping.units(kSliceChannels), group = grouping.inputs;
+    const int64_t offset_group = conv.channels / conv.offset_groups;
+    std::vector<Slice> slices;
+    for (int64_t first = from, end; first < to; first = end) {
+        end = std::min(to, first + most);
+        if (!grouping.narrow) end = std::min(end, (first / group + 1) * group);
+        // Narrow groups need not be multiplied together, so vectors of one offset group stay in the nearest cache.
+        if (grouping.narrow && offset_group % grouping.unit() == 0)
+            end = std::min(end, (first / offset_group + 1) * offset_group);
+        slices.push_back({first, end - first, first / group, runs_of(conv, grouping, first, end, most)});
+    }
+    return slices;
+}
+
 // Rows of channels, one per cell: a channels-last copy of the map (a table), or the map in place. In a table the lanes
 // beyond the last channel may be read and written.
 template <class T>
@@ -88,10 +114,11 @@ struct Samples {
     T weight[4][kTile];      // of equation 4, times the mask
 };
 
-// Further values for the backward pass: d weight / d offset, and the weight without the mask.
+// Further values for the backward pass: d weight / d offset, the weight without the mask, and the rows of the cells.
 template <class T>
 struct Slopes {
     T y[4][kTile], x[4][kTile], unmasked[4][kTile];
+    int32_t row[2][kTile];  // of the map, -1 outside
 };
 
 // The positions of a tile on one axis.
@@ -132,6 +159,8 @@ void find_corners(bool authors, const T* y, const T* x, const T* mask, int64_t c
             samples.weight[i][m] = weight_y[m] * weight_x[m] * mask[m];
         }
         if (!slopes) continue;
+        if (i % 2 == 0)
+            for (int64_t m = 0; m < count; ++m) slopes->row[i / 2][m] = static_cast<int32_t>(cell_y[m]);
         const T *slope_y = at_y.slope[i / 2], *slope_x = at_x.slope[i % 2];
         for (int64_t m = 0; m < count; ++m) {
             slopes->y[i][m] = slope_y[m] * weight_x[m] * mask[m];
@@ -141,6 +170,12 @@ void find_corners(bool authors, const T* y, const T* x, const T* mask, int64_t c
     }
 }
 
+// Reads that come soon. A tile reads a little of each map of offsets, which the processor does not foresee.
+inline void expect(const Array& array, int64_t first, int64_t count) {
+    const char* const from = static_cast<const char*>(array.data) + first * size_of(array.dtype);
+    for (int64_t at = 0; at < count * size_of(array.dtype); at += 64) __builtin_prefetch(from + at);
+}
+
 // Positions first .. first + count - 1 of the output.
 template <class T>
 void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t image, int64_t first, int64_t count,
@@ -148,6 +183,11 @@ void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t
                   Slopes<T>* slopes = nullptr) {
     const int64_t channel = (image * conv.offset_groups + offset_group) * conv.taps() + tap;
     T y[kTile], x[kTile], mask[kTile];
+    if (tap + 1 < conv.taps()) {
+        expect(in.offset, (2 * channel + 2) * conv.out_cells() + first, count);
+        expect(in.offset, (2 * channel + 3) * conv.out_cells() + first, count);
+        if (in.mask.data) expect(in.mask, (channel + 1) * conv.out_cells() + first, count);
+    }
     read(in.offset, 2 * channel * conv.out_cells() + first, count, y);
     read(in.offset, (2 * channel + 1) * conv.out_cells() + first, count, x);
     if (in.mask.data)
@@ -205,32 +245,72 @@ void gather(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int6
     }
 }
 
-// The transpose of `gather`: adds the gradient of the columns to the cells that they were read from. Stores in `dots`
-// the product of each column's gradient with each of its four cells.
+// A vector's first lanes; the others are zero, whatever they were.
 template <class T>
-void scatter(const Rows<T>& rows, const T* zeros, const Rows<T>& grad_rows, T* nowhere, const Samples<T>& samples,
-             int64_t count, int64_t channels, const T* grad, int64_t row, T (&dots)[4][kTile]) {
-    for (int64_t m = 0; m < count; ++m, grad += row)
-        for (int i = 0; i < 4; ++i) {
-            const bool outside = samples.cell[i][m] < 0;
-            const T* cell = outside ? zeros : rows.data + samples.cell[i][m];
-            T* to = outside ? nowhere : grad_rows.data + samples.cell[i][m];
-            const T weight = samples.weight[i][m];
+inline Vector<T> first_lanes(const Vector<T>& vector, int64_t count) {
+    Lanes<T> lane;
+    for (int i = 0; i < lanes<T>; ++i) lane[i] = i;
+    return lane < static_cast<int>(count) ? vector : Vector<T>{};
+}
+
+// `gather`, and in `dots` the product of the gradient of each column with each of its four cells.
+template <class T>
+void gather_with_dots(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
+                      const T* grad, T* columns, int64_t row, T (&dots)[4][kTile]) {
+    const int64_t whole = channels / lanes<T> * lanes<T>;
+    for (int64_t first = 0; first < count; first += lanes<T>) {
+        Vector<T> parts[4][lanes<T>] = {};
+        for (int64_t m = first; m < std::min(count, first + lanes<T>); ++m) {
+            const T *cell[4], *const grads = grad + m * row;
+            for (int i = 0; i < 4; ++i) cell[i] = samples.cell[i][m] < 0 ? zeros : rows.data + samples.cell[i][m];
+            Vector<T> dot[4] = {};
             if (rows.table) {
-                Vector<T> dot{};
                 for (int64_t c = 0; c < channels; c += lanes<T>) {
-                    dot += vector_at(grad + c) * vector_at(cell + c);
-                    store(to + c, Vector<T>(vector_at(to + c) + weight * vector_at(grad + c)));
+                    Vector<T> column{}, grad_column = vector_at(grads + c);
+                    for (int i = 0; i < 4; ++i) {
+                        const Vector<T> value = vector_at(cell[i] + c);
+                        column += samples.weight[i][m] * value;
+                        const Vector<T> product = grad_column * value;
+                        dot[i] += c < whole ? product : first_lanes<T>(product, channels - whole);
+                    }
+                    store(columns + m * row + c, column);
                 }
-                dots[i][m] = sum_of<T>(dot);
-                continue;
+            } else {
+                for (int64_t c = 0; c < channels; ++c) {
+                    T column = 0;
+                    for (int i = 0; i < 4; ++i) {
+                        const T value = samples.cell[i][m] < 0 ? T(0) : cell[i][c * rows.channel];
+                        column += samples.weight[i][m] * value;
+                        dot[i][0] += grads[c] * value;
+                    }
+                    columns[m * row + c] = column;
+                }
             }
-            dots[i][m] = 0;
-            for (int64_t c = 0; !outside && c < channels; ++c) {
-                dots[i][m] += grad[c] * cell[c * rows.channel];
-                to[c * rows.channel] += weight * grad[c];
-            }
+            for (int i = 0; i < 4; ++i) parts[i][m - first] = dot[i];
         }
+        for (int i = 0; i < 4; ++i) store(dots[i] + first, sums_of_rows<T>(parts[i]));
+    }
+}
+
+// The transpose of `gather` for cells from .. to of one sample: adds the gradient of its column to them.
+template <class T>
+void scatter(const Rows<T>& rows, const Samples<T>& samples, int64_t m, int from, int to, int64_t channels,
+             const T* grad) {
+    const int64_t whole = channels / lanes<T> * lanes<T>;
+    for (int i = from; i < to; ++i) {
+        if (samples.cell[i][m] < 0) continue;
+        const T weight = samples.weight[i][m];
+        T* const cell = rows.data + samples.cell[i][m];
+        if (rows.table) {
+            for (int64_t c = 0; c < channels; c += lanes<T>) {
+                const Vector<T> part = weight * vector_at(grad + c);
+                store(cell + c, Vector<T>(vector_at(cell + c) +
+                                          (c < whole ? part : first_lanes<T>(part, channels - whole))));
+            }
+            continue;
+        }
+        for (int64_t c = 0; c < channels; ++c) cell[c * rows.channel] += weight * grad[c];
+    }
 }
 
 }  // namespace PLIANT_ISA

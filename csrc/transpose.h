@@ -30,6 +30,16 @@ void transpose(Vector<T> (&square)[lanes<T>]) {
     }
 }
 
+// The sum of the lanes of each row.
+template <class T>
+Vector<T> sums_of_rows(Vector<T> (&rows)[lanes<T>]) {
+    constexpr auto all = std::make_index_sequence<lanes<T>>();
+    for (int half = lanes<T> / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i)
+            rows[i] = interleaved<T, 0>(rows[i], rows[i + half], all) + interleaved<T, 1>(rows[i], rows[i + half], all);
+    return rows[0];
+}
+
 // Calls put(c, r, some, values) with each column of from[rows, columns], a vector at a time: `some` values of column c,
 // those of rows r, r + 1, ... The lanes beyond are zero. `row` counts elements.
 template <class T, class S, class Put>

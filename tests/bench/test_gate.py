@@ -13,12 +13,18 @@ from pliant import ops
 from pliant.bench import gate, peers
 from pliant.bench.gate import check, expected
 from pliant.bench.implementation import FLOAT32_TOLERANCE, InTorch
-from pliant.bench.rows import GAMMA, STRIDE, ConvRow, PoolRow
+from pliant.bench.rows import GAMMA, STRIDE, CallRow, ConvRow, PoolRow
 
 CONVOLUTION = ConvRow(2, 8, 6, 11, 9, dilation=2, offset_groups=2)
 POOLINGS = [
     PoolRow(4, position_sensitive=True, offset_classes=2, sampling="paper", rois=9, bins=3, height=12, width=14),
     PoolRow(4, position_sensitive=False, offset_classes=1, sampling="authors", rois=9, bins=3, height=12, width=14),
+]
+
+
+CALLS = [
+    CallRow(2, 8, 6, 10, 11, dilation=2, offset_groups=2, masked=True),
+    CallRow(2, 8, 6, 10, 11, dilation=2, channels_last=True),
 ]
 
 
@@ -47,14 +53,27 @@ def test_right_convolutions_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert 0 < verdict.error <= implementation.tolerance
 
 
+@pytest.mark.parametrize("name", ["conv2d", "Pliant", "torchvision"])
+@pytest.mark.parametrize("row", CALLS, ids=["mask", "channels last"])
+def test_right_calls_with_masks_and_in_another_layout_pass(row: CallRow, name: str) -> None:
+    tensors = row.tensors()
+    assert ("mask" in tensors) == row.masked
+    assert tensors["input"].is_contiguous(memory_format=torch.channels_last) == row.channels_last
+    implementation = peers.CONVOLUTION[name](row, tensors, 1)
+    assert implementation.trains
+    verdict = check(implementation, expected(row, tensors, implementation.border, implementation.moved))
+    assert 0 < verdict.error <= implementation.tolerance
+
+
 @pytest.mark.parametrize(("module", "name"), [("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")])
-def test_runtimes_compute_the_same(module: str, name: str) -> None:
+@pytest.mark.parametrize("row", [CONVOLUTION, *CALLS], ids=["plain", "mask", "channels last"])
+def test_runtimes_compute_the_same(module: str, name: str, row: ConvRow) -> None:
     pytest.importorskip(module, reason=f"{name} is not installed; the extra bench has it")
     pytest.importorskip("onnx")
-    tensors = CONVOLUTION.tensors()
-    runtime = peers.CONVOLUTION[name](CONVOLUTION, tensors, 1)
+    tensors = row.tensors()
+    runtime = peers.CONVOLUTION[name](row, tensors, 1)
     assert not runtime.trains
-    assert 0 < check(runtime, expected(CONVOLUTION, tensors)).error <= FLOAT32_TOLERANCE
+    assert 0 < check(runtime, expected(row, tensors)).error <= FLOAT32_TOLERANCE
     assert runtime.turn(False, 2) > 0
 
 

@@ -83,18 +83,24 @@ def _convolution(row: ConvRow, tensors: Tensors, border: str, moved: bool) -> Ex
     some[:, 0::2] += (lines - torch.arange(len(lines), device=lines.device)).view(-1, 1)
     geometry = convolution.Geometry((1, 1), (row.padding,) * 2, (row.dilation,) * 2, border)
     some_grad = tensors["grad"][:, :, lines].double()
-    grad_input, grad_some, grad_weight, _ = convolution.deform_conv2d_backward(
-        some_grad, input, some, weight, None, geometry
+    mask = tensors["mask"].double() if "mask" in tensors and moved else None
+    some_mask = None if mask is None else mask[:, :, lines]
+    grad_input, grad_some, grad_weight, grad_mask = convolution.deform_conv2d_backward(
+        some_grad, input, some, weight, some_mask, geometry
     )
+    grad_masks = {}
+    if mask is not None and grad_mask is not None:
+        grad_masks["mask"] = torch.zeros_like(mask).index_copy(2, lines, grad_mask)
     return Expected(
         2,
         lines,
         _only(tensors["grad"], 2, lines),
-        convolution.deform_conv2d(input, some, weight, None, None, geometry),
+        convolution.deform_conv2d(input, some, weight, None, some_mask, geometry),
         {
             "input": grad_input,
             "offset": torch.zeros_like(offset).index_copy(2, lines, grad_some),
             "weight": grad_weight,
+            **grad_masks,
         },
     )
 

@@ -31,6 +31,8 @@ class MXNet(Implementation):
             raise Missing(f"{VARIABLE} names no Python that has MXNet 1.9.1")
         if isinstance(row, PoolRow) and row.sampling != "authors":
             raise Missing("MXNet has the authors' sampling alone")
+        if "mask" in tensors:
+            raise Missing("MXNet's DeformableConvolution has no mask")
         operator, options = _pooling(row) if isinstance(row, PoolRow) else _convolution(row)
         self.names = ("input", "rois", "offset") if isinstance(row, PoolRow) else ("input", "offset", "weight")
         self.grad = tensors["grad"]

@@ -27,7 +27,7 @@ Column = Callable[[Any, Tensors, int], Implementation]
 def plain(row: ConvRow, tensors: Tensors, threads: int) -> Implementation:
     """torch's convolution: what a deformable one is measured by."""
 
-    def call(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+    def call(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.conv2d(input, weight, None, 1, row.padding, row.dilation, row.groups)
 
     made = InTorch(call, tensors, ("input", "weight"))
@@ -36,11 +36,11 @@ def plain(row: ConvRow, tensors: Tensors, threads: int) -> Implementation:
 
 
 def pliant(row: ConvRow, tensors: Tensors, threads: int) -> Implementation:
-    return InTorch(partial(_call, ops.deform_conv2d, row), tensors)
+    return InTorch(partial(_call, ops.deform_conv2d, row), tensors, _leaves(tensors))
 
 
 def torchvisions(row: ConvRow, tensors: Tensors, threads: int) -> Implementation:
-    return InTorch(partial(_call, torchvision.ops.deform_conv2d, row), tensors)
+    return InTorch(partial(_call, torchvision.ops.deform_conv2d, row), tensors, _leaves(tensors))
 
 
 def in_bfloat16(column: Column) -> Column:
@@ -77,8 +77,19 @@ def reference_pooling(row: PoolRow, tensors: Tensors, threads: int) -> Implement
     return InTorch(partial(_pool, row), tensors, ("input", "offset"), context)
 
 
-def _call(function: Callable[..., Tensor], row: ConvRow, input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-    return function(input, offset, weight, padding=row.padding, dilation=row.dilation)
+def _leaves(tensors: Tensors) -> list[str]:
+    return [name for name in tensors if name != "grad"]
+
+
+def _call(
+    function: Callable[..., Tensor],
+    row: ConvRow,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    return function(input, offset, weight, padding=row.padding, dilation=row.dilation, mask=mask)
 
 
 def _pool(row: PoolRow, input: Tensor, rois: Tensor, offset: Tensor) -> Tensor:

@@ -72,6 +72,33 @@ class ConvRow:
 
 
 @dataclass(frozen=True)
+class CallRow(ConvRow):
+    """A deformable convolution with a mask, or of tensors in another layout."""
+
+    masked: bool = False
+    channels_last: bool = False
+
+    @property
+    def name(self) -> str:
+        """That of a `ConvRow`, and what is special."""
+        special = (", mask" if self.masked else "") + (", channels last" if self.channels_last else "")
+        return super().name + special
+
+    def tensors(self, seed: int = 0, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Those of a `ConvRow`; mask [N, G K, H, W] between 0 and 1; input, weight and grad in the layout."""
+        tensors = super().tensors(seed, device)
+        if self.masked:
+            offset = tensors["offset"]
+            generator = torch.Generator(device).manual_seed(seed + 1)
+            shape = offset.shape[0], offset.shape[1] // 2, *offset.shape[2:]
+            tensors["mask"] = torch.rand(shape, generator=generator, device=device)
+        if self.channels_last:
+            for name in ("input", "weight", "grad"):
+                tensors[name] = tensors[name].to(memory_format=torch.channels_last)
+        return tensors
+
+
+@dataclass(frozen=True)
 class PoolRow:
     """Deformable RoI pooling of one image's map at stride 16: position-sensitive, or all channels in every bin."""
 
@@ -137,6 +164,11 @@ CONVOLUTIONS = (
     ConvRow(1, 64, 64, 180, 320, offset_groups=8),
     ConvRow(8, 64, 64, 56, 56),
     ConvRow(1, 3, 64, 224, 224, kernel=7, dilation=3),
+    CallRow(1, 128, 128, 100, 168, channels_last=True),
+    CallRow(1, 512, 512, 38, 63, dilation=2, masked=True),
+    CallRow(1, 128, 128, 100, 168, masked=True),
+    CallRow(1, 256, 256, 50, 84, offset_groups=16, groups=256, masked=True),
+    CallRow(1, 64, 64, 180, 320, offset_groups=8, masked=True),
 )
 POOLINGS = (
     PoolRow(21, position_sensitive=True, offset_classes=21, sampling="paper"),

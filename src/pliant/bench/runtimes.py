@@ -28,8 +28,8 @@ class ONNXRuntime(Implementation):
         options.inter_op_num_threads = 1
         # Else its threads spin on after a call, and take the cores from whose turn is next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self.inputs = {name: tensors[name].numpy() for name in ("input", "offset")}
-        model = _onnx_model(row, tensors["weight"].numpy())
+        self.inputs = {name: _array(tensors[name]) for name in _given(tensors)}
+        model = _onnx_model(row, _array(tensors["weight"]), "mask" in tensors)
         try:
             self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             self.forward()
@@ -53,18 +53,17 @@ class OpenVINO(Implementation):
             from openvino import opset8
         except ImportError as error:
             raise Missing(f"openvino is not installed ({error})") from error
-        input, offset = (
-            opset8.parameter(list(tensors[name].shape), numpy.float32, name) for name in ("input", "offset")
-        )
+        given = _given(tensors)
+        parameters = [opset8.parameter(list(tensors[name].shape), numpy.float32, name) for name in given]
         pair = [row.padding] * 2
         node = opset8.deformable_convolution(
-            input,
-            offset,
-            opset8.constant(tensors["weight"].numpy()),
+            *parameters[:2],
+            opset8.constant(_array(tensors["weight"])),
             [1, 1],
             pair,
             pair,
             [row.dilation] * 2,
+            *parameters[2:],
             group=row.groups,
             deformable_group=row.offset_groups,
             bilinear_interpolation_pad=True,
@@ -76,10 +75,11 @@ class OpenVINO(Implementation):
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
-            model = openvino.Model([node], [input, offset])
+            model = openvino.Model([node], parameters)
             self.request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
-            for index, name in enumerate(("input", "offset")):
-                self.request.set_input_tensor(index, openvino.Tensor(tensors[name].numpy(), shared_memory=True))
+            self.inputs = [_array(tensors[name]) for name in given]  # which the request refers to
+            for index, array in enumerate(self.inputs):
+                self.request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
             self.forward()
         except Exception as error:  # openvino raises RuntimeError and its own
             raise Missing(f"openvino cannot run DeformableConvolution: {_first_line(error)}") from error
@@ -92,7 +92,17 @@ class OpenVINO(Implementation):
         self.request.infer()
 
 
-def _onnx_model(row: ConvRow, weight: numpy.ndarray) -> bytes:
+def _given(tensors: Tensors) -> list[str]:
+    """The names of what goes in at every call."""
+    return [name for name in ("input", "offset", "mask") if name in tensors]
+
+
+def _array(tensor: Tensor) -> numpy.ndarray:
+    """In the one layout that the runtimes have."""
+    return tensor.contiguous().numpy()
+
+
+def _onnx_model(row: ConvRow, weight: numpy.ndarray, masked: bool) -> bytes:
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
@@ -102,12 +112,13 @@ def _onnx_model(row: ConvRow, weight: numpy.ndarray) -> bytes:
     shapes = {
         "input": [row.batch, row.channels, *size],
         "offset": [row.batch, 2 * row.offset_groups * row.kernel**2, *size],
+        "mask": [row.batch, row.offset_groups * row.kernel**2, *size],
         "output": [row.batch, row.out_channels, *size],
     }
     values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
     node = helper.make_node(
         "DeformConv",
-        ["input", "weight", "offset"],
+        ["input", "weight", "offset", *(["", "mask"] if masked else [])],
         ["output"],
         kernel_shape=[row.kernel] * 2,
         pads=[row.padding] * 4,
@@ -118,7 +129,7 @@ def _onnx_model(row: ConvRow, weight: numpy.ndarray) -> bytes:
     graph = helper.make_graph(
         [node],
         "deformable_convolution",
-        [values["input"], values["offset"]],
+        [values[name] for name in ("input", "offset", *(["mask"] if masked else []))],
         [values["output"]],
         [numpy_helper.from_array(weight, "weight")],
     )
