@@ -52,9 +52,16 @@ template <class T, int V>
 inline void multiply(Vector<float> (&sum)[V], const BFloat16* factor, const BFloat16* line, int64_t column) {
     int pair;
     std::memcpy(&pair, factor, sizeof pair);
-    const __m512bh factors = (__m512bh)_mm512_set1_epi32(pair);
-    for (int v = 0; v < V; ++v)
-        sum[v] = _mm512_dpbf16_ps(sum[v], factors, (__m512bh)_mm512_loadu_si512(line + v * column));
+    for (int v = 0; v < V; ++v) {
+#ifdef __clang__  // Clang 16 crashes at the intrinsic with a factor that is broadcast
+        asm("vdpbf16ps %2, %1, %0"
+            : "+v"(sum[v])
+            : "v"(_mm512_set1_epi32(pair)), "v"(_mm512_loadu_si512(line + v * column)));
+#else
+        sum[v] = _mm512_dpbf16_ps(sum[v], (__m512bh)_mm512_set1_epi32(pair),
+                                  (__m512bh)_mm512_loadu_si512(line + v * column));
+#endif
+    }
 }
 #endif
 

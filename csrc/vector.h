@@ -111,8 +111,8 @@ typedef uint16_t HalfVector __attribute__((vector_size(PLIANT_VECTOR_BYTES / 2))
 template <class F>
 using Words = std::conditional_t<std::is_arithmetic_v<F>, uint32_t, WordVector>;
 
-// Numbers of two bytes as they are stored; they are computed with as float. `widened` and `narrowed` (to nearest, ties to
-// even) are for the bits of one number or of a vector of them.
+// Numbers of two bytes as they are stored; they are computed with as float. `widened` and `narrowed` (to nearest, ties
+// to even) convert the bits of one number or of a vector of them.
 struct BFloat16 {
     uint16_t bits;
 
@@ -174,9 +174,11 @@ HalfVector narrowed(const Vector<float>& values) {
     if constexpr (std::is_same_v<S, BFloat16>) return same_bits<HalfVector>(_mm512_cvtneps_pbh((__m512)values));
 #endif
 #if defined(__AVX512F__)
-    if constexpr (std::is_same_v<S, Float16>) return (HalfVector)_mm512_cvtps_ph((__m512)values, _MM_FROUND_TO_NEAREST_INT);
+    if constexpr (std::is_same_v<S, Float16>)
+        return (HalfVector)_mm512_cvtps_ph((__m512)values, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
-    if constexpr (std::is_same_v<S, Float16>) return (HalfVector)_mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT);
+    if constexpr (std::is_same_v<S, Float16>)
+        return (HalfVector)_mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__aarch64__)
     if constexpr (std::is_same_v<S, Float16>) return same_bits<HalfVector>(vcvt_f16_f32((float32x4_t)values));
 #endif
