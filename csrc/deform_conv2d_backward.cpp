@@ -200,7 +200,7 @@ class Backward {
         return {index / tiles(), first, std::min(length_, conv_.out_cells() - first)};
     }
     T* columns_at(const Buffer<T>& columns, int64_t slot, int64_t tap) const {
-        if (merged_) return columns.get() + slot * slot_rows() * row_ + tap * conv_.channels;
+        if (merged_) return columns.get() + slot * slot_rows() * row_ + tap * block_->channels;
         return columns.get() + (slot * steps_ + tap) * slot_rows() * row_;
     }
     Samples<T>* samples_at(int64_t slot, int64_t run) const {

@@ -120,7 +120,9 @@ def test_run_folder_is_complete(detector: tuple[Path, Result], data: Path) -> No
 
 def test_a_training_tells_how_far_it_is(detector: tuple[Path, Result]) -> None:
     _, result = detector
-    assert re.search(r"^training 4/4, \d:\d\d, loss \d+\.\d{4}$", result.stderr, re.MULTILINE)
+    assert re.search(
+        r"^training 4/4, \d:\d\d, loss \d+\.\d{4} \(classifier \d+\.\d{3}, .*\)$", result.stderr, re.MULTILINE
+    )
     assert re.search(r"^validating 2/2, \d:\d\d$", result.stderr, re.MULTILINE)
     assert re.search(r"^step 4  validation AP \d", result.stderr, re.MULTILINE)
     assert "/-2" not in result.output

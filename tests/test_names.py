@@ -81,7 +81,8 @@ def test_train_and_resume(place: Path, trained: Result) -> None:
     assert all(printable(name) in trained.output for name in CLASSES)
     assert f"Weights: {printable(str(place / 'run'))}" in trained.output
     assert json.loads((place / "run" / "recipe.json").read_text())["classes"] == list(reversed(CLASSES))
-    assert [line.split(":")[0] for line in (place / "run" / "problems.txt").read_text().splitlines()] == ["train"]
+    problems = (place / "run" / "problems.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in problems] == ["train", "validation"]
     assert "This run is finished" in run("train", "--resume", place / "run").output
     again = run("train", "coco.faster_rcnn", "--data", place / "data", "--run", place / "run", *changes(), code=2)
     assert "runs [/new] [on]:smile: \\x1b[31m $/run already holds something" in again.output
@@ -149,7 +150,7 @@ def test_errors_name_what_came(tmp_path: Path) -> None:
         assert shown in run(*arguments, code=2).output, arguments
     there = tmp_path / name.replace("/", "")
     there.write_text("mine")
-    for arguments in (("demo", "--out", there), ("ablate", "--out", there)):
+    for arguments in (("demo", "--out", there), ("ablate", "--data", tmp_path, "--out", there)):
         assert printable(there.name) in run(*arguments, code=2).output, arguments
 
 

@@ -263,7 +263,7 @@ def test_eval_on_other_data_has_a_report_of_its_own(weights: Path, tmp_path: Pat
     for data in (*made, made[1]):
         assert "Written to" in pliant_cli("eval", mine, "--data", data)
     names = ("eval-test.json", "eval-test-set.json", "eval-test-set-2.json")
-    found = {path.name: json.loads(path.read_text())["data"] for path in tmp_path.glob("eval*")}
+    found = {path.name: json.loads(path.read_text())["data"] for path in tmp_path.glob("eval*.json")}
     assert found == dict(zip(names, map(str, made), strict=True))
 
 

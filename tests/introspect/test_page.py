@@ -183,7 +183,7 @@ def test_parts_of_a_detection_move_with_the_class(
         assert torch.cdist((other[:, :2] + other[:, 2:]) / 2, drawn).amin(dim=1).max() > 2
         browser.press("c")
     browser.press("ArrowLeft")
-    assert browser.evaluate("byId('where').textContent") == "cat 0.75: 2 × 2 parts, moved as for cat"
+    assert browser.evaluate("byId('where').textContent") == "cat 0.75: 2 × 2 parts, with the offsets of cat"
     assert browser.errors == []
 
 

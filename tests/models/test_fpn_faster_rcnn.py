@@ -100,7 +100,7 @@ def test_config_rebuilds_the_model() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="deform_stages must be less than or equal to 3, got 4"):
         fpn_faster_rcnn(3, **SMALL, deform_stages=4)
-    with pytest.raises(ValueError, match="timm model, got 'resnet51'"):
+    with pytest.raises(ValueError, match="timm model after timm/, got 'resnet51'"):
         fpn_faster_rcnn(3, backbone="resnet51")
     with pytest.raises(ValueError, match="at least 2, got 1"):
         fpn_faster_rcnn(1, **SMALL)

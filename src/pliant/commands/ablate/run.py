@@ -89,6 +89,7 @@ def ablate(
     start = time.monotonic()
     seconds = None if budget is None else parse_duration(budget)
     chosen_device = None if device is None else choose_device(device)
+    outputs = Outputs(out, (PLAN, *REPORT), own=True)
     recipe = override(find_recipe(name), assignments)
     recipe = recipe.replaced(val_fraction=0.0)  # nothing is chosen by validation
     splits = choose_splits(recipe, data)
@@ -106,7 +107,6 @@ def ablate(
         "budget": budget,
         "curve": curve,
     }
-    outputs = Outputs(out, (PLAN, *REPORT), own=True)
     steps = _steps(out, asked)
     outputs.claim()
     source = task_of(recipe).source(recipe, data)
