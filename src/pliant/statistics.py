@@ -23,6 +23,12 @@ class Mean:
     deviation: float
     number: int
 
+    def percent(self) -> str:
+        """Such as ``52.0 ± 2.0``; without ``±`` for one value, and empty for none."""
+        if self.number == 0:
+            return ""
+        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.deviation:.1f}" if self.number > 1 else "")
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -40,6 +46,14 @@ class Difference:
     high: float
     paired: bool
     number: int
+
+    def points(self) -> str:
+        """The difference in percentage points, such as ``+5.0``; empty if a group is empty."""
+        return "" if math.isnan(self.difference) else f"{100 * self.difference:+.1f}"
+
+    def interval(self) -> str:
+        """The confidence interval in percentage points, such as ``+2.5 to +7.5``; empty if there is none."""
+        return "" if math.isnan(self.low) else f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
 
 
 def mean_of(values: Sequence[float]) -> Mean:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -20,10 +21,12 @@ from pliant.cli import app
 from pliant.commands.ablate import cell as cell_of_ablation
 from pliant.commands.ablate import run as ablation
 from pliant.commands.ablate.grid import cells, table_rows, variants
-from pliant.commands.ablate.report import mean_and_spread, one_class_alone
+from pliant.commands.ablate.plots import draw_curves
+from pliant.commands.ablate.report import REPORT, write_report
+from pliant.commands.ablate.results import one_class_alone, read_cells
 from pliant.commands.ablate.run import ablate, parse_duration
 from pliant.engine.training import TrainingModule
-from pliant.outputs import is_free
+from pliant.outputs import Outputs, is_free
 from pliant.recipes import coco, imagenet, voc
 from pliant.runs.training import build_module
 
@@ -199,12 +202,6 @@ def test_what_is_no_duration(text: str) -> None:
         parse_duration(text)
 
 
-def test_mean_and_spread() -> None:
-    assert mean_and_spread([]) == ""
-    assert mean_and_spread([50.0]) == "50.0"
-    assert mean_and_spread([50.0, 52.0, 54.0]) == "52.0 ± 2.0"
-
-
 def test_networks_can_be_chosen_and_have_curves(data: Path, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "assignments": (*TINY, "max_steps=4"),
@@ -241,6 +238,34 @@ def test_the_command_of_a_record_trains_the_cell(data: Path, tmp_path: Path, mon
     assert result.exit_code == 0, result.output
     losses = [(tmp_path / place / "train.csv").read_text() for place in ("run", "out/runs/dilation-6_seed0")]
     assert losses[0] == losses[1]
+
+
+def test_the_report_is_made_from_the_files_alone(tmp_path: Path) -> None:
+    keys, steps = ("layers-0", "layers-3"), (5, 10)
+    values = {"layers-0": (0.50, 0.52, 0.54), "layers-3": (0.55, 0.58, 0.58)}
+    asked = {"recipe": "voc.deeplab", "assignments": ["batch_size=2"], "data": "leaves", "networks": keys, "seeds": 3}
+    (tmp_path / "ablation.json").write_text(json.dumps({**asked, "budget": None, "curve": 2, "steps": 10}))
+    (tmp_path / "cells").mkdir()
+    place = {"commit": "1234567", "machine": "a processor", "date": "2026-11-26", "split": "test"}
+    place |= {"versions": {"pliant": "1.0", "torch": "2.14", "threads": "1"}}
+    for key in keys:
+        for seed, value in enumerate(values[key]):
+            record = {**place, "curve": [{"step": step, "mIoU": value * step / 10} for step in steps]}
+            record["results"] = {"mIoU": value, "pixel_accuracy": 0.9, "per_class": {}}
+            (tmp_path / "cells" / f"{key}_seed{seed}.json").write_text(json.dumps(record))
+    text = write_report(Outputs(tmp_path, REPORT)).read_text()
+    assert "10 steps of 2 images for every network, 3 seeds, evaluated on test after the last step. 6 of 6" in text
+    assert "| dilation 2 | 52.0 ± 2.0 | 90.0 ± 0.0 | 3 |  |  |" in text
+    assert "| deformable convolution | 57.0 ± 1.7 | 90.0 ± 0.0 | 3 | +5.0 | +2.5 to +7.5 |" in text
+    assert "pliant ablate --data leaves --recipe voc.deeplab --seeds 3 --curve 2 --only layers-0,layers-3" in text
+    assert "- 6 cells: pliant 1.0 (1234567), torch 2.14, a processor, threads: 1, 2026-11-26" in text
+    assert "curves.svg" in text
+    cells, recipe, _ = read_cells(tmp_path)
+    figure = draw_curves(cells, recipe)
+    assert figure is not None
+    lines = {line.get_label(): line.get_xydata() for axis in figure.axes for line in axis.lines}
+    assert lines["dilation 2"] == pytest.approx(np.array([[5, 26.0], [10, 52.0]]))
+    assert len(figure.axes) == 1  # without offsets there is one panel
 
 
 def test_unknown_networks_are_named(data: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pliant.console import Console
 from pliant.outputs import Outputs
 from pliant.runs.comparison import RunResult, read_results
 from pliant.runs.files import write_json
-from pliant.statistics import LEVEL, Difference, Mean, difference_of, mean_of
+from pliant.statistics import LEVEL, difference_of, mean_of
 
 _MOST_FIELDS = 4  # in the name of a group
 
@@ -139,7 +139,7 @@ def _means(groups: Sequence[Group], metrics: Sequence[str], source: str) -> Tabl
         (
             group.name,
             ", ".join(map(str, sorted(group.runs))),
-            *(_spread(mean_of(list(group.values(metric).values()))) for metric in metrics),
+            *(mean_of(list(group.values(metric).values())).percent() for metric in metrics),
         )
         for group in groups
     ]
@@ -156,7 +156,7 @@ def _differences(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
             found = difference_of(first.values(metric), group.values(metric))
             kinds.add(found.paired)
             kind = f"{found.number} pairs" if found.paired else f"{len(first.runs)} and {len(group.runs)} runs"
-            lines.append((group.name, metric, f"{100 * found.difference:+.1f}", _interval(found), kind))
+            lines.append((group.name, metric, found.points(), found.interval(), kind))
     notes = []
     if True in kinds:
         notes.append("Pairs: runs of the same seed; Student's t interval of their differences (scipy.stats.ttest_rel).")
@@ -168,16 +168,6 @@ def _differences(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
     )
     columns = ("runs", "metric", "difference", f"{100 * LEVEL:.0f} % interval", "of")
     return Table(f"Differences from {first.name}, in percentage points", columns, lines, notes)
-
-
-def _spread(mean: Mean) -> str:
-    if mean.number == 0:
-        return ""
-    return f"{100 * mean.mean:.1f}" + (f" ± {100 * mean.deviation:.1f}" if mean.number > 1 else "")
-
-
-def _interval(found: Difference) -> str:
-    return "" if math.isnan(found.low) else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
 
 def _content(groups: Sequence[Group], metrics: Sequence[str], source: str) -> dict[str, Any]:

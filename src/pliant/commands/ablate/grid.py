@@ -30,6 +30,13 @@ class Variant:
     rows: dict[int, str]
     changes: dict[str, Any]
 
+    @property
+    def title(self) -> str:
+        """Its name outside the tables."""
+        if 3 in self.rows:
+            return self.rows[3]
+        return f"{self.rows[1]} deformable layer{'s' if self.rows[1] != '1' else ''}"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -47,12 +54,22 @@ class Cell:
     run: Path
     record: Path
 
-    def results(self) -> dict[str, Any] | None:
-        """Its results, or ``{"failed": why}``; None if the cell is not finished."""
+    @property
+    def title(self) -> str:
+        """The network and the seed."""
+        return f"{self.variant.title}, seed {self.seed}"
+
+    def content(self) -> dict[str, Any] | None:
+        """The content of its record; None if the cell is not finished."""
         if not self.record.is_file():
             return None
         content: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
-        return content.get("results", content)
+        return content
+
+    def results(self) -> dict[str, Any] | None:
+        """Its results, or ``{"failed": why}``; None if the cell is not finished."""
+        content = self.content()
+        return None if content is None else content.get("results", content)
 
 
 def variants(recipe: Recipe, only: Sequence[str] = ()) -> list[Variant]:

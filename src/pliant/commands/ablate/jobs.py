@@ -13,7 +13,7 @@ import torch
 
 from pliant.commands.ablate.cell import Plan, run_cell
 from pliant.commands.ablate.grid import Cell
-from pliant.commands.ablate.report import AblationView
+from pliant.commands.ablate.view import AblationView
 from pliant.tasks.splits import TrainingData, open_training_data
 
 _HEARTBEAT = 0.5  # seconds between two looks at the steps that the processes report

@@ -17,7 +17,9 @@ from torch.utils.data import Subset
 from pliant.commands.ablate.cell import Plan, fit_cell
 from pliant.commands.ablate.grid import Variant, cells, variants
 from pliant.commands.ablate.jobs import run_cells
-from pliant.commands.ablate.report import REPORT, AblationView, one_class_alone, write_report
+from pliant.commands.ablate.report import REPORT, write_report
+from pliant.commands.ablate.results import PLAN, one_class_alone
+from pliant.commands.ablate.view import AblationView
 from pliant.console import Console, Progress
 from pliant.data import DataError, ImageSet
 from pliant.devices import choose_device
@@ -32,8 +34,6 @@ from pliant.tasks.data_report import describe_data
 from pliant.tasks.splits import Splits, TrainingData, choose_splits, open_training_data
 from pliant.tasks.startable import require_startable
 from pliant.tasks.task import task_of
-
-PLAN = "ablation.json"
 
 _TRIAL_STEPS = 4
 _TRIAL_IMAGES = 8
@@ -129,7 +129,7 @@ def ablate(
                     view.finished(cell)
             run_cells(plan, [cell for cell in todo if cell.results() is None], opened, jobs, view)
     finally:
-        report = write_report(outputs, todo, test, plan.recipe, {**asked, "steps": steps})
+        report = write_report(outputs)
     if alone := one_class_alone(todo, plan.recipe):
         Console(stderr=True).print(alone, style="yellow")
     return report
