@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 from miniature import HEIGHT, WIDTH, scene
 from PIL import Image
+from pycocotools.mask import encode
 
 CLASSES = ("green", "red")  # sorted, as VOC's names are; `scene` has 1 for red and 2 for green
 SPLITS = {"train": (0, 1, 2, 3), "val": (4, 5), "test": (6, 7)}
@@ -45,9 +48,8 @@ def xml(path: Path, index: int) -> None:
 def txt(path: Path, index: int, *, polygon: bool = False) -> None:
     x0, y0, x1, y1 = scene(index)[1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
     box = [(x0 + x1) / 2 / WIDTH, (y0 + y1) / 2 / HEIGHT, (x1 - x0) / WIDTH, (y1 - y0) / HEIGHT]
-    points = [value for x, y in corners for value in (x / WIDTH, y / HEIGHT)]
+    points = [value for x, y in outline(index) for value in (x / WIDTH, y / HEIGHT)]
     path.write_text(f"{label_of(index) - 1} {' '.join(f'{value:.9f}' for value in (points if polygon else box))}\n")
 
 
@@ -68,8 +70,41 @@ def mask(path: Path, index: int, *, form: str = "ids") -> None:
         Image.fromarray(ids).save(path)
 
 
-def coco(path: Path, named: dict[int, str], *, hollow: bool = False) -> None:
-    """A JSON file; `named` is the `file_name` of each image."""
+def outline(index: int) -> list[tuple[int, int]]:
+    """The corners of the object and a fifth point on an edge, as nobody writes a box."""
+    x0, y0, x1, y1 = scene(index)[1]
+    return [(x0, y0), ((x0 + x1) // 2, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def labelme(path: Path, index: int, *, kind: str = "polygon") -> None:
+    points = outline(index)
+    shape = {"label": CLASSES[label_of(index) - 1], "shape_type": kind, "points": points, "group_id": None}
+    if kind == "rectangle":
+        shape["points"] = [points[3], points[0]]  # drawn from the right to the left
+    elif kind == "mask":
+        (x0, y0), (x1, y1) = points[0], points[3]
+        shape["points"] = [(x0, y0), (x1 - 1, y1 - 1)]
+        stream = io.BytesIO()
+        Image.fromarray(np.ones((y1 - y0, x1 - x0), dtype=bool)).save(stream, "PNG")
+        shape["mask"] = base64.b64encode(stream.getvalue()).decode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"version": "5.4.1", "flags": {}, "shapes": [shape], "imagePath": f"..\\x\\{name_of(index)}.png"}
+    path.write_text(json.dumps({**content, "imageData": None, "imageHeight": HEIGHT, "imageWidth": WIDTH}))
+
+
+def runs(index: int, *, compressed: bool) -> dict[str, Any]:
+    """The object in COCO's run lengths."""
+    x0, y0, x1, y1 = scene(index)[1]
+    inside = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    inside[y0:y1, x0:x1] = 1
+    if compressed:
+        return {"size": [HEIGHT, WIDTH], "counts": encode(inside)["counts"].decode()}
+    edges = np.flatnonzero(np.diff(inside.ravel(order="F"))) + 1
+    return {"size": [HEIGHT, WIDTH], "counts": np.diff([0, *edges, inside.size]).tolist()}
+
+
+def coco(path: Path, named: dict[int, str], *, hollow: bool = False, outlined: str = "") -> None:
+    """A JSON file; `named` is the `file_name` of each image, and `outlined` the form of outlines in place of boxes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     boxes = {index: scene(index)[1] for index in named}
     shift = 1 if hollow else 0
@@ -91,6 +126,11 @@ def coco(path: Path, named: dict[int, str], *, hollow: bool = False) -> None:
         ],
         "categories": categories,
     }
+    for item in content["annotations"] if outlined else ():
+        i = item["image_id"]
+        del item["bbox"]
+        polygon = [[value for point in outline(i) for value in point]]
+        item["segmentation"] = polygon if outlined == "polygons" else runs(i, compressed=outlined == "compressed")
     path.write_text(json.dumps(content))
 
 
@@ -203,6 +243,39 @@ def yolo_polygons(root: Path) -> None:
     (root / "my.yaml").write_text("train: images/set 0\nval: [images/set 1]\ntest: images/set 2\nnames: []\n")
 
 
+def labelme_beside(root: Path, kind: str = "polygon") -> None:
+    """JSON files beside their images, in folders of splits."""
+    place(root, "{split}/{name}.png", "{split}/{name}.json", labelme, kind=kind)
+
+
+def labelme_named_inside(root: Path) -> None:
+    """Rectangles in files with other names than their images, which they name, and lists."""
+    place(root, "images/{name}.png", "labels/{index}.json", labelme, kind="rectangle")
+    lists(root, "{split}.txt", "{name}.png")
+
+
+def labelme_masks(root: Path) -> None:
+    """Masks of objects, as LabelMe's AI tools write them."""
+    labelme_beside(root, "mask")
+
+
+def coco_outlines(root: Path, outlined: str = "polygons") -> None:
+    """A file for each split, without boxes."""
+    place(root, "images/{split}/{name}.png", "unused", lambda *_: None)
+    for split, indices in SPLITS.items():
+        coco(root / f"{split}.json", {i: f"{name_of(i)}.png" for i in indices}, outlined=outlined)
+
+
+def coco_runs(root: Path) -> None:
+    """Run lengths as lists."""
+    coco_outlines(root, "counts")
+
+
+def coco_compressed_runs(root: Path) -> None:
+    """Run lengths as strings."""
+    coco_outlines(root, "compressed")
+
+
 DETECTION = {
     each.__name__: each
     for each in (
@@ -217,6 +290,23 @@ DETECTION = {
         yolo_split_outside,
         yolo_beside,
         yolo_polygons,
+        labelme_beside,
+        labelme_named_inside,
+        labelme_masks,
+        coco_outlines,
+        coco_runs,
+        coco_compressed_runs,
+    )
+}
+OUTLINED = {
+    each.__name__: each
+    for each in (
+        yolo_polygons,
+        labelme_beside,
+        labelme_masks,
+        coco_outlines,
+        coco_runs,
+        coco_compressed_runs,
     )
 }
 

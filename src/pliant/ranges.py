@@ -63,8 +63,8 @@ AnchorScales = Annotated[
 Colour = Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=3)]
 HeldOut = Annotated[float, Field(ge=0, le=0.5)]
 MaskValues = Annotated[
-    tuple[Annotated[str, Field(pattern=r"^(\d{1,5}|#[0-9a-fA-F]{6}):.*\S")], ...], AfterValidator(_distinct)
-]  # 255:leaf, or #ff0000:leaf
+    tuple[Annotated[str, Field(pattern=r"^(\d{1,5}|#[0-9a-fA-F]{6}|\*):.*\S")], ...], AfterValidator(_distinct)
+]  # 255:leaf, #ff0000:leaf, or *:leaf for all other values
 MaskIds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**16)], ...], AfterValidator(_distinct)]
 Score = Annotated[float, Field(ge=0, lt=1)]  # at 1 nothing would be found
 BackgroundIoU = Annotated[float, Field(ge=0, lt=0.5)]  # RoIs of half and more are objects

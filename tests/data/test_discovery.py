@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,40 @@ from miniature import HEIGHT, WIDTH, scene
 from PIL import Image
 
 from pliant.data import DataError
-from pliant.data.discovery import WHOLE, Found, Survey, find_coco, find_masks, find_voc, find_yolo
+from pliant.data.discovery import (
+    WHOLE,
+    Found,
+    Survey,
+    find_coco,
+    find_coco_outlines,
+    find_labelme,
+    find_labelme_outlines,
+    find_masks,
+    find_voc,
+    find_yolo,
+    find_yolo_outlines,
+)
 from pliant.data.discovery.split_names import split_word
+from pliant.data.mask_values import MaskValues
 
-FIND = {"voc": find_voc, "coco": find_coco, "roboflow": find_coco, "yolo": find_yolo, "masks": find_masks}
+FIND: dict[str, Callable[[Survey], Found | None]] = {
+    "voc": find_voc,
+    "coco": find_coco,
+    "roboflow": find_coco,
+    "yolo": find_yolo,
+    "labelme": find_labelme,
+    "masks": find_masks,
+}
+FIND_OUTLINES: dict[str, Callable[[Survey], Found | None]] = {
+    "coco": find_coco_outlines,
+    "yolo": find_yolo_outlines,
+    "labelme": find_labelme_outlines,
+}
 
 
-def found(form: str, root: Path, make: Any) -> Found:
+def found(form: str, root: Path, make: Any, find: Mapping[str, Callable[[Survey], Found | None]] = FIND) -> Found:
     make(root)
-    result = FIND[form.partition("_")[0]](Survey.of(root))
+    result = find[form.partition("_")[0]](Survey.of(root))
     assert result is not None
     return result
 
@@ -56,6 +82,34 @@ def test_every_form_of_masks_gives_the_same_samples(form: str, tmp_path: Path) -
             expected = np.zeros((HEIGHT, WIDTH))
             expected[y0:y1, x0:x1] = natural.label_of(index)
             assert np.array_equal(dataset[position][1], expected)
+
+
+def mask_of(index: int) -> np.ndarray:
+    x0, y0, x1, y1 = scene(index)[1]
+    mask = np.zeros((HEIGHT, WIDTH))
+    mask[y0:y1, x0:x1] = natural.label_of(index)
+    return mask
+
+
+@pytest.mark.parametrize("form", natural.OUTLINED)
+def test_every_form_of_outlines_gives_the_same_masks(form: str, tmp_path: Path) -> None:
+    data = found(form, tmp_path, natural.OUTLINED[form], FIND_OUTLINES)
+    assert sorted(data.splits()) == sorted(natural.SPLITS), data.title
+    assert data.title.endswith("; masks drawn from outlines")
+    for split, indices in natural.SPLITS.items():
+        dataset = data.open(split, strict=True)
+        assert dataset.classes == ("background", *natural.CLASSES)
+        assert sorted(path.stem for path in dataset.paths) == [natural.name_of(i) for i in indices]
+        expected = [mask_of(int(path.stem[-3:])) for path in dataset.paths]
+        assert all(np.array_equal(dataset[i][1], mask) for i, mask in enumerate(expected))
+        assert dataset.class_counts() == [sum(int((mask == label).sum()) for mask in expected) for label in range(3)]
+
+
+@pytest.mark.parametrize("form", sorted({*natural.DETECTION} - {*natural.OUTLINED}))
+def test_boxes_alone_are_no_masks(form: str, tmp_path: Path) -> None:
+    natural.DETECTION[form](tmp_path)
+    survey = Survey.of(tmp_path)
+    assert [find(survey) for find in FIND_OUTLINES.values()] == [None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -211,3 +265,76 @@ def test_defects_of_yolo_are_problems_with_their_lines(tmp_path: Path) -> None:
     assert "1 image is left out" in data.notes[-1]
     assert "lost.txt" in data.notes[-1]
     assert (problem.path, problem.kind) == (path, "unreadable annotation")
+
+
+def numbered(root: Path, values: Callable[[int, int], int], *, images: int = 6) -> Found:
+    """Masks of 9 to 14 objects, of which number `n` of image `i` has the value `values(i, n)`."""
+    for index in range(images):
+        natural.image(root / "images" / f"{index}.png", index)
+        mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint16)
+        for number in range(9 + index % 6):
+            row, column = divmod(number, 5)
+            mask[2 + 12 * row : 10 + 12 * row, 2 + 12 * column : 10 + 12 * column] = values(index, number)
+        (root / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(root / "masks" / f"{index}.png")
+    data = find_masks(Survey.of(root))
+    assert data is not None
+    return data
+
+
+@pytest.mark.parametrize(
+    "values",
+    [lambda i, n: n + 1, lambda i, n: 1000 * i + n + 1, lambda i, n: 37 * (15 * i + n) + 5],
+    ids=["from 1 in each mask", "from another number in each mask", "numbers of all objects"],
+)
+def test_masks_that_number_objects_have_one_class(values: Callable[[int, int], int], tmp_path: Path) -> None:
+    data = numbered(tmp_path, values)
+    dataset = data.open(WHOLE, strict=True)
+    assert dataset.classes == ("background", "foreground")
+    assert dataset.class_counts()[1] == 64 * sum(9 + i for i in range(6))
+    (note,) = data.notes
+    assert "each object of a mask has its own value, up to 14 in one mask" in note
+    assert "--set mask_values=0:background,*:NAME" in note
+    renamed = data.open(WHOLE, strict=True, values=MaskValues.given(("0:background", "*:cell")))
+    assert (renamed.classes, renamed.class_counts()) == (("background", "cell"), dataset.class_counts())
+
+
+def test_numbered_objects_in_colours_have_one_class(tmp_path: Path) -> None:
+    numbered(tmp_path, lambda i, n: 15 * i + n + 1)
+    for path in (tmp_path / "masks").iterdir():
+        ids = np.asarray(Image.open(path))
+        colours = np.random.default_rng(0).integers(20, 250, (100, 3), dtype=np.uint8)
+        Image.fromarray(np.where(ids[..., None] > 0, colours[ids], 0).astype(np.uint8)).save(path)
+    data = find_masks(Survey.of(tmp_path))
+    assert data is not None
+    assert data.open(WHOLE, strict=True).class_counts()[1] == 64 * sum(9 + i for i in range(6))
+    assert "mask_values=#000000:background,*:NAME" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [lambda i, n: (n * (i + 3)) % 12 + 1, lambda i, n: n // 2 + 1],
+    ids=["classes of which some are absent", "several pieces of a class"],
+)
+def test_classes_are_no_numbers_of_objects(values: Callable[[int, int], int], tmp_path: Path) -> None:
+    data = numbered(tmp_path, values)
+    assert len(data.open(WHOLE).classes) > 2
+    assert data.notes == []
+
+
+def test_values_that_the_user_names_are_classes(tmp_path: Path) -> None:
+    data = numbered(tmp_path, lambda i, n: n + 1)
+    names = ("background", *(f"tooth {n}" for n in range(1, 15)))
+    assert data.open(WHOLE, strict=True, classes=names).classes == names
+    assert data.notes == []
+    assert len(data.open(WHOLE, strict=True).classes) == 2
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    data = find_masks(Survey.of(tmp_path))
+    assert data is not None
+    assert data.open(WHOLE, strict=True).classes == names
+
+
+@pytest.mark.parametrize("values", [("*:cell",), ("0:a", "*:b", "*:c"), ("x:cell",)])
+def test_wrong_meanings_of_values_are_refused(values: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="mask_values"):
+        MaskValues.given(values)

@@ -148,6 +148,19 @@ def test_every_form_opens_for_a_recipe(form: str, tmp_path: Path) -> None:
     assert (len(data.train), data.classes) == (4, natural.CLASSES)
 
 
+@pytest.mark.parametrize("form", natural.OUTLINED)
+def test_outlines_are_for_detectors_and_segmenters(form: str, tmp_path: Path) -> None:
+    natural.OUTLINED[form](tmp_path)
+    result = run("check", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "masks drawn from outlines" in result.output
+    assert "Recipes for detection" in result.output
+    assert "Recipes for segmentation" in result.output
+    recipe = find_recipe("voc.deeplab_deform")
+    data = open_training_data(recipe, tmp_path, choose_splits(recipe, tmp_path))
+    assert (len(data.train), data.classes) == (4, ("background", *natural.CLASSES))
+
+
 def test_check_says_what_a_folder_is(unsplit: Path, tmp_path: Path) -> None:
     result = run("check", unsplit)
     assert result.exit_code == 0, result.output
@@ -197,3 +210,6 @@ def test_masks_by_the_users_map(tmp_path: Path) -> None:
     dataset = task_of(recipe).open(recipe, tmp_path, "train")
     assert dataset.classes == ("background", "class_1")
     assert dataset.class_counts()[1] == 2 * 30 * 28
+    recipe = override(find_recipe("voc.deeplab"), ["mask_values=0:background,*:plant"])
+    dataset = task_of(recipe).open(recipe, tmp_path, "train")
+    assert (dataset.classes, dataset.class_counts()[1]) == (("background", "plant"), 4 * 30 * 28)

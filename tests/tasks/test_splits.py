@@ -161,7 +161,7 @@ def test_masks_are_judged_at_their_own_size(tmp_path: Path, miniature: ModuleTyp
     assert image.shape[-2:] == mask.shape == (24, 32)
 
 
-def test_segmentation_reads_no_coco(tmp_path: Path) -> None:
-    recipe = override(find_recipe("voc.deeplab"), ["layout=coco"])
+def test_detection_reads_no_cityscapes(tmp_path: Path) -> None:
+    recipe = override(find_recipe("voc.rfcn"), ["layout=cityscapes"])
     with pytest.raises(ValueError, match="layout=voc"):
         task_of(recipe).open(recipe, tmp_path, "train")

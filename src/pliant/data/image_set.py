@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -18,6 +18,18 @@ from pliant.data.problems import DataError, ProblemLog
 _log = logging.getLogger("pliant.data")
 
 Transforms = Callable[[Any, Any], tuple[Any, Any]]
+
+
+class SizeFormat(Protocol):
+    """Reads the size of an image in its file of annotations."""
+
+    def claimed_size(self, path: Path) -> tuple[float, float] | None:
+        """The height and width that a file says its image has; None if it does not.
+
+        Raises:
+            OSError: if the file cannot be read.
+            ValueError: if it is not of this format.
+        """
 
 
 class ImageSet(Dataset[tuple[Any, Any]]):
@@ -67,6 +79,36 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         except UnreadableFileError as error:
             self.problems.report(path, "unreadable image", str(error))
             return None
+
+    def _listed(self, samples: Sequence[tuple[Path | None, Path | None]]) -> Iterator[tuple[int, Path, Path | None]]:
+        """The samples (image, annotation) to open, each image once, with their positions; others are reported."""
+        seen: dict[Path, Path | None] = {}
+        for position, (image, annotation) in enumerate(samples):
+            if self._leaves_out(image):
+                continue
+            if image is None:
+                assert annotation is not None
+                if self._only is None:
+                    self.problems.report(annotation, "missing image", "there is no image of this name, or several")
+            elif image in seen:
+                detail = f"{image.name} has another annotation, {seen[image]}"
+                self.problems.report(annotation or image, "duplicate id", detail)
+            else:
+                seen[image] = annotation
+                yield position, image, annotation
+
+    def _agreed(self, image: Path, annotation: Path, header: ImageHeader, form: SizeFormat) -> ImageHeader | None:
+        """The header of an image whose annotation agrees with its size, or None, which is reported."""
+        try:
+            claimed = form.claimed_size(annotation)
+        except (OSError, ValueError) as error:
+            self.problems.report(annotation, "unreadable annotation", str(error))
+            return None
+        if claimed is not None and claimed != header.size:
+            detail = f"annotated {claimed[1]:g}x{claimed[0]:g}, but {image.name} is {header.describe(claimed)}"
+            self.problems.report(annotation, "size mismatch", detail)
+            return None
+        return header if claimed is None else header.settled()
 
     def _append(self, path: Path, header: ImageHeader) -> None:
         self.paths.append(path)

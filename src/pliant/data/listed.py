@@ -7,25 +7,17 @@ from pathlib import Path
 from typing import Protocol
 
 from pliant.data.detection_set import Boxes, DetectionSet
-from pliant.data.image_set import Transforms, check_classes
+from pliant.data.image_set import SizeFormat, Transforms, check_classes
 from pliant.data.mask_values import MaskValues
 from pliant.data.problems import DataError, ProblemLog
 from pliant.data.segmentation_set import ScannedMask, SegmentationSet
 
 
-class BoxFormat(Protocol):
-    """Reads the files of annotations of one format."""
+class BoxFormat(SizeFormat, Protocol):
+    """Reads the boxes in the files of annotations of one format."""
 
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in order."""
-
-    def claimed_size(self, path: Path) -> tuple[float, float] | None:
-        """The height and width that a file says its image has; None if it does not.
-
-        Raises:
-            OSError: if the file cannot be read.
-            ValueError: if it is not of this format.
-        """
 
     def boxes(self, path: Path, size: tuple[int, int], labels: Mapping[str, int], problems: ProblemLog) -> Boxes:
         """The boxes of a file, in an image of `size` (height, width); what is wrong with others is reported."""
@@ -66,42 +58,18 @@ class ListedDetection(DetectionSet):
         if not self.classes:
             raise DataError(root, f"none of the {len(samples)} annotations names a class")
         labels = {name: label for label, name in enumerate(self.classes, start=1)}
-        seen: dict[Path, Path | None] = {}
-        for position, (image, annotation) in enumerate(samples):
-            if self._leaves_out(image):
+        for position, image, annotation in self._listed(samples):
+            header = self._scan_image(image)
+            if header is None:
                 continue
-            if image is None:
-                assert annotation is not None
-                if self._only is None:
-                    self.problems.report(annotation, "missing image", "there is no image of this name, or several")
-            elif image in seen:
-                detail = f"{image.name} has another annotation, {seen[image]}"
-                self.problems.report(annotation or image, "duplicate id", detail)
-            else:
-                seen[image] = annotation
-                self._scan(image, annotation, form, labels, position)
+            boxes = Boxes()
+            if annotation is not None:
+                header = self._agreed(image, annotation, header, form)
+                if header is None:
+                    continue
+                boxes = form.boxes(annotation, header.size, labels, self.problems)
+            self._add(image, header, boxes, position)
         self._require_samples()
-
-    def _scan(
-        self, image: Path, annotation: Path | None, form: BoxFormat, labels: Mapping[str, int], position: int
-    ) -> None:
-        header = self._scan_image(image)
-        if header is None:
-            return
-        boxes = Boxes()
-        if annotation is not None:
-            try:
-                claimed = form.claimed_size(annotation)
-            except (OSError, ValueError) as error:
-                self.problems.report(annotation, "unreadable annotation", str(error))
-                return
-            if claimed is not None and claimed != header.size:
-                detail = f"annotated {claimed[1]:g}x{claimed[0]:g}, but {image.name} is {header.describe(claimed)}"
-                self.problems.report(annotation, "size mismatch", detail)
-                return
-            header = header if claimed is None else header.settled()
-            boxes = form.boxes(annotation, header.size, labels, self.problems)
-        self._add(image, header, boxes, position)
 
 
 class ListedSegmentation(SegmentationSet):

@@ -30,6 +30,7 @@ class MaskValues:
         ignored: values that are ignored, besides 255 where values are ids.
         coloured: whether values are colours, also those of grey masks.
         by_palette: whether the values of a palette image are its colours, and not its indices.
+        other: id of all values that `table` lacks; None if they have no class.
     """
 
     table: Mapping[int, int] | None = None
@@ -37,36 +38,48 @@ class MaskValues:
     ignored: frozenset[int] = field(default_factory=frozenset)
     coloured: bool = False
     by_palette: bool = False
+    other: int | None = None
 
     @classmethod
     def given(cls, values: Sequence[str], ignored: Sequence[int] = ()) -> MaskValues:
         """The meaning that a user gives.
 
         Args:
-            values: texts such as `"0:background"`, `"255:leaf"` and `"#ff0000:leaf"`; empty if values are ids. Several
-                values may have the same name.
+            values: texts such as `"0:background"`, `"255:leaf"` and `"#ff0000:leaf"`; `"*:cell"` for all other values;
+                empty if values are ids. Several values may have the same name.
             ignored: values that are ignored.
 
         Raises:
             ValueError: if a text is not of this form, a value comes twice, or colours and levels are mixed.
         """
         table: dict[int, int] = {}
+        other: int | None = None
         names: list[str] = []
         for text in values:
-            match = re.fullmatch(r"\s*(\d{1,5}|#[0-9a-fA-F]{6})\s*:\s*(\S.*?)\s*", text)
+            match = re.fullmatch(r"\s*(\d{1,5}|#[0-9a-fA-F]{6}|\*)\s*:\s*(\S.*?)\s*", text)
             if match is None:
-                raise ValueError(f"mask_values are VALUE:CLASS, such as 255:leaf or #ff0000:leaf, got {text!r}")
+                raise ValueError(
+                    "mask_values are VALUE:CLASS, such as 255:leaf or #ff0000:leaf, or *:leaf for all other values, "
+                    f"got {text!r}"
+                )
             written, name = match.groups()
+            if name not in names:
+                names.append(name)
+            if written == "*":
+                if other is not None:
+                    raise ValueError("mask_values names * twice")
+                other = names.index(name)
+                continue
             value = COLOUR + int(written[1:], 16) if written.startswith("#") else int(written)
             if value in table:
                 raise ValueError(f"mask_values names {written} twice")
-            if name not in names:
-                names.append(name)
             table[value] = names.index(name)
         if len({value >= COLOUR for value in table}) > 1:
             raise ValueError(f"mask_values are grey levels or colours, not both: {', '.join(values)}")
+        if other is not None and not table:
+            raise ValueError(f"mask_values names a value besides *, such as 0:background, got {', '.join(values)}")
         coloured = any(value >= COLOUR for value in table)
-        return cls(table or None, tuple(names) or None, frozenset(ignored), coloured, coloured)
+        return cls(table or None, tuple(names) or None, frozenset(ignored), coloured, coloured, other)
 
     def ids(self, raw: np.ndarray) -> np.ndarray:
         """The class ids of values `[...]` of `read_values`, uint8; values without a class are 254, ignored ones 255.
@@ -89,7 +102,8 @@ class MaskValues:
             known = np.array(sorted(self.table), dtype=np.int32)
             mapped = np.array([self.table[value] for value in known.tolist()], dtype=np.uint8)
             place = np.searchsorted(known, values).clip(max=len(known) - 1)
-            ids = np.where(known[place] == values, mapped[place], np.uint8(IGNORE - 1))
+            rest = np.uint8(IGNORE - 1 if self.other is None else self.other)
+            ids = np.where(known[place] == values, mapped[place], rest)
         for value in self.ignored:
             ids[raw == value] = IGNORE
         return ids
@@ -113,7 +127,7 @@ class MaskValues:
                 f"named: {', '.join(names)}; say what the values mean with --set mask_values=VALUE:CLASS,..."
             )
         table = {value: order[old] for value, old in self.table.items()}
-        return replace(self, table=table, classes=names)
+        return replace(self, table=table, classes=names, other=None if self.other is None else order[self.other])
 
 
 def understand(found: Iterable[Iterable[int]], ignored: Iterable[int] = ()) -> MaskValues:

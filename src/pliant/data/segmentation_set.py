@@ -133,9 +133,13 @@ class SegmentationSet(ImageSet):
             detail = f"{self._unknown(mask)} with {len(self.classes)} classes are set to {IGNORE}"
             self.problems.report(mask, "unknown class", detail, "clipped")
         self._append(image, header.settled())
-        self._pixels += pixels
+        self._count(pixels)
         self.ids.append(name)
         self.mask_paths.append(mask)
+
+    def _count(self, pixels: np.ndarray) -> None:
+        """Count the pixels of each id, int64 `[256]`, of a sample that is added."""
+        self._pixels += pixels
 
     def _unknown(self, mask: Path) -> str:
         """The values of a mask that are no class, as text."""

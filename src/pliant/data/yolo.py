@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from pliant.constants import IGNORE
 from pliant.data.box_checks import Corners, clip, degenerate
 from pliant.data.detection_set import Boxes
+from pliant.data.drawn_set import checked
 from pliant.data.files import read_lines
+from pliant.data.outlines import Outline, polygon, rectangle
 from pliant.data.problems import ProblemLog
 
 _SHOWN = 120  # characters of a line in a report
@@ -18,8 +23,8 @@ _SHOWN = 120  # characters of a line in a report
 class YOLOFormat:
     """Boxes from lines of `class x y width height`, in fractions of the image's size, as Ultralytics writes them.
 
-    A line of a class and three or more points, as for segmentation and rotated boxes, gives the box around the points.
-    Keypoints after a box are not used.
+    A line of a class and three or more points, as for segmentation and rotated boxes, gives the box around the points,
+    or their polygon as an outline. Keypoints after a box are not used.
 
     Args:
         names: name of each class id.
@@ -41,7 +46,44 @@ class YOLOFormat:
     def boxes(self, path: Path, size: tuple[int, int], labels: Mapping[str, int], problems: ProblemLog) -> Boxes:
         """See `BoxFormat`."""
         boxes = Boxes()
-        seen: set[tuple[int, Corners]] = set()
+        for line, where in self._lines(path, problems):
+            if line.name not in labels:
+                problems.report(path, "unknown class", f"{where}: {line.name} is none of the {len(labels)} classes")
+            else:
+                _add(boxes, line.corners, labels[line.name], path, where, size, problems)
+        return boxes
+
+    def outlined(self, path: Path) -> bool:
+        """See `OutlineFormat`."""
+        try:
+            lines = [read_line(text, self.keypoints) for text in read_lines(path) if text]
+        except (OSError, ValueError):
+            return False
+        polygons = [polygon(line.points) for line in lines if line.points and all(map(math.isfinite, line.points))]
+        return any(not Outline(0, (points,)).is_rectangle() for points in polygons)
+
+    def outlines(
+        self, path: Path, size: tuple[int, int], labels: Mapping[str, int], problems: ProblemLog
+    ) -> list[Outline]:
+        """See `OutlineFormat`."""
+        found: list[Outline] = []
+        scale = np.array(size[::-1])
+        for line, where in self._lines(path, problems):
+            label = labels.get(line.name, IGNORE)
+            if label == IGNORE:
+                detail = f"{where}: {line.name} is none of the {len(labels)} classes, so its pixels are ignored"
+                problems.report(path, "unknown class", detail)
+            elif not line.points:
+                label = IGNORE
+                problems.report(path, "box without an outline", f"{where}: its pixels are ignored")
+            points = polygon(line.points) if line.points else rectangle(line.corners)
+            outline = checked(Outline(label, (points * scale,)), path, where, size, problems)
+            found += [] if outline is None else [outline]
+        return found
+
+    def _lines(self, path: Path, problems: ProblemLog) -> Iterator[tuple[NamedLine, str]]:
+        """The usable lines of a file, each with its place as text; what is wrong with others is reported."""
+        seen: set[Line] = set()
         for number, text in enumerate(read_lines(path), start=1):
             if not text:
                 continue
@@ -51,25 +93,31 @@ class YOLOFormat:
             except ValueError as error:
                 problems.report(path, "unreadable annotation", f"{where}: {error}")
                 continue
-            name = self.names[line.label] if line.label < len(self.names) else f"class {line.label}"
             kind = degenerate(line.corners) or ("not normalised box" if _in_pixels(line.corners) else None)
-            if name not in labels:
-                problems.report(path, "unknown class", f"{where}: {name} is none of the {len(labels)} classes")
-            elif kind is not None:
+            if kind is not None:
                 problems.report(path, kind, where)
-            elif (line.label, line.corners) in seen:
+            elif line in seen:
                 problems.report(path, "duplicate box", f"{where}: the same box comes before")
             else:
-                seen.add((line.label, line.corners))
-                _add(boxes, line.corners, labels[name], path, where, size, problems)
-        return boxes
+                seen.add(line)
+                name = self.names[line.label] if line.label < len(self.names) else f"class {line.label}"
+                yield NamedLine(name, line.corners, line.points), where
+
+
+class NamedLine(NamedTuple):
+    """A line of a file with the name of its class."""
+
+    name: str
+    corners: Corners
+    points: tuple[float, ...]
 
 
 class Line(NamedTuple):
-    """A line of a file: the class, and corners in fractions of the image's size."""
+    """A line of a file: the class, and in fractions of the image's size the corners, and the points of a polygon."""
 
     label: int
     corners: Corners
+    points: tuple[float, ...] = ()
 
 
 def read_line(text: str, keypoints: int = 0) -> Line:
@@ -93,7 +141,7 @@ def read_line(text: str, keypoints: int = 0) -> Line:
     if not all(map(math.isfinite, numbers)):
         return Line(int(label), (math.nan,) * 4)
     xs, ys = numbers[::2], numbers[1::2]
-    return Line(int(label), (min(xs), min(ys), max(xs), max(ys)))
+    return Line(int(label), (min(xs), min(ys), max(xs), max(ys)), tuple(numbers))
 
 
 def _in_pixels(corners: Corners) -> bool:

@@ -58,8 +58,9 @@ class Recipe(Schedule):
         max_side: Upper limit of the long side of images, in pixels; takes precedence over `short_side`.
         flip: Probability of a horizontal flip in training.
         aspect_grouping: Whether a training batch holds only upright or only wide images.
-        layout: Layout of the data: ``"voc"``, ``"coco"`` or ``"yolo"`` for detection, ``"voc"``, ``"cityscapes"`` or
-            ``"masks"`` for segmentation, ``"folders"`` for classification; None for the one that is found.
+        layout: Layout of the data: ``"voc"``, ``"coco"``, ``"yolo"`` or ``"labelme"`` for detection and segmentation,
+            ``"cityscapes"`` or ``"masks"`` for segmentation, ``"folders"`` for classification; None for the one that is
+            found.
         classes: Names of the classes; empty for those found in the data.
         train_split: Split to train on; several are joined by ``+`` (VOC). If the data lacks it and it was not set
             explicitly, ``trainval`` or ``train`` is used.
@@ -107,7 +108,7 @@ class Recipe(Schedule):
     max_side: ranges.Pixels = 1000
     flip: ranges.Fraction = 0.5
     aspect_grouping: bool = False
-    layout: Literal["voc", "coco", "yolo", "cityscapes", "masks"] | None = None
+    layout: Literal["voc", "coco", "yolo", "labelme", "cityscapes", "masks"] | None = None
     classes: ranges.Names = ()
     train_split: ranges.Text | None = None
     test_split: ranges.Text | None = None
@@ -199,8 +200,9 @@ class SegmentationRecipe(Recipe):
 
     Attributes:
         crop: Height and width of a random crop in training, in pixels, or one number for both; None for whole images.
-        mask_values: The class of each value of a mask, such as ``0:background`` and ``255:leaf``, or ``#ff0000:leaf``
-            for a colour. Empty for class ids; masks of 0 and 255 alone are understood without it.
+        mask_values: The class of each value of a mask, such as ``0:background`` and ``255:leaf``, ``#ff0000:leaf``
+            for a colour, or ``*:leaf`` for all other values. Empty for class ids; masks of 0 and 255 alone are
+            understood without it.
         ignored_ids: Values of a mask that are ignored, besides 255 among ids.
     """
 

@@ -33,6 +33,10 @@ YOLO = """\
 data.yaml with names, train, val and test, or none of it
 images/train/NAME.jpg  labels/train/NAME.txt     or train/images/NAME.jpg  train/labels/NAME.txt     or side by side
 Lines of a text file: CLASS X Y WIDTH HEIGHT in fractions of the image's size, or CLASS and points."""
+LABELME = """\
+NAME.jpg  NAME.json                              side by side, or in folders of any names
+As LabelMe, AnyLabeling and X-AnyLabeling write them, with shapes that are rectangles, polygons, circles or masks."""
+DRAWN = "\nMasks are drawn from the outlines; annotations that have boxes alone are for detection."
 MASKS = """\
 images/NAME.jpg  masks/NAME.png                  in folders of any names, also train/images/, images/train/ and the like
 Values of a mask: class ids (255 is ignored), 0 and 255, grey levels, or colours."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pliant import models
 from pliant.data import CityscapesSegmentation, ImageSet, VOCSegmentation, cityscapes, transforms
-from pliant.data.discovery import find_masks
+from pliant.data.discovery import find_coco_outlines, find_labelme_outlines, find_masks, find_yolo_outlines
 from pliant.data.mask_values import MaskValues
 from pliant.data.sbd import find_sbd
 from pliant.engine.extremes import RankedImage
@@ -26,7 +26,19 @@ from pliant.pictures.results import draw_mask
 from pliant.recipes.base import SegmentationRecipe
 from pliant.tasks.collation import readable
 from pliant.tasks.evidence import Evidence, Pictures, confusion_sections, fitted, galleries, rates
-from pliant.tasks.layouts import CITYSCAPES, MASKS, SBD, Layout, found_only, voc, voc_has
+from pliant.tasks.layouts import (
+    CITYSCAPES,
+    COCO,
+    DRAWN,
+    LABELME,
+    MASKS,
+    SBD,
+    YOLO,
+    Layout,
+    found_only,
+    voc,
+    voc_has,
+)
 from pliant.tasks.places import choose_places, pieces
 from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, backbone_options, build_with
 
@@ -42,7 +54,7 @@ def _voc_or_sbd(root: Path, split: str) -> bool:
 
 
 class SegmentationTask(Task[SegmentationRecipe]):
-    """Segmenters with torchvision's conventions, on VOC's or Cityscapes' layout, or images with masks."""
+    """Segmenters with torchvision's conventions, on VOC's or Cityscapes' layout, or on masks or outlines of objects."""
 
     recipe = SegmentationRecipe
     layouts = {  # noqa: RUF012
@@ -57,6 +69,9 @@ class SegmentationTask(Task[SegmentationRecipe]):
             fits=lambda root: bool(cityscapes.available_splits(root)),
         ),
         "masks": found_only("images with masks of the same names", MASKS, find_masks),
+        "coco": found_only("COCO: JSON with polygons or run lengths", COCO + DRAWN, find_coco_outlines),
+        "yolo": found_only("YOLO: text files of polygons beside images", YOLO + DRAWN, find_yolo_outlines),
+        "labelme": found_only("LabelMe: a .json of shapes for each image", LABELME + DRAWN, find_labelme_outlines),
     }
     columns = {"IoU": "mIoU", "IoU_scaled": "mIoU_scaled"}  # noqa: RUF012
     endings = (".png", ".mask.png")

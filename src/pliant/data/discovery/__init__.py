@@ -1,18 +1,18 @@
-"""Find out what a folder holds: VOC, COCO or YOLO annotations, or masks, whatever its folders are called."""
+"""Find out what a folder holds: VOC, COCO, YOLO or LabelMe annotations, or masks, in folders of any names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pliant.data.discovery.boxes import find_voc
-from pliant.data.discovery.coco import find_coco
+from pliant.data.discovery.boxes import find_labelme, find_labelme_outlines, find_voc
+from pliant.data.discovery.coco import find_coco, find_coco_outlines
 from pliant.data.discovery.folders import find_folders
 from pliant.data.discovery.found import Found
 from pliant.data.discovery.masks import find_masks
 from pliant.data.discovery.split_names import WHOLE
 from pliant.data.discovery.survey import Survey
-from pliant.data.discovery.yolo import find_yolo
+from pliant.data.discovery.yolo import find_yolo, find_yolo_outlines
 from pliant.data.problems import DataError
 
 __all__ = [
@@ -22,28 +22,40 @@ __all__ = [
     "discover",
     "find_among",
     "find_coco",
+    "find_coco_outlines",
     "find_folders",
+    "find_labelme",
+    "find_labelme_outlines",
     "find_masks",
     "find_voc",
     "find_yolo",
+    "find_yolo_outlines",
 ]
 
 _FINDERS: dict[str, Callable[[Survey], Found | None]] = {
     "voc": find_voc,
     "coco": find_coco,
     "yolo": find_yolo,
+    "labelme": find_labelme,
     "masks": find_masks,
+}
+_OUTLINE_FINDERS: dict[str, Callable[[Survey], Found | None]] = {
+    "masks": find_masks,
+    "coco": find_coco_outlines,
+    "yolo": find_yolo_outlines,
+    "labelme": find_labelme_outlines,
 }
 
 
-def discover(root: str | Path, layout: str | None = None) -> Found:
+def discover(root: str | Path, layout: str | None = None, *, masks: bool = False) -> Found:
     """Find the data set in a folder by its files.
 
     Of several kinds of annotations, the one for the most images is used.
 
     Args:
         root: the folder.
-        layout: the kind to find: `"voc"`, `"coco"`, `"yolo"` or `"masks"`; None for any.
+        layout: the kind to find: `"voc"`, `"coco"`, `"yolo"`, `"labelme"` or `"masks"`; None for any.
+        masks: whether to open masks only, which are drawn where the annotations have outlines.
 
     Returns:
         The data set, whose `splits()` can be opened.
@@ -52,10 +64,11 @@ def discover(root: str | Path, layout: str | None = None) -> Found:
         DataError: if there is no such folder, or nothing that is recognised; the message says what is there.
         ValueError: if there is no such kind.
     """
-    if layout is not None and layout not in _FINDERS:
-        raise ValueError(f"layout must be one of {', '.join(_FINDERS)}, got {layout!r}")
+    finders = _OUTLINE_FINDERS if masks else _FINDERS
+    if layout is not None and layout not in finders:
+        raise ValueError(f"layout must be one of {', '.join(finders)}, got {layout!r}")
     survey = Survey.of(Path(root))
-    found = find_among({name: find for name, find in _FINDERS.items() if layout in (None, name)}, survey)
+    found = find_among({name: find for name, find in finders.items() if layout in (None, name)}, survey)
     if found is None:
         raise DataError(root, "\n".join(["no layout of data is recognised here. Found:", *survey.seen()]))
     return found

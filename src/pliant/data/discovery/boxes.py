@@ -1,22 +1,26 @@
-"""Find boxes that are in one file for each image: VOC's XML, and YOLO's text."""
+"""Find boxes and outlines that are in one file for each image: VOC's XML, LabelMe's JSON, and YOLO's text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pliant.data.detection_set import Boxes
 from pliant.data.discovery.assign import Sample, assign, main_folders
 from pliant.data.discovery.found import Found
 from pliant.data.discovery.masks import pictures
 from pliant.data.discovery.pairing import Names, pair
-from pliant.data.discovery.survey import Survey
+from pliant.data.discovery.survey import Survey, suffix_of
+from pliant.data.drawn_set import ListedOutlines, OutlineFormat
 from pliant.data.image_set import ImageSet
+from pliant.data.labelme import LabelMeFormat
 from pliant.data.listed import BoxFormat, ListedDetection
 from pliant.data.problems import ProblemLog
 from pliant.data.voc import read_boxes
 from pliant.data.voc_layout import Annotation, read_annotation
+
+T = TypeVar("T")
 
 _TRIED = 12  # files that show which format a folder has
 
@@ -56,14 +60,67 @@ class FoundBoxes(Found):
 
     def read(self, split: str, **options: Any) -> ImageSet:
         """See `Found`."""
-        samples = [
+        return ListedDetection(self.root, self.files(split), self._form, **options)
+
+    def files(self, split: str) -> list[tuple[Path | None, Path | None]]:
+        """The image and annotation of each sample of a split."""
+        return [
             (
                 None if sample.image is None else self.root / sample.image,
                 None if sample.annotation is None else self.root / sample.annotation,
             )
             for sample in self._parts[split]
         ]
-        return ListedDetection(self.root, samples, self._form, **options)
+
+    def outlined(self, form: OutlineFormat) -> FoundOutlines | None:
+        """The same data with masks that are drawn from outlines; None if the annotations have boxes alone.
+
+        Args:
+            form: the format of the files, which has outlines as well.
+        """
+        files = [annotation for split in self._parts for _, annotation in self.files(split) if annotation is not None]
+        if not any(form.outlined(file) for file in spread(files)):
+            return None
+        return FoundOutlines(self, form)
+
+
+class FoundOutlines(Found):
+    """Outlines in one file for each image.
+
+    Args:
+        boxes: the same files, as boxes.
+        form: format of the files.
+    """
+
+    def __init__(self, boxes: FoundBoxes, form: OutlineFormat) -> None:
+        super().__init__(boxes.root, f"{boxes.title}; masks drawn from outlines", boxes.notes)
+        self.family = boxes.family  # type: ignore[misc]
+        self._boxes = boxes
+        self._form = form
+
+    def splits(self) -> list[str]:
+        """See `Found`."""
+        return self._boxes.splits()
+
+    def images(self, split: str) -> list[Path]:
+        """See `Found`."""
+        return self._boxes.images(split)
+
+    def read(self, split: str, **options: Any) -> ImageSet:
+        """See `Found`."""
+        return ListedOutlines(self.root, self._boxes.files(split), self._form, **options)
+
+
+class _NamedFormat(BoxFormat, Protocol):
+    """A format whose files name their image."""
+
+    def filename(self, path: Path) -> str:
+        """The name of its image that a file holds.
+
+        Raises:
+            OSError: if the file cannot be read.
+            ValueError: if it is not of this format.
+        """
 
 
 class VOCFormat:
@@ -99,8 +156,12 @@ class VOCFormat:
             raise ValueError(found)
         return found
 
+    def filename(self, path: Path) -> str:
+        """The name of its image that a file holds; errors as those of `read_annotation`."""
+        return self.annotation(path).filename
+
     def claimed_size(self, path: Path) -> tuple[float, float] | None:
-        """See `BoxFormat`. Some tools leave the size out or write zero."""
+        """See `SizeFormat`. Some tools leave the size out or write zero."""
         size = self.annotation(path).size
         return size if all(value > 0 for value in size) else None
 
@@ -112,7 +173,38 @@ class VOCFormat:
 def find_voc(survey: Survey) -> FoundBoxes | None:
     """Boxes in VOC's XML files, each named like its image or with its name inside, in any folders."""
     files = survey.having((".xml",))
-    form = VOCFormat([survey.path(file) for file in files])
+    return _find("voc", "VOC annotations", survey, files, VOCFormat([survey.path(file) for file in files]))
+
+
+def find_labelme(survey: Survey) -> FoundBoxes | None:
+    """Boxes in LabelMe's JSON files, each named like its image or with its name inside, in any folders."""
+    found = _find_labelme(survey)
+    return None if found is None else found[0]
+
+
+def find_labelme_outlines(survey: Survey) -> FoundOutlines | None:
+    """Outlines in LabelMe's JSON files."""
+    found = _find_labelme(survey)
+    return None if found is None else found[0].outlined(found[1])
+
+
+def _find_labelme(survey: Survey) -> tuple[FoundBoxes, LabelMeFormat] | None:
+    files = [file for file in survey.having((".json",)) if _has_shapes(survey.path(file))]
+    form = LabelMeFormat([survey.path(file) for file in files])
+    found = _find("labelme", "LabelMe annotations", survey, files, form)
+    return None if found is None else (found, form)
+
+
+def _has_shapes(path: Path) -> bool:
+    """Whether a file may be LabelMe's: a look for a word, since other JSON files can be large."""
+    try:
+        return b'"shapes"' in path.read_bytes()
+    except OSError:
+        return False
+
+
+def _find(family: str, title: str, survey: Survey, files: Sequence[str], form: _NamedFormat) -> FoundBoxes | None:
+    """The data of files that name their image, or are named like it."""
     if not any(_reads(form, survey.path(file)) for file in spread(files)):
         return None
     images = pictures(survey)
@@ -120,15 +212,15 @@ def find_voc(survey: Survey) -> FoundBoxes | None:
     names = Names(images)
     for file in [file for file, found in matched.items() if not found]:
         if _reads(form, survey.path(file)):
-            matched[file] = names.find(form.annotation(survey.path(file)).filename, file)
+            matched[file] = names.find(form.filename(survey.path(file)), file)
     samples, notes = _samples(matched)
     used = {sample.image for sample in samples if sample.image is not None}
     alone = [image for image in images if image not in used]
     parts, rest = assign(samples, survey)
     if alone:
-        notes.append(f"{_images(len(alone))} no .xml annotation and {_is(len(alone))} left out, such as {alone[0]}")
-    title = f"VOC annotations: .xml in {main_folders(files)}; images in {main_folders(sorted(used))}"
-    return FoundBoxes("voc", survey, parts, form, title, [*notes, *rest])
+        notes.append(f"{_images(len(alone))} no annotation and {_is(len(alone))} left out, such as {alone[0]}")
+    where = f"{suffix_of(files[0])} in {main_folders(files)}; images in {main_folders(sorted(used))}"
+    return FoundBoxes(family, survey, parts, form, f"{title}: {where}", [*notes, *rest])
 
 
 def _samples(matched: Mapping[str, Sequence[str]]) -> tuple[list[Sample], list[str]]:
@@ -142,15 +234,15 @@ def _samples(matched: Mapping[str, Sequence[str]]) -> tuple[list[Sample], list[s
     return samples, [f"{one} several images and cannot be used, such as {file}: {', '.join(found[:3])}"]
 
 
-def _reads(form: VOCFormat, path: Path) -> bool:
+def _reads(form: _NamedFormat, path: Path) -> bool:
     try:
-        form.annotation(path)
+        form.filename(path)
     except (OSError, ValueError):
         return False
     return True
 
 
-def spread(files: Sequence[str], most: int = _TRIED) -> list[str]:
+def spread(files: Sequence[T], most: int = _TRIED) -> list[T]:
     """Some of the files, from all folders alike."""
     return list(files[:: max(1, len(files) // most)][: most + 1])
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pliant.data.coco import COCODetection
+from pliant.data.coco_file import read_outline
+from pliant.data.coco_outlines import COCOSegmentation
 from pliant.data.discovery.assign import Sample, assign, main_folders
 from pliant.data.discovery.found import Found
 from pliant.data.discovery.masks import pictures
@@ -28,12 +30,14 @@ class _File(NamedTuple):
     categories: dict[Any, str]
     hollow: set[str]  # categories without a box that others name as their supercategory
     boxes: int
+    outlined: bool  # whether an object has an outline that is more than its box
 
 
 class FoundCOCO(Found):
-    """Boxes in COCO's JSON files.
+    """Boxes or outlines in COCO's JSON files.
 
     Args:
+        opens: the class of data sets that reads a file.
         survey: the folder.
         parts: files of annotations of each split, with the images to use; None for all.
         names: finder of images.
@@ -45,6 +49,7 @@ class FoundCOCO(Found):
 
     def __init__(
         self,
+        opens: type[COCODetection] | type[COCOSegmentation],
         survey: Survey,
         parts: dict[str, tuple[str, list[str]]],
         names: Names,
@@ -53,6 +58,7 @@ class FoundCOCO(Found):
         notes: Sequence[str],
     ) -> None:
         super().__init__(survey.root, title, notes)
+        self._opens = opens
         self._parts = parts
         self._names = names
         self._classes = tuple(classes)
@@ -71,7 +77,7 @@ class FoundCOCO(Found):
         if len(self._parts) > 1 and options.get("only") is None and self._shared(file):
             options["only"] = [self.root / image for image in images]
         options["classes"] = options.get("classes") or self._classes
-        return COCODetection(self.root, self.root / file, locate=lambda name: self._locate(name, file), **options)
+        return self._opens(self.root, self.root / file, locate=lambda name: self._locate(name, file), **options)
 
     def _shared(self, file: str) -> bool:
         return sum(file == other for other, _ in self._parts.values()) > 1
@@ -83,12 +89,21 @@ class FoundCOCO(Found):
 
 def find_coco(survey: Survey) -> FoundCOCO | None:
     """Boxes in COCO's JSON files, one for all images or one for each split, with the images wherever they are."""
+    return _find(survey, COCODetection)
+
+
+def find_coco_outlines(survey: Survey) -> FoundCOCO | None:
+    """Outlines in COCO's JSON files: polygons or run lengths."""
+    return _find(survey, COCOSegmentation)
+
+
+def _find(survey: Survey, opens: type[COCODetection] | type[COCOSegmentation]) -> FoundCOCO | None:
     by_folder: dict[str, list[str]] = defaultdict(list)
     for file in survey.having((".json",)):
         by_folder[folder_of(file)].append(file)
     candidates = [file for files in by_folder.values() for file in files if len(files) <= _MOST_FILES]
     files = [found for file in candidates if (found := _read(survey, file)) is not None]
-    if not files:
+    if not files or (opens is COCOSegmentation and not any(each.outlined for each in files)):
         return None
     images = pictures(survey)
     names = Names(images)
@@ -116,7 +131,9 @@ def find_coco(survey: Survey) -> FoundCOCO | None:
     if hollow:
         notes.append(f"{', '.join(hollow)}: no box, and only named as the supercategory of others, so no class")
     title = f"COCO annotations: {', '.join(each.file for each in chosen.values())}"
-    return FoundCOCO(survey, parts, names, classes, f"{title}; images in {main_folders(sorted(used))}", notes)
+    title += f"; images in {main_folders(sorted(used))}"
+    title += "; masks drawn from outlines" if opens is COCOSegmentation else ""
+    return FoundCOCO(opens, survey, parts, names, classes, title, notes)
 
 
 def _read(survey: Survey, file: str) -> _File | None:
@@ -129,14 +146,26 @@ def _read(survey: Survey, file: str) -> _File | None:
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in sections):
         return None
     images, annotations, categories = ([item for item in content[key] if isinstance(item, dict)] for key in sections)
-    if annotations and not any("bbox" in item for item in annotations):
+    if annotations and not any("bbox" in item or "segmentation" in item for item in annotations):
         return None  # captions
     used = {item.get("category_id") for item in annotations}
     above = {str(item.get("supercategory")) for item in categories}
     names = {item.get("id"): str(item.get("name")) for item in categories if isinstance(item.get("id"), int)}
     hollow = {name for key, name in names.items() if key not in used and name in above}
     written = [str(item["file_name"]) for item in images if "file_name" in item]
-    return _File(file, written, names, hollow, len(annotations))
+    return _File(file, written, names, hollow, len(annotations), any(map(_is_outlined, annotations)))
+
+
+def _is_outlined(item: dict[str, Any]) -> bool:
+    """Whether an annotation has an outline that is more than a box."""
+    written = item.get("segmentation")
+    if isinstance(written, dict):
+        return True
+    try:
+        outline = read_outline(written, 0, (0, 0))
+    except ValueError:
+        return False
+    return outline is not None and not outline.is_rectangle()
 
 
 def _choose(files: Sequence[_File]) -> tuple[dict[str, _File], list[str]]:

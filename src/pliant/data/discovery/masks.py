@@ -20,12 +20,13 @@ from pliant.data.discovery.survey import Survey, folder_of, stem_of, suffix_of
 from pliant.data.files import read_lines, read_text
 from pliant.data.image_set import ImageSet, check_classes
 from pliant.data.images import UnreadableFileError, opened
+from pliant.data.instance_masks import largest, understand_instances
 from pliant.data.listed import ListedSegmentation
-from pliant.data.mask_values import COLOUR, MaskValues, read_values, understand
+from pliant.data.mask_values import COLOUR, FOREGROUND, MaskValues, read_values, understand
 from pliant.data.problems import DataError
 from pliant.data.segmentation_set import ScannedMask
 
-_MASK_NAMES = re.compile(r"mask|label|annot|segm|(^|[^a-z])gt|ground|trimap|truth|target", re.IGNORECASE)
+_MASK_NAMES = re.compile(r"mask|label|annot|segm|instanc|(^|[^a-z])gt|ground|trimap|truth|target", re.IGNORECASE)
 _TRIED = 6  # files of a group that show what it holds
 _MOST_VALUES = 64
 _MOST_TAGS = 6  # words by which files of a folder are told apart
@@ -47,7 +48,7 @@ class FoundMasks(Found):
         self._survey = survey
         self._parts = parts
         self._scanned: dict[Path, ScannedMask | str] = {}
-        self._understood: tuple[MaskValues, MaskValues] | None = None
+        self._understood: tuple[tuple[MaskValues, bool], MaskValues] | None = None
 
     def splits(self) -> list[str]:
         """See `Found`."""
@@ -59,7 +60,7 @@ class FoundMasks(Found):
 
     def read(self, split: str, *, values: MaskValues | None = None, **options: Any) -> ImageSet:
         """See `Found`. `values` says what the values of the masks mean; None for what they seem to mean."""
-        known = self._values(values or MaskValues())
+        known = self._values(values or MaskValues(), options.get("classes"))
         options["classes"] = options.get("classes") or known.classes or self._names(known)
         return ListedSegmentation(self.root, self._files(split), values=known, scanned=self._scanned, **options)
 
@@ -69,9 +70,15 @@ class FoundMasks(Found):
     def _masks(self) -> list[Path]:
         return list(dict.fromkeys(mask for split in self._parts for _, mask in self._files(split)))
 
-    def _values(self, given: MaskValues) -> MaskValues:
-        """What the values mean, by all masks; each mask is decoded once."""
-        if self._understood is not None and self._understood[0] == given:
+    def _values(self, given: MaskValues, classes: Sequence[str] | None) -> MaskValues:
+        """What the values mean, by all masks; each mask is decoded once.
+
+        Args:
+            given: what the user says that they mean.
+            classes: the classes that the user names.
+        """
+        named = len(classes or ()) > len(FOREGROUND)
+        if self._understood is not None and self._understood[0] == (given, named):
             return self._understood[1]
         table = given if given.table is not None else _class_table(self._survey) or given
         by_palette = table.by_palette or _palettes_differ(self._masks())
@@ -82,31 +89,58 @@ class FoundMasks(Found):
             except UnreadableFileError as error:
                 self._scanned[path] = str(error)
         if table.table is None:
-            found = [each.values.tolist() for each in self._scanned.values() if not isinstance(each, str)]
-            try:
-                table = understand(found, given.ignored)
-            except ValueError as error:
-                raise DataError(
-                    self.root, f"{error}; say what they mean with --set mask_values=VALUE:CLASS,..."
-                ) from error
-        known = replace(table, ignored=given.ignored, by_palette=by_palette)
-        self._understood = (given, known)
+            table = self._guessed(given, by_palette, named=named)
+        known = replace(table, ignored=table.ignored | given.ignored, by_palette=by_palette)
+        self._understood = ((given, named), known)
         return known
 
-    def _names(self, known: MaskValues) -> tuple[str, ...]:
-        """The names of ids: those of a `classes.txt`, or numbers up to the highest id in all masks."""
+    def _guessed(self, given: MaskValues, by_palette: bool, *, named: bool) -> MaskValues:
+        """What the values of all masks seem to mean; `named` is whether the user names more than two classes."""
+        found = [(path, each.values.tolist()) for path, each in self._scanned.items() if not isinstance(each, str)]
+        if not named and self._listed_names() is None:
+            objects = understand_instances(found, lambda path: read_values(path, by_palette=by_palette), given.ignored)
+            if objects is not None:
+                most = largest(values for _, values in found)
+                zero = "#000000" if objects.coloured else "0"
+                self._say(
+                    f"each object of a mask has its own value, up to {most:,} in one mask, so values are no classes: "
+                    f"all objects are one class, {FOREGROUND[1]} (--set mask_values={zero}:background,*:NAME gives it "
+                    "another name; if the values are classes, name them with --set classes=NAME,...)"
+                )
+                return objects
+        try:
+            return understand([values for _, values in found], given.ignored)
+        except ValueError as error:
+            raise DataError(
+                self.root,
+                f"{error}; say what they mean with --set mask_values=VALUE:CLASS,... (*:CLASS for all other values)",
+            ) from error
+
+    def _say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _listed_names(self) -> tuple[str, ...] | None:
+        """The names of ids in a `classes.txt`; None without one."""
         for file in self._survey.having((".txt", ".names")):
             if stem_of(file).lower() in ("classes", "class_names", "labels", "names", "label_names"):
                 try:
-                    return check_classes([line for line in read_lines(self.root / file) if line]) or ()
+                    return check_classes([line for line in read_lines(self.root / file) if line])
                 except (OSError, ValueError):
                     continue
+        return None
+
+    def _names(self, known: MaskValues) -> tuple[str, ...]:
+        """The names of ids: those of a `classes.txt`, or numbers up to the highest id in all masks."""
+        listed = self._listed_names()
+        if listed is not None:
+            return listed
         scanned = [each for each in self._scanned.values() if not isinstance(each, str)]
         ids = {value for each in scanned for value in known.ids(each.values).tolist()} - {IGNORE, IGNORE - 1}
         highest = max(ids, default=0)
         if highest - 1 not in ids and len(ids) > 2:
             hint = f"if it marks pixels without a class, say so with --set ignored_ids={highest}"
-            self.notes.append(f"the masks' highest id is {highest}, and the ids before it are in no mask; {hint}")
+            self._say(f"the masks' highest id is {highest}, and the ids before it are in no mask; {hint}")
         return ("background", *(f"class_{number}" for number in range(1, highest + 1)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pliant.data.discovery.assign import Sample, assign, main_folders, read_lists
-from pliant.data.discovery.boxes import FoundBoxes, spread
+from pliant.data.discovery.boxes import FoundBoxes, FoundOutlines, spread
 from pliant.data.discovery.masks import pictures
 from pliant.data.discovery.pairing import pair
 from pliant.data.discovery.survey import Survey, folder_of, stem_of
@@ -22,6 +22,17 @@ _YAML_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "v
 
 def find_yolo(survey: Survey) -> FoundBoxes | None:
     """Boxes in YOLO's text files, each named like its image; names and splits from a `data.yaml` if there is one."""
+    found = _find(survey)
+    return None if found is None else found[0]
+
+
+def find_yolo_outlines(survey: Survey) -> FoundOutlines | None:
+    """Polygons in YOLO's text files."""
+    found = _find(survey)
+    return None if found is None else found[0].outlined(found[1])
+
+
+def _find(survey: Survey) -> tuple[FoundBoxes, YOLOFormat] | None:
     images = pictures(survey)
     texts = survey.having((".txt",))
     matched = pair(texts, images)
@@ -51,7 +62,7 @@ def find_yolo(survey: Survey) -> FoundBoxes | None:
     names, source = _class_names(survey, known, labels)
     title = f"YOLO: .txt in {main_folders(sorted(labels))}; images in {main_folders([s.file for s in samples])}"
     form = YOLOFormat(names, _keypoints(known))
-    return FoundBoxes("yolo", survey, parts, form, f"{title}; classes from {source}", [*notes, *rest])
+    return FoundBoxes("yolo", survey, parts, form, f"{title}; classes from {source}", [*notes, *rest]), form
 
 
 def _label_folders(survey: Survey, texts: Sequence[str]) -> set[str]:
