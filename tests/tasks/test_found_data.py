@@ -123,7 +123,7 @@ def test_parts_are_held_out(unsplit: Path, tmp_path: Path, miniature: Any) -> No
     recipe = find_recipe("voc.faster_rcnn")
     splits = choose_splits(recipe, unsplit)
     assert (splits.train, splits.validation, splits.test) == ("train", "val", "test")
-    assert [len(splits.made[name].images) for name in ("train", "val", "test")] == [6, 1, 1]
+    assert [len(splits.made[name].images) for name in ("train", "val", "test")] == [4, 2, 2]  # both classes are in all
     assert choose_splits(recipe, unsplit) == splits
     assert choose_test_split(recipe, unsplit) == "test"
     assert choose_splits(override(recipe, ["split_seed=1"]), unsplit).made != splits.made
@@ -131,9 +131,9 @@ def test_parts_are_held_out(unsplit: Path, tmp_path: Path, miniature: Any) -> No
     with_test = miniature.make_voc(tmp_path / "voc", {"train": 8, "test": 2})
     splits = choose_splits(recipe, with_test)
     assert (splits.train, splits.validation, splits.test) == ("train", "val", "test")
-    assert {name: len(made.images) for name, made in splits.made.items()} == {"train": 7, "val": 1}
+    assert {name: len(made.images) for name, made in splits.made.items()} == {"train": 6, "val": 2}
     data = open_training_data(recipe, with_test, splits)
-    assert (len(data.train), len(data.validation or ())) == (7, 1)
+    assert (len(data.train), len(data.validation or ())) == (6, 2)
     assert not set(data.train.paths) & set(data.validation.paths if data.validation else ())
     explicit = choose_splits(override(recipe, ["train_split=train"]), with_test, {"train_split"})
     assert explicit == Splits("train", None, "test")

@@ -23,8 +23,8 @@ from pliant.runs.folder import RunFolder, resume_step
 from pliant.runs.initial_weights import read_initial
 from pliant.runs.start import Start
 from pliant.runs.training import batch_groups, describe, fit_settings, start_module, weights_description
-from pliant.tasks.data_report import data_lines, data_table, describe_data, missing_splits, read_made, title
-from pliant.tasks.splits import Splits, choose_splits, open_training_data
+from pliant.tasks.data_report import data_lines, data_table, describe_data, missing_splits, read_splits, title
+from pliant.tasks.splits import choose_splits, open_training_data
 from pliant.tasks.startable import endless_warm_up, require_startable
 from pliant.tasks.task import stored_recipe, task_of
 
@@ -124,7 +124,7 @@ def resume(
         return folder
     root = Path(description["data"]) if data is None else data
     classes = tuple(description["classes"])
-    splits = Splits(**description["splits"], made=read_made(folder.data()))
+    splits = read_splits(description["splits"], folder.data())
     source = task_of(recipe).source(recipe, root)
     with Progress(quiet=not is_first()) as progress, progress.task("reading the data"):
         opened = open_training_data(recipe, root, splits, classes=classes, strict=description["strict"], source=source)

@@ -84,6 +84,10 @@ class ImageFolder(ImageSet):
         counts = Counter(self.labels)
         return [counts[label] for label in range(len(self.classes))]
 
+    def classes_in(self, index: int) -> frozenset[int]:
+        """See `ImageSet`."""
+        return frozenset((self.labels[index],))
+
     def _load(self, index: int) -> tuple[Any, int]:
         return self._read(index), self.labels[index]
 
@@ -138,6 +142,10 @@ class LabelledImages(ImageSet):
         """The number of images of each class."""
         counts = Counter(self.labels)
         return [counts[label] for label in range(len(self.classes))]
+
+    def classes_in(self, index: int) -> frozenset[int]:
+        """See `ImageSet`."""
+        return frozenset((self.labels[index],))
 
     def _load(self, index: int) -> tuple[Any, int]:
         return self._read(index), self.labels[index]

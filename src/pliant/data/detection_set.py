@@ -131,6 +131,10 @@ class DetectionSet(ImageSet):
         counts = Counter(label for boxes in self._boxes for label, usable in boxes.usable() if usable)
         return [counts[label] for label in range(1, len(self.classes) + 1)]
 
+    def classes_in(self, index: int) -> frozenset[int]:
+        """See `ImageSet`."""
+        return frozenset(label - 1 for label in self._boxes[index].labels)
+
     def _why_absent(self) -> str:
         absent = {label for label, count in enumerate(self.class_counts(), start=1) if not count}
         unused = sum(label in absent for boxes in self._boxes for label in boxes.labels)

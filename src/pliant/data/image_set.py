@@ -127,6 +127,10 @@ class ImageSet(Dataset[tuple[Any, Any]]):
         """The number of images, boxes or pixels (see `unit`) to train on for each class, in the order of `classes`."""
         raise NotImplementedError
 
+    def classes_in(self, index: int) -> frozenset[int]:
+        """The indices in `classes` of what is in a sample, without reading the image; empty if there is nothing."""
+        return frozenset()
+
     def absent(self, most: int = 10) -> str | None:
         """A line naming the classes that have nothing to train on, and why; None if there are none."""
         names = [name for name, count in zip(self.classes, self.class_counts(), strict=True) if not count]

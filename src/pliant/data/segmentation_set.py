@@ -65,6 +65,7 @@ class SegmentationSet(ImageSet):
         self.values = MaskValues() if values is None else values
         self._scanned: dict[Path, ScannedMask | str] = {}
         self._pixels = np.zeros(256, dtype=np.int64)  # of each id, over all samples
+        self._present: list[frozenset[int]] = []
 
     def _read_values(self, path: Path) -> np.ndarray:
         """The values of a file, int32 `[H, W]`. Raises `UnreadableFileError` if it has none."""
@@ -140,6 +141,11 @@ class SegmentationSet(ImageSet):
     def _count(self, pixels: np.ndarray) -> None:
         """Count the pixels of each id, int64 `[256]`, of a sample that is added."""
         self._pixels += pixels
+        self._present.append(frozenset(np.flatnonzero(pixels[: len(self.classes)]).tolist()))
+
+    def classes_in(self, index: int) -> frozenset[int]:
+        """See `ImageSet`."""
+        return self._present[index]
 
     def _unknown(self, mask: Path) -> str:
         """The values of a mask that are no class, as text."""

@@ -44,6 +44,7 @@ def describe_data(source: Source, splits: Splits, sets: Mapping[str, ImageSet]) 
         "classes": [] if opened is None else list(opened.classes),
         "splits": rows,
         "notes": list(source.notes),
+        "split_notes": list(splits.notes),
         "made": {name: {"of": made.of, "images": list(made.images)} for name, made in splits.made.items()},
     }
 
@@ -59,6 +60,15 @@ def read_made(report: Mapping[str, Any]) -> dict[str, MadeSplit]:
         return {name: MadeSplit(str(each["of"]), tuple(map(str, each["images"]))) for name, each in made.items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the splits in data.json cannot be read: {error!r}") from error
+
+
+def read_splits(names: Mapping[str, str | None], report: Mapping[str, Any]) -> Splits:
+    """The splits of a run, from its description and the content of its ``data.json``.
+
+    Raises:
+        ValueError: If the content is damaged.
+    """
+    return Splits(**names, made=read_made(report), notes=tuple(map(str, report.get("split_notes", ()))))  # type: ignore[arg-type]
 
 
 def data_table(report: Mapping[str, Any]) -> Table:
@@ -92,6 +102,7 @@ def data_lines(report: Mapping[str, Any]) -> list[str]:
         of = next(iter(report["made"].values()))["of"]
         whole = "The data are not split" if of == WHOLE else f"There is no split to validate on beside {of}"
         lines.append(f"{whole}. Images were chosen by chance: {parts} (val_fraction, test_fraction, split_seed).")
+        lines += report["split_notes"]
     if any({"validation", "test"} <= set(row["for"]) for row in rows.values()):
         lines.append("The split that chooses the best weights is evaluated too; its figures are slightly too good.")
     return lines

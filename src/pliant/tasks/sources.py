@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pliant.data import DataError, ImageSet
+from pliant.data.copies import group_copies
 from pliant.data.discovery import Found, Survey, find_among
+from pliant.data.image_set import some
 from pliant.tasks.layouts import Layout
+from pliant.tasks.stratification import Group, stratify
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,20 @@ class Source:
         return self.found.open(split, **options, **self.layout.found_options(training))
 
 
-def make_splits(source: Source, of: str, fractions: Mapping[str, float], rest: str, seed: int) -> dict[str, MadeSplit]:
+class Division(NamedTuple):
+    """Parts of a split that Pliant made, by name, and sentences about how."""
+
+    parts: dict[str, MadeSplit]
+    notes: tuple[str, ...]
+
+
+def make_splits(
+    source: Source, of: str, fractions: Mapping[str, float], rest: str, seed: int, known: ImageSet | None
+) -> Division:
     """Parts of a split by chance, the same whenever they are made; none if one of them would have no image.
 
-    Images are ordered by a digest of the seed and their path, so that an image that is added or removed moves few
-    others.
+    Every class is in all parts in the same proportion where that is possible, and copies of an image are in one part.
+    Images are taken in the order of a digest of the seed and their path.
 
     Args:
         source: the data.
@@ -103,18 +116,58 @@ def make_splits(source: Source, of: str, fractions: Mapping[str, float], rest: s
         fractions: the fraction of the images that each part has.
         rest: name of the part with all other images.
         seed: another seed gives other parts.
+        known: the split as a data set, which knows the classes in each image; None if it cannot be opened.
     """
-    names = [image.relative_to(source.root).as_posix() for image in source.images(of)]
-    order = sorted(dict.fromkeys(names), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
-    parts: dict[str, list[str]] = {}
-    start = 0
-    for part, fraction in fractions.items():
-        number = round(fraction * len(order))
-        parts[part], start = order[start : start + number], start + number
-    parts[rest] = order[start:]
+    images = list(dict.fromkeys(source.images(of)))
+    if not all(round(fraction * len(images)) for fraction in fractions.values()):
+        return Division({}, ())
+    names = {image: image.relative_to(source.root).as_posix() for image in images}
+    groups = group_copies(sorted(images, key=lambda image: _digest(seed, names[image])))
+    there = {} if known is None else {path: known.classes_in(index) or {-1} for index, path in enumerate(known.paths)}
+    classes = [frozenset().union(*(there.get(image, ()) for image in group)) for group in groups]
+    wanted = {rest: 1 - sum(fractions.values())} | {part: fractions[part] for part in reversed(list(fractions))}
+    chosen = stratify([Group(len(group), c) for group, c in zip(groups, classes, strict=True)], wanted)
+    parts: dict[str, list[str]] = {part: [] for part in (*fractions, rest)}
+    for part, group in zip(chosen, groups, strict=True):
+        parts[part] += [names[image] for image in group]
     if not all(parts.values()):
-        return {}
-    return {part: MadeSplit(of, tuple(sorted(chosen))) for part, chosen in parts.items()}
+        return Division({}, ())
+    notes = [*_said_classes(known, groups, classes, chosen), *_said_copies(groups, names)]
+    return Division({part: MadeSplit(of, tuple(sorted(each))) for part, each in parts.items()}, tuple(notes))
+
+
+def _digest(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+
+def _said_classes(
+    known: ImageSet | None, groups: Sequence[Sequence[Path]], classes: Sequence[frozenset[int]], chosen: Sequence[str]
+) -> list[str]:
+    """A sentence about the classes in the parts, which names those that are in too few images to be in all."""
+    if known is None:
+        return []
+    images: Counter[int] = Counter()
+    rare = []
+    for group, there in zip(groups, classes, strict=True):
+        images.update(dict.fromkeys(there, len(group)))
+    for number, name in enumerate(known.classes):
+        within = {part for part, there in zip(chosen, classes, strict=True) if number in there}
+        without = [part for part in dict.fromkeys(sorted(chosen)) if part not in within]
+        if within and without:
+            rare.append(f"{name} (in {images[number]}, not in {' and '.join(without)})")
+    but = f", but for classes in few images: {some(rare, 8)}" if rare else ""
+    return [f"Every class is in all parts, in about the same proportion{but}."]
+
+
+def _said_copies(groups: Sequence[Sequence[Path]], names: Mapping[Path, str]) -> list[str]:
+    several = [group for group in groups if len(group) > 1]
+    if not several:
+        return []
+    example = ", ".join(names[image] for image in several[0][:2])
+    return [
+        f"{sum(map(len, several)) - len(several)} images are copies of others (the same bytes, or Roboflow's versions "
+        f"of one image), such as {example}: copies are in one part."
+    ]
 
 
 def find_source(layouts: Mapping[str, Layout], root: Path, wanted: Sequence[str] = ()) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from pliant.data import DataError, ImageSet
 from pliant.data.discovery import WHOLE
 from pliant.recipes.base import Recipe
-from pliant.tasks.sources import MadeSplit, Source, make_splits
+from pliant.tasks.sources import Division, MadeSplit, Source, make_splits
 from pliant.tasks.task import task_of
 
 _TRAIN_NAMES = ("train", "trainval", "train2017", "training")
@@ -25,12 +26,14 @@ class Splits:
     Attributes:
         train, validation, test: the names; None if there is no such split.
         made: those of them that Pliant made, because the data have none.
+        notes: sentences about how they were made.
     """
 
     train: str
     validation: str | None
     test: str | None
     made: Mapping[str, MadeSplit] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def names(self) -> dict[str, str | None]:
         """The names by purpose, for JSON."""
@@ -85,12 +88,13 @@ def choose_splits(recipe: Recipe, root: Path, explicit: Collection[str] = (), so
         covered = {train, named_test} | ({"val"} if train == "trainval" else set())
         validation = next((name for name in _VALIDATION_NAMES if name in there and name not in covered), None)
     made: dict[str, MadeSplit] = {}
+    notes: tuple[str, ...] = ()
     if validation is None and (named is None or "val_fraction" in explicit):
-        made = _hold_out(recipe, source, train, test)
+        made, notes = _hold_out(recipe, root, source, train, test)
         if made:
             train, validation = "train", "val" if "val" in made else None
             test = "test" if "test" in made else test
-    return Splits(train, validation, test or validation, made)
+    return Splits(train, validation, test or validation, made, notes)
 
 
 def _usual_train(there: list[str]) -> str | None:
@@ -101,11 +105,16 @@ def _usual_train(there: list[str]) -> str | None:
     return usual
 
 
-def _hold_out(recipe: Recipe, source: Source, train: str, test: str | None) -> dict[str, MadeSplit]:
+def _hold_out(recipe: Recipe, root: Path, source: Source, train: str, test: str | None) -> Division:
     """Parts of the training split to validate on and, without another split, to evaluate on."""
     fractions = {"val": recipe.val_fraction, "test": 0.0 if test is not None else recipe.test_fraction}
     wanted = {name: fraction for name, fraction in fractions.items() if fraction}
-    return make_splits(source, train, wanted, "train", recipe.split_seed) if wanted else {}
+    if not wanted:
+        return Division({}, ())
+    known = None
+    with contextlib.suppress(DataError):  # which is raised again when the split is opened
+        known = task_of(recipe).open(recipe, root, train, source=source)
+    return make_splits(source, train, wanted, "train", recipe.split_seed, known)
 
 
 def choose_test_split(recipe: Recipe, root: Path, source: Source | None = None) -> str:
