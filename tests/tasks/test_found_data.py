@@ -175,6 +175,18 @@ def test_check_says_what_a_folder_is(unsplit: Path, tmp_path: Path) -> None:
     assert "faster_rcnn" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("form", "recipe", "column", "number"),
+    [("yolo_beside", "voc.faster_rcnn", "boxes", "4"), ("masks_camvid", "voc.deeplab", "pixels", "12,288")],
+)
+def test_the_table_names_what_it_counts(form: str, recipe: str, column: str, number: str, tmp_path: Path) -> None:
+    {**natural.DETECTION, **natural.SEGMENTATION}[form](tmp_path)
+    lines = run("check", recipe, "--data", tmp_path).output.splitlines()
+    assert any(column in line.split() and "split" in line for line in lines)
+    assert any({"train", number} <= set(line.split()) and "train on" in line for line in lines)
+    assert not any("objects" in line for line in lines)
+
+
 def test_check_says_what_was_seen_where_nothing_fits(tmp_path: Path) -> None:
     natural.image(tmp_path / "pictures" / "a.png", 0)
     (tmp_path / "notes.doc").write_text("none")

@@ -12,6 +12,7 @@ from torch import nn
 from pliant.commands.ablate.run import ablate
 from pliant.commands.check import check
 from pliant.commands.train import train
+from pliant.data import DataError
 from pliant.recipes import find_recipe, override
 from pliant.recipes.base import to_fields
 from pliant.tasks import startable
@@ -36,6 +37,16 @@ def test_a_frozen_backbone_needs_weights(name: str, tmp_path: Path, miniature: M
     with pytest.raises(ValueError, match="has fixed batch norms"):
         ablate(tmp_path / "out", data, name=name)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_weights_that_are_missing_are_said_before_the_data_are_searched(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()  # in which no layout would be recognised
+    with pytest.raises(ValueError, match="has fixed batch norms"):
+        train("voc.deeplab", tmp_path / "data", run=tmp_path / "run")
+    with pytest.raises(DataError, match="there is no such folder of data"):
+        train("voc.deeplab", tmp_path / "dat", run=tmp_path / "run")
+    with pytest.raises(DataError, match="no layout of data is recognised"):
+        train("voc.deeplab", tmp_path / "data", run=tmp_path / "run", assignments=["weights=random"])
 
 
 def test_check_tells_of_the_data_and_that_weights_are_missing(

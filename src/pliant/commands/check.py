@@ -42,8 +42,9 @@ def check(name: str, data: Path, *, assignments: Sequence[str] = (), deep: bool 
     recipe = override(find_recipe(name), assignments)
     console = Console()
     try:
-        source = task_of(recipe).source(recipe, data)
-        splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments}, source)
+        with Progress() as progress, progress.task("looking at the data"):
+            source = task_of(recipe).source(recipe, data)
+            splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments}, source)
     except DataError as error:
         _say_error(console, "cannot train:", error)
         _say_layouts(console, recipe)
@@ -102,9 +103,9 @@ def identify(data: Path) -> bool:
             continue  # folders of images and of annotations are no classes
         recipe = find_recipe(names[0]).replaced(train_split=None, test_split=None)
         try:
-            source = task_of(recipe).source(recipe, data)
-            splits = choose_splits(recipe, data, source=source)
             with Progress() as progress, progress.task("reading the data"):
+                source = task_of(recipe).source(recipe, data)
+                splits = choose_splits(recipe, data, source=source)
                 opened = open_training_data(recipe, data, splits, source=source)
         except DataError as error:
             reasons.append((kind, error))

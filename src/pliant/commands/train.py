@@ -24,6 +24,7 @@ from pliant.runs.initial_weights import read_initial
 from pliant.runs.start import Start
 from pliant.runs.training import batch_groups, describe, fit_settings, start_module, weights_description
 from pliant.tasks.data_report import data_lines, data_table, describe_data, missing_splits, read_splits, title
+from pliant.tasks.sources import require_folder
 from pliant.tasks.splits import choose_splits, open_training_data
 from pliant.tasks.startable import endless_warm_up, require_startable
 from pliant.tasks.task import stored_recipe, task_of
@@ -63,10 +64,12 @@ def train(
     folder = RunFolder(Path("runs") / name if run is None else run)
     if is_first():
         folder.require_free()
-    source = task_of(recipe).source(recipe, data)
-    splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments}, source)
-    require_startable(recipe)
+    require_folder(data)
+    require_startable(recipe)  # weights that are missing are said before the data are read
     chosen = None if device is None else choose_device(device)
+    with Progress(quiet=not is_first()) as progress, progress.task("looking at the data"):
+        source = task_of(recipe).source(recipe, data)
+        splits = choose_splits(recipe, data, {text.partition("=")[0].strip() for text in assignments}, source)
     if launch.needed:
         _share(launch, folder, recipe, chosen)
         return folder

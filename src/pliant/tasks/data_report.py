@@ -72,19 +72,23 @@ def read_splits(names: Mapping[str, str | None], report: Mapping[str, Any]) -> S
 
 
 def data_table(report: Mapping[str, Any]) -> Table:
-    """A row for each split."""
+    """A row for each split, with its number of what the task counts besides images: boxes or pixels."""
     table = Table()
     table.add_column("split")
     table.add_column("used to")
     table.add_column("images", justify="right")
-    table.add_column("objects", justify="right")
+    unit = next((row["unit"] for row in report["splits"].values() if "unit" in row), "image")
+    counted = unit != "image"
+    if counted:
+        table.add_column(plural(unit), justify="right")
     table.add_column("left out or changed")
     for name, row in report["splits"].items():
         origin = f" (made of {row['made_of']})" if "made_of" in row else ""
         uses = ", ".join(_USES[purpose] for purpose in row["for"])
         images = "" if row["images"] is None else f"{row['images']:,}"
         left = "; ".join(f"{number} x {kind}" for kind, number in row.get("left_out", {}).items())
-        table.add_row(name + origin, uses, images, row.get("objects", ""), left)
+        number = f"{sum(row['per_class'].values()):,}" if "per_class" in row else ""
+        table.add_row(name + origin, uses, images, *([number] if counted else []), left)
     return table
 
 

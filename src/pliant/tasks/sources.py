@@ -184,9 +184,7 @@ def find_source(layouts: Mapping[str, Layout], root: Path, wanted: Sequence[str]
     Raises:
         DataError: if the folder is in none of the layouts; the message says what is in it, and what would fit.
     """
-    if not root.is_dir():
-        kind = "is a file; unpack it, and give the folder" if root.is_file() else "there is no such folder of data"
-        raise DataError(root, kind)
+    require_folder(root)
     own = [
         Source(place, name, layout)
         for place in _places(root)
@@ -206,6 +204,17 @@ def find_source(layouts: Mapping[str, Layout], root: Path, wanted: Sequence[str]
     raise DataError(
         root, "\n".join(["no layout of data is recognised here. Found:", *survey.seen(), *fitting(layouts)])
     )
+
+
+def require_folder(root: Path) -> None:
+    """Check that there is a folder of data.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if not root.is_dir():
+        kind = "is a file; unpack it, and give the folder" if root.is_file() else "there is no such folder of data"
+        raise DataError(root, kind)
 
 
 def fitting(layouts: Mapping[str, Layout]) -> list[str]:
