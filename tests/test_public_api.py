@@ -49,9 +49,12 @@ def of_object(path: str, value: Any) -> Iterator[str]:
     if inspect.ismodule(value) or not getattr(value, "__module__", "").startswith("pliant"):
         yield path
     elif inspect.isclass(value):
-        own = "__init__" in vars(value) or hasattr(value, "__dataclass_fields__")
+        # Users see what a class has of a base in a module that is not public as its own.
+        hidden = [base for base in value.__mro__ if base.__module__.startswith("pliant._")]
+        members = {name: member for base in (*reversed(hidden), value) for name, member in vars(base).items()}
+        own = "__init__" in members or hasattr(value, "__dataclass_fields__")
         yield f"class {path}{inspect.signature(value) if own else ''}"
-        for name, member in sorted(vars(value).items()):
+        for name, member in sorted(members.items()):
             if not name.startswith("_") and inspect.isfunction(member):
                 yield f"{path}.{name}{inspect.signature(member)}"
     elif callable(value):

@@ -10,7 +10,7 @@ from cases import CONV_CASES, ConvCase
 from torch import Tensor
 
 import pliant
-from pliant import torchvision_patch
+from pliant import _patch, torchvision_patch
 from pliant.ops import _native
 
 pytestmark = pytest.mark.skipif(_native.kernels is None, reason="the compiled kernels are not installed")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(_native.kernels is None, reason="the compiled ke
 @pytest.fixture(autouse=True)
 def _no_patch_is_left() -> Iterator[None]:
     yield
-    assert torchvision_patch._patches == 0
+    assert not _patch.lasts("torchvision::deform_conv2d")
     assert torchvision_patch._library is None
 
 

@@ -19,11 +19,11 @@ except metadata.PackageNotFoundError:  # run from its sources, not installed
 
 if TYPE_CHECKING:
     from pliant import backbones, compat, data, engine, export, introspect, models, nn, ops, recipes
+    from pliant.attention_patch import patch_attention, patch_transformers
     from pliant.compat.mmcv import patch_mmcv
     from pliant.explanation import explain
     from pliant.surgery import deform, param_groups, undeform
     from pliant.torchvision_patch import patch_torchvision
-    from pliant.transformers_patch import patch_transformers
 
 _SUBMODULES = ("backbones", "compat", "data", "engine", "export", "introspect", "models", "nn", "ops", "recipes")
 _NAMES = {
@@ -31,9 +31,10 @@ _NAMES = {
     "undeform": "pliant.surgery",
     "param_groups": "pliant.surgery",
     "explain": "pliant.explanation",
+    "patch_attention": "pliant.attention_patch",
     "patch_mmcv": "pliant.compat.mmcv",
     "patch_torchvision": "pliant.torchvision_patch",
-    "patch_transformers": "pliant.transformers_patch",
+    "patch_transformers": "pliant.attention_patch",
 }
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "nn",
     "ops",
     "param_groups",
+    "patch_attention",
     "patch_mmcv",
     "patch_torchvision",
     "patch_transformers",

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from pliant._patch import Patch
 from pliant.ops import _native
 from pliant.ops._checks import FLOATING, ArgumentTypeError, ShapeError
 from pliant.ops.deform_conv2d import check, op
 
 _library: torch.library.Library | None = None
-_patches = 0
 _dtypes: frozenset[torch.dtype] = frozenset()
 
 
-class patch_torchvision:
+class patch_torchvision(Patch):
     """Run torchvision's `deform_conv2d` on Pliant's compiled kernels for CPU tensors.
 
     The patch replaces the dispatcher's CPU kernels of `torchvision::deform_conv2d` and of its backward. It therefore
@@ -47,34 +46,22 @@ class patch_torchvision:
     """
 
     def __init__(self) -> None:
-        global _patches
+        super().__init__("torchvision::deform_conv2d")
+
+    def _install(self) -> None:
         if reason := _native.why_not():
             raise RuntimeError(f"patch_torchvision() would gain nothing: {reason}")
-        _patches += 1
-        self._active = True
         if _library is None:
-            _install()
+            _register()
 
-    def undo(self) -> None:
-        """Undo this patch. A second call does nothing."""
-        global _patches
-        if not self._active:
-            return
-        self._active = False
-        _patches -= 1
-        if _patches == 0:
-            _remove()
-
-    def __enter__(self) -> patch_torchvision:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
+    def _remove(self) -> None:
+        global _library
+        if _library is not None:
+            _library._destroy()
+        _library = None
 
 
-def _install() -> None:
+def _register() -> None:
     global _library, _dtypes
     _dtypes = _taken_dtypes()
     library = torch.library.Library("torchvision", "IMPL")
@@ -83,13 +70,6 @@ def _install() -> None:
         library.impl("deform_conv2d", _forward, "CPU")
         library.impl("_deform_conv2d_backward", _backward, "CPU")
     _library = library
-
-
-def _remove() -> None:
-    global _library
-    if _library is not None:
-        _library._destroy()
-    _library = None
 
 
 # In torchvision's order of arguments; a missing bias comes as zeros, a missing mask as an empty tensor. Our kernels run

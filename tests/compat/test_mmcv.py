@@ -34,6 +34,27 @@ def test_convolutions_take_mmcvs_arguments_in_its_order(modulated: bool) -> None
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
+def test_a_modulated_convolution_reads_offsets_of_a_larger_map_as_mmcv_does() -> None:
+    """As in DyHead, whose trained weights depend on it. mmcv's plain convolution refuses it."""
+    torch.manual_seed(0)
+    input, weight = torch.randn(2, 4, 6, 5, dtype=torch.double), torch.randn(3, 4, 3, 3, dtype=torch.double)
+    larger = torch.randn(2, 18, 12, 10, dtype=torch.double, requires_grad=True)
+    mask = torch.rand(2, 9, 12, 10, dtype=torch.double)
+    read = (
+        larger.reshape(2, -1)[:, : 18 * 30].reshape(2, 18, 6, 5),
+        mask.reshape(2, -1)[:, : 9 * 30].reshape(2, 9, 6, 5),
+    )
+    want = torchvision.ops.deform_conv2d(input, read[0], weight, padding=1, mask=read[1])
+    got = mmcv.modulated_deform_conv2d(input, larger, mask, weight, None, 1, 1)
+    torch.testing.assert_close(got, want)
+    slopes = [torch.autograd.grad(out.square().sum(), larger, retain_graph=True)[0] for out in (got, want)]
+    torch.testing.assert_close(*slopes)
+    with pytest.raises(ValueError, match="the shape of the offset must be"):
+        mmcv.deform_conv2d(input, larger, weight, 1, 1)
+    with pytest.raises(ValueError, match="the shape of the offset must be"):
+        mmcv.modulated_deform_conv2d(input, larger[:, :, :3, :3], None, weight, None, 1, 1)
+
+
 def test_convolutions_convert_to_the_dtype_of_the_offset() -> None:
     input, offset, weight, bias, mask = CASE.tensors(torch.float32).values()
     arguments = conv_arguments(CASE)

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 import pliant
+from pliant._patch import lasts
 from pliant.compat import mmcv as names
 from pliant.compat.mmcv import patch
 
@@ -25,7 +26,7 @@ def patched() -> Iterator[Any]:
         import mmcv.ops
 
         yield mmcv.ops
-    assert patch._patches == 0
+    assert not lasts("mmcv.ops")
     assert not patch._replaced
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 MODULES = (
-    *("ops", "nn", "compat.mmcv", "surgery", "torchvision_patch", "transformers_patch", "explanation"),
+    *("ops", "nn", "compat.mmcv", "surgery", "torchvision_patch", "attention_patch", "explanation"),
     *("models", "backbones", "data", "introspect", "export"),
 )
 

@@ -20,7 +20,7 @@ MODULES = (
     "compat.mmcv",
     "surgery",
     "torchvision_patch",
-    "transformers_patch",
+    "attention_patch",
     "explanation",
     "introspect",
     "export",

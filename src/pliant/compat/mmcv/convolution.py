@@ -48,7 +48,7 @@ def deform_conv2d(
     """
     if bias:
         raise _checks.ArgumentError("bias must be False: mmcv's deform_conv2d has none")
-    return modulated_deform_conv2d(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)
+    return _convolve(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)
 
 
 def modulated_deform_conv2d(
@@ -66,8 +66,10 @@ def modulated_deform_conv2d(
     """Modulated deformable convolution with the arguments of `mmcv.ops.modulated_deform_conv2d`.
 
     Args:
-        input, offset, mask, weight, bias, stride, padding, dilation: see `pliant.ops.deform_conv2d`. Input, weight and
-            bias are converted to the dtype of the offset, as by mmcv.
+        input, mask, weight, bias, stride, padding, dilation: see `pliant.ops.deform_conv2d`. Input, weight and bias are
+            converted to the dtype of the offset, as by mmcv.
+        offset: offsets, see `pliant.ops.deform_conv2d`. They and the mask may be larger than the output, as in DyHead.
+            mmcv then reads an image's numbers from the first one on, as if they had the size of the output.
         groups: number of groups of the weight.
         deform_groups: number of groups of channels with offsets of their own.
 
@@ -79,6 +81,26 @@ def modulated_deform_conv2d(
         >>> pliant.compat.mmcv.modulated_deform_conv2d(input, offset, offset[:, 9:], weight, None, 1, 1).shape
         torch.Size([1, 4, 10, 12])
     """
+    if input.dim() == weight.dim() == offset.dim() == 4:
+        axes = zip(input.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
+        output = [(side + 2 * pad - step * (taps - 1) - 1) // pace + 1 for side, taps, pace, pad, step in axes]
+        offset = _first_numbers(offset, output)
+        mask = None if mask is None else _first_numbers(mask, output)
+    return _convolve(input, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups)
+
+
+def _convolve(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
     input, weight = input.type_as(offset), weight.type_as(offset)
     if input.dim() == 4 and weight.dim() == 4:
         channels = 2 * deform_groups * weight.shape[2] * weight.shape[3]
@@ -89,6 +111,14 @@ def modulated_deform_conv2d(
             )
     bias = None if bias is None else bias.type_as(offset)
     return ops.deform_conv2d(input, offset, weight, bias, _pair(stride), _pair(padding), _pair(dilation), mask)
+
+
+def _first_numbers(maps: Tensor, size: list[int]) -> Tensor:
+    """The first numbers of each image as maps of this size; maps that have it, or fewer numbers, as they are."""
+    needed = maps.shape[1] * size[0] * size[1]
+    if list(maps.shape[2:]) == size or min(size) < 1 or needed > maps.shape[1:].numel():
+        return maps
+    return maps.flatten(1)[:, :needed].unflatten(1, (maps.shape[1], *size))
 
 
 class _Convolution(nn.Module):

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
-from types import ModuleType, SimpleNamespace, TracebackType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from pliant import ops
 from pliant._after_import import after_import
+from pliant._patch import Patch, lasts
 from pliant.compat.mmcv.convolution import deform_conv2d, modulated_deform_conv2d
 from pliant.compat.mmcv.roi_pool import deform_roi_pool
 
 _EXTENSION = "mmcv._ext"
-_patches = 0
 _replaced: list[tuple[ModuleType, str, Any]] = []  # module, name and the original
 
 
-class patch_mmcv:
+class patch_mmcv(Patch):
     """Run the deformable operators of `mmcv.ops` on Pliant's kernels, also where mmcv has no compiled extension.
 
     mmcv's extension must be compiled for each version of torch, and `mmcv-lite`, the same package without it, cannot
@@ -49,39 +49,26 @@ class patch_mmcv:
     """
 
     def __init__(self) -> None:
-        global _patches
+        super().__init__("mmcv.ops")
+
+    def _install(self) -> None:
         if importlib.util.find_spec("mmcv") is None:
             raise ImportError("patch_mmcv() needs mmcv: pip install mmcv-lite")
         if importlib.util.find_spec("mmcv.ops") is None:
             raise ImportError("patch_mmcv() needs a version of mmcv with mmcv.ops: 2.0 or later")
         if _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None:
             sys.modules[_EXTENSION] = _Extension(_EXTENSION)
-        _patches += 1
-        self._active = True
-        after_import("mmcv.ops", _install)
+        after_import("mmcv.ops", _replace)
 
-    def undo(self) -> None:
-        """Undo this patch. A second call does nothing."""
-        global _patches
-        if not self._active:
-            return
-        self._active = False
-        _patches -= 1
-        if _patches == 0:
-            _remove()
-
-    def __enter__(self) -> patch_mmcv:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
+    def _remove(self) -> None:
+        for module, name, original in _replaced:
+            setattr(module, name, original)
+        _replaced.clear()
 
 
-def _install() -> None:
+def _replace() -> None:
     """Replace the functions in `mmcv.ops`, and in every module that imported them from there."""
-    if not _patches or _replaced:
+    if not lasts("mmcv.ops") or _replaced:
         return
     for name, (home, replacement) in _REPLACEMENTS.items():
         original = getattr(sys.modules[f"mmcv.ops.{home}"], name)
@@ -89,12 +76,6 @@ def _install() -> None:
             if isinstance(module, ModuleType) and vars(module).get(name) is original:
                 _replaced.append((module, name, original))
                 setattr(module, name, replacement)
-
-
-def _remove() -> None:
-    for module, name, original in _replaced:
-        setattr(module, name, original)
-    _replaced.clear()
 
 
 def _attend(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pliant
-from pliant import transformers_patch
+from pliant import _patch, attention_patch
 from pliant.ops import _native
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -24,8 +24,8 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _no_patch_is_left() -> Iterator[None]:
     yield
-    assert transformers_patch._patches == 0
-    assert not transformers_patch._originals
+    assert not _patch.lasts("attention of transformers")
+    assert not attention_patch._originals
 
 
 @pytest.fixture
@@ -182,6 +182,7 @@ def test_models_that_exist_are_served_and_patches_may_be_nested(calls: list[str]
     first, second = pliant.patch_transformers(), pliant.patch_transformers()
     first.undo()
     first.undo()
+    calls.clear()
     run(model)
     assert calls
     second.undo()
@@ -194,13 +195,14 @@ def test_modules_that_are_imported_later_are_patched() -> None:
     name = "transformers.models.omdet_turbo.modeling_omdet_turbo"
     with pliant.patch_transformers():
         module = __import__(name, fromlist=["MultiScaleDeformableAttention"])
-        assert (module.MultiScaleDeformableAttention, "forward") in transformers_patch._originals
+        assert module.MultiScaleDeformableAttention.forward in attention_patch._replacements
     assert module.MultiScaleDeformableAttention.forward.__module__ == name
     assert not hasattr(module.MultiScaleDeformableAttention.forward, "__wrapped__")
 
 
 def test_what_is_not_the_operator_stays_theirs(calls: list[str]) -> None:
     with pliant.patch_transformers():
+        calls.clear()  # of the small examples
         run(built(lambda: rt_detr_v2("discrete")))
     assert not calls
 
@@ -224,7 +226,7 @@ def test_autocast_has_their_dtypes(calls: list[str]) -> None:
 def test_says_why_it_would_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with _native.use(_native.REFERENCE), pytest.raises(RuntimeError, match="would gain nothing"):
         pliant.patch_transformers()
-    transformers_patch._models_with_attention.cache_clear()
+    attention_patch._modules_with_attention.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install transformers"):
         pliant.patch_transformers()
@@ -235,9 +237,13 @@ def test_a_form_with_other_parameters_is_left_with_a_warning(monkeypatch: pytest
     module = sys.modules["transformers.models.rt_detr.modeling_rt_detr"]
 
     class MultiScaleDeformableAttention:
-        def forward(self, value: Tensor) -> Tensor:
+        def forward(
+            self, value: Tensor, value_spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor,
+            temperature: float,
+        ) -> Tensor:  # fmt: skip
             return value
 
+    MultiScaleDeformableAttention.__module__ = module.__name__
     monkeypatch.setattr(module, "MultiScaleDeformableAttention", MultiScaleDeformableAttention)
     with pytest.warns(UserWarning, match="leaves transformers.models.rt_detr"), pliant.patch_transformers():
         assert not hasattr(MultiScaleDeformableAttention.forward, "__wrapped__")
