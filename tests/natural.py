@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +259,47 @@ def labelme_masks(root: Path) -> None:
     labelme_beside(root, "mask")
 
 
+def table(path: Path, indices: Iterable[int], form: str) -> None:
+    """Boxes in a CSV file: corners in pixels, a list of corner and size, or corners in fractions."""
+    head = {
+        "corners": "filename,width,height,class,xmin,ymin,xmax,ymax",
+        "list": "image_id;width;height;bbox;label",
+        "fractions": "ImageID,Source,LabelName,XMin,XMax,YMin,YMax",
+    }[form]
+    lines = [head]
+    for index in indices:
+        x0, y0, x1, y1 = scene(index)[1]
+        label = CLASSES[label_of(index) - 1]
+        if form == "corners":
+            lines.append(f'"{name_of(index)}.png",{WIDTH},{HEIGHT},{label},{x0},{y0},{x1},{y1}')
+        elif form == "list":
+            lines.append(f"{name_of(index)};9;9;[{x0}.0, {y0}.0, {x1 - x0}.0, {y1 - y0}.0];{label}")
+        else:
+            fractions = (x0 / WIDTH, x1 / WIDTH, y0 / HEIGHT, y1 / HEIGHT)
+            lines.append(f"{name_of(index)},people,{label},{','.join(f'{value:.9f}' for value in fractions)}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def csv_corners(root: Path, form: str = "corners") -> None:
+    """A table for each split, and the images in folders of the same words."""
+    place(root, "images/{split}/{name}.png", "unused", lambda *_: None)
+    for split, indices in SPLITS.items():
+        table(root / f"{split}_labels.csv", indices, form)
+
+
+def csv_fractions(root: Path) -> None:
+    """Tables in fractions, beside others."""
+    csv_corners(root, "fractions")
+    (root / "class-descriptions.csv").write_text("LabelName,DisplayName\nred,Red\n")
+
+
+def csv_list(root: Path) -> None:
+    """One table for all images, and lists."""
+    place(root, "pictures/{name}.png", "unused", lambda *_: None)
+    table(root / "boxes.csv", [index for indices in SPLITS.values() for index in indices], "list")
+    lists(root, "{split}.txt", "{name}.png")
+
+
 def coco_outlines(root: Path, outlined: str = "polygons") -> None:
     """A file for each split, without boxes."""
     place(root, "images/{split}/{name}.png", "unused", lambda *_: None)
@@ -293,6 +334,9 @@ DETECTION = {
         labelme_beside,
         labelme_named_inside,
         labelme_masks,
+        csv_corners,
+        csv_fractions,
+        csv_list,
         coco_outlines,
         coco_runs,
         coco_compressed_runs,

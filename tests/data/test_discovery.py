@@ -22,6 +22,7 @@ from pliant.data.discovery import (
     find_labelme,
     find_labelme_outlines,
     find_masks,
+    find_tables,
     find_voc,
     find_yolo,
     find_yolo_outlines,
@@ -35,6 +36,7 @@ FIND: dict[str, Callable[[Survey], Found | None]] = {
     "roboflow": find_coco,
     "yolo": find_yolo,
     "labelme": find_labelme,
+    "csv": find_tables,
     "masks": find_masks,
 }
 FIND_OUTLINES: dict[str, Callable[[Survey], Found | None]] = {
@@ -338,3 +340,14 @@ def test_values_that_the_user_names_are_classes(tmp_path: Path) -> None:
 def test_wrong_meanings_of_values_are_refused(values: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="mask_values"):
         MaskValues.given(values)
+
+
+def test_classes_of_values_are_read_from_a_table(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        for index in (0, 1):
+            natural.image(tmp_path / split / f"{index}_jpg.rf.0{index}.jpg", index)
+            natural.mask(tmp_path / split / f"{index}_jpg.rf.0{index}_mask.png", index)
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, ground\n1, leaf\n2, stem\n")
+    data = find_masks(Survey.of(tmp_path))
+    assert data is not None
+    assert data.open("train").classes == ("ground", "leaf", "stem")

@@ -225,3 +225,13 @@ def test_masks_by_the_users_map(tmp_path: Path) -> None:
     recipe = override(find_recipe("voc.deeplab"), ["mask_values=0:background,*:plant"])
     dataset = task_of(recipe).open(recipe, tmp_path, "train")
     assert (dataset.classes, dataset.class_counts()[1]) == (("background", "plant"), 4 * 30 * 28)
+
+
+def test_folders_without_images_are_no_classes(tmp_path: Path) -> None:
+    natural.image(tmp_path / "training" / "image_2" / "000000.png", 0)
+    (tmp_path / "training" / "label_2").mkdir()
+    (tmp_path / "training" / "label_2" / "000000.txt").write_text("Car 0.00 0 -1.58 5.0 6.0 40.0 44.0 1.65\n")
+    result = run("check", tmp_path)
+    assert result.exit_code != 0
+    assert "no layout of data is recognised" in result.output
+    assert "training/label_2/: 1 .txt" in result.output

@@ -97,6 +97,16 @@ def split_images(root: Path, split: str) -> list[Path]:
     return [image for folder in _folders(root / split).values() for image in images_below(folder).images]
 
 
+def has_classes(root: Path, split: str) -> bool:
+    """Whether two folders of a split have an image; it stops at the second."""
+    with_image = (
+        folder
+        for folder in _folders(root / split).values()
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
+    )
+    return next(with_image, None) is not None and next(with_image, None) is not None
+
+
 class LabelledImages(ImageSet):
     """A list of images, each with the name of its class.
 

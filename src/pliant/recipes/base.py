@@ -59,8 +59,8 @@ class Recipe(Schedule):
         flip: Probability of a horizontal flip in training.
         aspect_grouping: Whether a training batch holds only upright or only wide images.
         layout: Layout of the data: ``"voc"``, ``"coco"``, ``"yolo"`` or ``"labelme"`` for detection and segmentation,
-            ``"cityscapes"`` or ``"masks"`` for segmentation, ``"folders"`` for classification; None for the one that is
-            found.
+            ``"csv"`` for detection, ``"cityscapes"`` or ``"masks"`` for segmentation, ``"folders"`` for classification;
+            None for the one that is found.
         classes: Names of the classes; empty for those found in the data.
         train_split: Split to train on; several are joined by ``+`` (VOC). If the data lacks it and it was not set
             explicitly, ``trainval`` or ``train`` is used.
@@ -108,7 +108,7 @@ class Recipe(Schedule):
     max_side: ranges.Pixels = 1000
     flip: ranges.Fraction = 0.5
     aspect_grouping: bool = False
-    layout: Literal["voc", "coco", "yolo", "labelme", "cityscapes", "masks"] | None = None
+    layout: Literal["voc", "coco", "yolo", "labelme", "csv", "cityscapes", "masks"] | None = None
     classes: ranges.Names = ()
     train_split: ranges.Text | None = None
     test_split: ranges.Text | None = None

@@ -34,8 +34,9 @@ def _open_folder(root: Path, split: str, *, training: bool, **options: Any) -> I
 
 
 def _fits(root: Path) -> bool:
-    """Whether a folder has a folder for each split, and not only one for each class."""
-    return any(split_word(name) is not None for name in classification.available_splits(root))
+    """Whether a folder has a folder for each split with images of two classes, and not only one for each class."""
+    splits = [name for name in classification.available_splits(root) if split_word(name) is not None]
+    return any(classification.has_classes(root, split) for split in splits)
 
 
 class ClassificationTask(Task[ClassificationRecipe]):

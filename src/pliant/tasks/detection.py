@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import to_dtype
 
 from pliant import models
 from pliant.data import COCODetection, DetectionSet, ImageSet, VOCDetection, coco, transforms
-from pliant.data.discovery import find_coco, find_labelme, find_voc, find_yolo
+from pliant.data.discovery import find_coco, find_labelme, find_tables, find_voc, find_yolo
 from pliant.engine.detection import DetectionModule, collate_detection
 from pliant.engine.extremes import RankedImage
 from pliant.engine.test_time_augmentation import AugmentedDetector, Procedure
@@ -31,7 +31,7 @@ from pliant.recipes.base import DetectionRecipe
 from pliant.tasks.collation import readable
 from pliant.tasks.detection_evidence import detection_evidence
 from pliant.tasks.evidence import Evidence
-from pliant.tasks.layouts import COCO, LABELME, YOLO, Layout, found_only, voc
+from pliant.tasks.layouts import COCO, LABELME, TABLE, YOLO, Layout, found_only, voc
 from pliant.tasks.places import choose_places
 from pliant.tasks.result_files import coco_results, voc_result_names, write_coco_results, write_voc_results
 from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, backbone_options, build_with
@@ -79,6 +79,7 @@ class DetectionTask(Task[DetectionRecipe]):
         ),
         "yolo": found_only("YOLO: text files of boxes beside images", YOLO, find_yolo, by_purpose=True),
         "labelme": found_only("LabelMe: a .json of shapes for each image", LABELME, find_labelme, by_purpose=True),
+        "csv": found_only("CSV: a table with a row for each box", TABLE, find_tables, by_purpose=True),
     }
     columns = {  # noqa: RUF012
         key: key for key in ("AP", "AP50", "AP75", "VOC_AP50", "VOC_AP50_11pt", "VOC_AP70", "VOC_AP70_11pt")

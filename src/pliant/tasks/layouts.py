@@ -36,6 +36,10 @@ Lines of a text file: CLASS X Y WIDTH HEIGHT in fractions of the image's size, o
 LABELME = """\
 NAME.jpg  NAME.json                              side by side, or in folders of any names
 As LabelMe, AnyLabeling and X-AnyLabeling write them, with shapes that are rectangles, polygons, circles or masks."""
+TABLE = """\
+One .csv file, or one for each split, with a row for each box and the names of the columns in its first line:
+filename (or image_id), class, and xmin, ymin, xmax, ymax, or x, y, width, height, or one column bbox with these four.
+Boxes are in pixels or in fractions of the image's size; images are in folders of any names."""
 DRAWN = "\nMasks are drawn from the outlines; annotations that have boxes alone are for detection."
 MASKS = """\
 images/NAME.jpg  masks/NAME.png                  in folders of any names, also train/images/, images/train/ and the like

@@ -219,7 +219,11 @@ def require_folder(root: Path) -> None:
 
 def fitting(layouts: Mapping[str, Layout]) -> list[str]:
     """What would fit, as lines."""
-    return ["", "What would fit:", *(f"layout={name}: {layout.title}" for name, layout in layouts.items())]
+    titles = [
+        f"layout={name}: {layout.title}{', or in other folders' if layout.fits and layout.find else ''}"
+        for name, layout in layouts.items()
+    ]
+    return ["", "What would fit:", *titles]
 
 
 def _places(root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Find out what a folder holds: VOC, COCO, YOLO or LabelMe annotations, or masks, in folders of any names."""
+"""Find out what a folder holds: VOC, COCO, YOLO, LabelMe or CSV annotations, or masks, in folders of any names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pliant.data.discovery.found import Found
 from pliant.data.discovery.masks import find_masks
 from pliant.data.discovery.split_names import WHOLE
 from pliant.data.discovery.survey import Survey
+from pliant.data.discovery.tables import find_tables
 from pliant.data.discovery.yolo import find_yolo, find_yolo_outlines
 from pliant.data.problems import DataError
 
@@ -27,6 +28,7 @@ __all__ = [
     "find_labelme",
     "find_labelme_outlines",
     "find_masks",
+    "find_tables",
     "find_voc",
     "find_yolo",
     "find_yolo_outlines",
@@ -37,6 +39,7 @@ _FINDERS: dict[str, Callable[[Survey], Found | None]] = {
     "coco": find_coco,
     "yolo": find_yolo,
     "labelme": find_labelme,
+    "csv": find_tables,
     "masks": find_masks,
 }
 _OUTLINE_FINDERS: dict[str, Callable[[Survey], Found | None]] = {
@@ -54,7 +57,7 @@ def discover(root: str | Path, layout: str | None = None, *, masks: bool = False
 
     Args:
         root: the folder.
-        layout: the kind to find: `"voc"`, `"coco"`, `"yolo"`, `"labelme"` or `"masks"`; None for any.
+        layout: the kind to find: `"voc"`, `"coco"`, `"yolo"`, `"labelme"`, `"csv"` or `"masks"`; None for any.
         masks: whether to open masks only, which are drawn where the annotations have outlines.
 
     Returns:

@@ -325,12 +325,16 @@ def _palettes_differ(paths: Sequence[Path]) -> bool:
 
 
 def _class_table(survey: Survey) -> MaskValues | None:
-    """The classes of colours in a table with the columns name, r, g and b, such as `class_dict.csv`."""
+    """The classes of a table: of colours, with the columns name, r, g and b, as in `class_dict.csv`, or of values, with
+    the columns `Pixel Value` and `Class`, as in Roboflow's `_classes.csv`."""
     for file in survey.having((".csv",)):
         try:
             rows = list(csv.DictReader(read_text(survey.path(file)).splitlines(), skipinitialspace=True))
             rows = [{key.strip().lower(): value for key, value in row.items()} for row in rows]
-            texts = [f"#{int(row['r']):02x}{int(row['g']):02x}{int(row['b']):02x}:{row['name']}" for row in rows]
+            if rows and "pixel value" in rows[0]:
+                texts = [f"{row['pixel value']}:{row['class']}" for row in rows]
+            else:
+                texts = [f"#{int(row['r']):02x}{int(row['g']):02x}{int(row['b']):02x}:{row['name']}" for row in rows]
             if texts:
                 return MaskValues.given(texts)
         except (OSError, ValueError, KeyError, AttributeError, csv.Error):
