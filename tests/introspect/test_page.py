@@ -68,7 +68,8 @@ def page(trace_and_parts: tuple[Trace, list[RoIParts]], tmp_path_factory: pytest
         parts=parts,
         part_classes=("background", "cat"),
     )
-    bare = PageImage("second", picture, trace, overlay=torch.full((4, 20, 28), 99, dtype=torch.uint8))
+    overlay = torch.full((4, 20, 28), 99, dtype=torch.uint8)
+    bare = PageImage("second", picture, trace, overlay=overlay, colours=[("leaf <b>", (230, 159, 0))])
     path = tmp_path_factory.mktemp("page") / "look.html"
     table = PageTable("What it costs", "a note", ("", "plain", "deformable"), [("parameters", "1", "2")])
     write_page(path, "a network", [image, bare], [table])
@@ -198,6 +199,24 @@ def test_on_a_phone_a_tap_chooses_and_nothing_sticks_out(
     browser.tap(*on_screen(place, at))
     assert_drawn(browser, trace.points(trace.nearest(at), 2), place, 4 * 2)
     assert browser.evaluate("document.documentElement.scrollWidth") == 390
+    assert browser.errors == []
+
+
+@needs_browser
+def test_signs_and_colours_are_explained(browser: Browser, page: Path) -> None:
+    browser.open(page, 1100, 700)
+    legend, meaning = "byId('legend').textContent", "byId('meaning').textContent"
+    for words in ("the unit", "positions that it samples", "detections, with their classes"):
+        assert words in browser.evaluate(legend)
+    assert "In a new network all offsets are zero" in browser.evaluate(meaning)
+    browser.press("r")
+    assert "how far a part has moved" in browser.evaluate(legend)
+    assert "In a new network no part has moved" in browser.evaluate(meaning)
+    browser.press("n")
+    assert "leaf <b>" in browser.evaluate(legend)
+    assert "#e69f00" in browser.evaluate("byId('legend').innerHTML")
+    browser.press("d")
+    assert "leaf" not in browser.evaluate(legend)
     assert browser.errors == []
 
 

@@ -103,9 +103,11 @@ def test_the_legend_shows_only_classes_of_the_picture_in_as_many_lines_as_needed
 def test_names_that_are_too_long_are_shortened() -> None:
     picture = draw_boxes(grey(60, 400), boxes((5, 5, 50, 50)), torch.tensor([1]), ["x" * 300], torch.ones(1))
     assert picture.size == (400, 60)
-    text = fonts.shortened("x" * 300, 12, 100)
-    assert text.endswith("…")
-    assert 80 < fonts.width(text, 12) <= 100
+    one, other = (fonts.shortened("Tomato leaves with " + "x" * 300 + end, 12, 100) for end in ("rust", "mould"))
+    assert "…" in one
+    assert one.startswith("Tomato")
+    assert one != other
+    assert all(80 < fonts.width(text, 12) <= 100 for text in (one, other))
     assert draw_classes(grey(60, 60), [("x" * 300, 0.5)]).width == 360
 
 

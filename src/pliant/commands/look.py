@@ -192,6 +192,7 @@ def _look_at(model: nn.Module, name: str, view: View, classes: Sequence[str], lo
         parts=parts,
         part_classes=classes,
         overlay=view.overlay,
+        colours=view.colours,
     )
 
 

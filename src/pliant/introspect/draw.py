@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
@@ -25,6 +26,7 @@ from pliant.pictures.colours import mask_colours
 
 COLOURS = tuple(constants.COLOURS.values())  # by class id
 _MOVED, _PLAIN, _UNIT = (constants.COLOURS[name] for name in ("vermilion", "blue", "yellow"))
+_LEAST_HEIGHT = 1.0  # of a panel, in inches: that of "small object" in the size of its text
 Paths = Path | Sequence[Path]
 
 
@@ -54,6 +56,12 @@ def sampling(
                 axis.set_title(column, fontsize=10)
             if place == 0:
                 axis.set_ylabel(name, fontsize=10)
+    outlined = [withStroke(linewidth=4, foreground="black")]
+    signs = [
+        Line2D([], [], linestyle="", marker="+", color=_UNIT, mew=2, ms=9, path_effects=outlined, label="the unit"),
+        Line2D([], [], linestyle="", marker="o", color=_MOVED, ms=4, label="positions that it samples"),
+    ]
+    figure.legend(handles=signs, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     _write(figure, path, title)
 
 
@@ -86,9 +94,12 @@ def roi_parts(path: Paths, panels: Sequence[tuple[str, Tensor, Tensor, Tensor, T
         axis.set_ylim((y0 + y1) / 2 + half, (y0 + y1) / 2 - half)
     for axis in places[len(panels) :]:
         axis.set_axis_off()
-    signs = (("s", _PLAIN, "plain bin"), ("o", _MOVED, "part, moved"))
-    handles = [places[0].scatter([], [], marker=marker, color=color, label=name) for marker, color, name in signs]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    signs = [
+        Line2D([], [], color=_UNIT, path_effects=[withStroke(linewidth=3, foreground="black")], label="detection"),
+        Line2D([], [], linestyle="", marker="s", color=_PLAIN, label="centre of a plain bin"),
+        Line2D([], [], color="black", marker="o", mfc=_MOVED, mec=_MOVED, label="centre of the moved part"),
+    ]
+    figure.legend(handles=signs, loc="outside lower center", ncols=3 if columns > 2 else 1, frameon=False, fontsize=9)
     _write(figure, path)
 
 
@@ -178,9 +189,10 @@ def bars(path: Paths, values: Sequence[tuple[str, float]], label: str) -> None:
 
 
 def _grid(rows: int, columns: int, side: float, image: Tensor | None = None) -> tuple[Figure, list[list[Axes]]]:
-    """Panels of this width in inches, with the aspect ratio of the image."""
+    """Panels of this width in inches, with the aspect ratio of the image where it leaves room for a name beside it."""
     height = side if image is None else side * image.shape[1] / image.shape[2]
-    figure = Figure(figsize=(columns * side, rows * height + 0.5), layout="constrained")
+    height = min(max(height, _LEAST_HEIGHT), 3 * side)
+    figure = Figure(figsize=(columns * side, rows * height + 0.75), layout="constrained")
     return figure, [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
 
 

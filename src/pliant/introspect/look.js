@@ -160,18 +160,50 @@ function show(image) {
 }
 
 function explain() {
-  const square = color =>
-    `<svg viewBox="0 0 20 20"><rect x="4" y="4" width="12" height="12" fill="none" stroke="${color}" stroke-width="2"/></svg>`;
-  const solid = `<svg viewBox="0 0 20 20"><rect x="5" y="5" width="10" height="10" fill="${PLAIN}"/></svg>`;
-  const disc = `<svg viewBox="0 0 20 20"><circle cx="10" cy="10" r="5" fill="${MOVED}"/></svg>`;
-  const ring = [["#000", 6], [UNIT, 3]].map(([color, width]) =>
-    `<circle cx="10" cy="10" r="7" fill="none" stroke="${color}" stroke-width="${width}"/>`).join("");
-  const lines = state.mode === "parts"
-    ? [[square(MOVED), "parts that the network pools"], [disc, "their centres"], [solid, "centres of the plain network's bins"]]
-    : [[`<svg viewBox="0 0 20 20">${ring}</svg>`, "the unit"], [disc, "positions that it samples"], [square(PLAIN), "positions of the plain network"],
-       ["", "Bars: effective dilation, the mean distance of neighbouring taps in cells; the blue mark is the plain layer."]];
-  byId("legend").innerHTML = lines.map(([sign, words]) => `<span>${sign}</span><span>${words}</span>`).join("");
+  const sign = shape => `<svg viewBox="0 0 20 20">${shape}</svg>`;
+  const square = (color, fill = "none") =>
+    sign(`<rect x="4" y="4" width="12" height="12" fill="${fill}" stroke="${color}" stroke-width="2"/>`);
+  const solid = sign(`<rect x="5" y="5" width="10" height="10" fill="${PLAIN}"/>`);
+  const disc = sign(`<circle cx="10" cy="10" r="5" fill="${MOVED}"/>`);
+  const around = (shape, widths) => sign([["#000", widths[0]], [UNIT, widths[1]]].map(([color, width]) =>
+    `<${shape} fill="none" stroke="${color}" stroke-width="${width}"/>`).join(""));
+  const parts = state.mode === "parts", {detections, overlay, colours} = now();
+  const lines = parts
+    ? [[around('rect x="3" y="3" width="14" height="14"', [4, 2]), "the chosen detection"],
+       [square(MOVED), "parts that the network pools"], [disc, "their centres"],
+       [solid, "centres of the plain network's bins"],
+       [sign(`<path d="M2 14 18 6" stroke="#fff" stroke-width="5"/><path d="M2 14 18 6" stroke="#000" stroke-width="2"/>`), "how far a part has moved"]]
+    : [[around('circle cx="10" cy="10" r="7"', [6, 3]), "the unit"], [disc, "positions that it samples"],
+       [square(PLAIN), "positions of the plain network"]];
+  if (!parts && state.boxes && detections.length)
+    lines.push([square("#fff", "#777"), "detections, with their classes and scores"]);
+  if (overlay && state.boxes) colours.forEach(([name, color]) => lines.push([square("#777", color), name]));
+  byId("legend").replaceChildren(...lines.flatMap(([shape, words]) => {
+    const [left, right] = [document.createElement("span"), document.createElement("span")];
+    left.innerHTML = shape;
+    right.textContent = words;
+    return [left, right];
+  }));
+  byId("meaning").innerHTML = (parts ? PARTS : UNITS).map(words => `<p>${words}</p>`).join("");
 }
+const UNITS = [
+  "A <b>unit</b> is one cell of a layer's output. A plain layer computes it from a fixed grid of positions, usually 3 × 3; a " +
+  "deformable layer moves each of these positions by an <b>offset</b>, which it predicts from the image. Through two layers " +
+  "nine positions become 81, through three 729, and all of them are drawn in the image.",
+  "<b>What was learned.</b> In a new network all offsets are zero, and the points lie in the blue squares. After training, " +
+  "compare units on a large object, on a small one and on the background. Points that reach as far as the object, or gather on " +
+  "it, show that the layers adapt to its size and shape. Points that have stayed in the squares show layers that hardly use " +
+  "their offsets. A point says where the network reads, and not how much it counts there.",
+  "<b>The bars</b> are the effective dilation of each layer here: the mean distance of neighbouring positions, in cells. The " +
+  "blue mark is that of the plain layer. A longer bar means that the filter has spread. Points outside the image read zeros; " +
+  "they are counted, and not drawn.",
+];
+const PARTS = [
+  "A detection is classified from the features in its box, which are pooled in a grid of <b>bins</b>. A deformable layer moves " +
+  "each bin by an offset, which it predicts from the features in the box.",
+  "<b>What was learned.</b> In a new network no part has moved. After training, parts that have moved onto the object, away " +
+  "from the background in the box, show that the network has found out where the object is.",
+];
 
 function pointed(event) {
   const {left, top, width, height} = stage.getBoundingClientRect();

@@ -38,6 +38,7 @@ class PageImage:
         parts: parts of the detections, for each layer of deformable RoI pooling.
         part_classes: names of the classes that may have their own offsets, the background first.
         overlay: picture to lay over the image, uint8 `[4, h, w]` (red, green, blue, opacity).
+        colours: the name and colour (red, green, blue in 0..255) of each class in `overlay`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PageImage:
     parts: Sequence[RoIParts] = ()
     part_classes: Sequence[str] = ()
     overlay: Tensor | None = None
+    colours: Sequence[tuple[str, tuple[int, int, int]]] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def _image(image: PageImage) -> dict[str, Any]:
         "height": height,
         "picture": _embedded(image.picture, "JPEG", quality=88),
         "overlay": None if image.overlay is None else _embedded(image.overlay, "PNG", optimize=True),
+        "colours": [[name, "#{:02x}{:02x}{:02x}".format(*colour)] for name, colour in image.colours],
         "start": image.start or (height / 2, width / 2),
         "layers": _layers(image.trace),
         "detections": detections,

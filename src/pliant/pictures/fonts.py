@@ -53,14 +53,22 @@ def line_height(size: int) -> int:
 
 
 def shortened(text: str, size: int, most: int) -> str:
-    """A text that is at most so many pixels wide, with an ellipsis where its end is left out."""
+    """A text that is at most so many pixels wide, with an ellipsis where a part of it is left out.
+
+    That part lies behind the middle, since names that are alike often differ at their ends.
+    """
     if width(text, size) <= most:
         return text
+
+    def of_length(letters: int) -> str:
+        end = letters // 3
+        return f"{text[: letters - end].rstrip()}…{text[len(text) - end :].lstrip()}"
+
     short, long = 0, len(text)  # binary search of the number of characters that fit
     while long - short > 1:
         middle = (short + long) // 2
-        short, long = (middle, long) if width(f"{text[:middle]}…", size) <= most else (short, middle)
-    return f"{text[:short].rstrip()}…" if short else ""
+        short, long = (middle, long) if width(of_length(middle), size) <= most else (short, middle)
+    return of_length(short) if short else ""
 
 
 @lru_cache

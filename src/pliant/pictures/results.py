@@ -17,7 +17,7 @@ from pliant.pictures.labels import Labels
 
 _SMALLEST = 360  # pixels of the longer side; smaller images are enlarged, since no label is readable on them
 _TEXT, _SMALLEST_TEXT = 0.026, 12  # of the geometric mean of the sides; pixels
-_HIDDEN = 0.25  # of a label on others, from which it is made shorter
+_HIDDEN = 0.12  # of a label on others, from which it is made shorter
 _COVERED = 0.35  # of the picture under labels, above which all are made shorter
 _PAPER, _INK, _BAR = (255, 255, 255), (32, 32, 32), (0, 114, 178)
 
@@ -153,7 +153,7 @@ def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
     for row, line in enumerate(lines):
         y = picture.height + gap + row * (high + gap)
         for x, entry, text in line:
-            pen.rectangle((x, y, x + high - 1, y + high - 1), fill=entry.colour, outline=_INK)
+            pen.rectangle((x, y, x + high - 1, y + high - 1), fill=entry.colour, outline=_INK, width=max(1, size // 12))
             _write(pen, (x + high + gap, y), text, size, _INK)
     return extended
 

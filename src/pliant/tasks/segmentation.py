@@ -134,13 +134,15 @@ class SegmentationTask(Task[SegmentationRecipe]):
     ) -> View:
         image = _resize(recipe)(picture).as_subclass(Tensor)
         ids = self.infer(model, picture, recipe, device)
-        colours = torch.tensor(mask_colours(classes), dtype=torch.uint8)[ids.long()].permute(2, 0, 1)
+        of_classes, first = mask_colours(classes), int(has_background(classes))
+        colours = torch.tensor(of_classes, dtype=torch.uint8)[ids.long()].permute(2, 0, 1)
+        there = [(classes[label], of_classes[label]) for label in ids.unique().tolist() if label >= first]
         near = ids[None].float()
         outline = functional.max_pool2d(near, 3, 1, 1) != -functional.max_pool2d(-near, 3, 1, 1)  # [1, h, w]
-        overlay = torch.cat((colours, torch.where(outline, 255, _OPACITY).byte() * (ids >= has_background(classes))))
+        overlay = torch.cat((colours, torch.where(outline, 255, _OPACITY).byte() * (ids >= first)))
         scaled = functional.interpolate(ids[None, None].float(), image.shape[-2:], mode="nearest-exact")[0, 0].numpy()
         places = choose_places(pieces(scaled), scaled > 0)
-        return View(picture.as_subclass(Tensor), image.to(device), places, overlay=overlay)
+        return View(picture.as_subclass(Tensor), image.to(device), places, overlay=overlay, colours=there)
 
     # -- results
 

@@ -73,6 +73,7 @@ class View:
         places: (name, (y, x)) of the background, the smallest and the largest object, if the image has them.
         boxes, labels, scores: The best detections of a detector.
         overlay: The classes of a segmenter in colour, with a transparent background, uint8 `[4, h, w]`.
+        colours: The name and colour of each class in `overlay`.
     """
 
     picture: Tensor
@@ -82,6 +83,7 @@ class View:
     labels: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     overlay: Tensor | None = None
+    colours: Sequence[tuple[str, tuple[int, int, int]]] = ()
 
 
 @dataclass(frozen=True)
