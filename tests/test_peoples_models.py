@@ -52,7 +52,9 @@ def entry(measure: ModuleType, **changes: Any) -> Any:
     def loss(model: nn.Module, dtype: torch.dtype) -> Tensor:
         return model(torch.rand(2, 3, 6, 5, dtype=dtype))["loss"]
 
-    made = measure.Entry("Miniature", ("torchvision",), "one()", Miniature, outputs, loss, ours=contextlib.nullcontext)
+    made = measure.Entry(
+        "Miniature", ("torchvision",), "one()", "2×3×6×5", Miniature, outputs, loss, ours=contextlib.nullcontext
+    )
     return dataclasses.replace(made, **changes)
 
 
@@ -71,7 +73,7 @@ def twice_as_much() -> Any:
 def test_a_row_has_differences_of_rounding_and_times(measure: ModuleType) -> None:
     row = measure.measure(entry(measure, ours=pliant.patch_torchvision), rounds=1)
     for dtype, least, most in (("float64", 0, 1e-12), ("float32", 1e-9, 1e-4)):
-        for what in ("outputs", "gradients"):
+        for what in ("forward", "training step"):
             assert least <= row[dtype][what] <= most
     for times in row["seconds"].values():
         assert set(times) == {"without", "pliant"}
@@ -84,13 +86,13 @@ def test_a_row_has_differences_of_rounding_and_times(measure: ModuleType) -> Non
 
 def test_what_computes_something_else_shows(measure: ModuleType) -> None:
     row = measure.measure(entry(measure, ours=twice_as_much), rounds=1)
-    assert row["float64"]["outputs"] == pytest.approx(1, rel=1e-3)  # in evaluation; batch norm hides it in training
-    assert row["float32"]["outputs"] == pytest.approx(1, rel=1e-3)
+    assert row["float64"]["forward"] == pytest.approx(1, rel=1e-3)  # in evaluation; batch norm hides it in training
+    assert row["float32"]["forward"] == pytest.approx(1, rel=1e-3)
 
 
 def test_both_sides_see_the_same_random_numbers_and_statistics(measure: ModuleType) -> None:
     row = measure.measure(entry(measure), rounds=1)
-    assert row["float32"] == row["float64"] == {"outputs": 0, "gradients": 0}
+    assert row["float32"] == row["float64"] == {"forward": 0, "training step": 0}
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -98,7 +100,7 @@ def test_absent_packages_and_missing_baselines_are_said(measure: ModuleType) -> 
     absent = measure.measure(entry(measure, packages=("torchvision", "no-such-package")))
     assert absent["absent"] == "no-such-package"
     alone = measure.measure(entry(measure, theirs=None), rounds=1)
-    assert "float32" not in alone
+    assert alone["float32"] == {}
     assert [set(times) for times in alone["seconds"].values()] == [{"pliant"}] * 2
     float32 = measure.measure(entry(measure, no_float64="its anchors are float32"), rounds=1)
     assert "float64" not in float32

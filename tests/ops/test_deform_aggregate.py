@@ -7,10 +7,9 @@ import pytest
 import torch
 from cases import AggregateCase
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
 from torch.nn import functional as F
 
-from pliant.ops import _native, deform_aggregate
+from pliant.ops import deform_aggregate
 
 SAME = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}  # as in DCNv3
 CASES = {
@@ -128,14 +127,6 @@ def test_gradcheck(name: str) -> None:
     )
 
 
-def test_gradients_of_gradients() -> None:
-    case = AggregateCase(channels=2, size=(4, 5))
-    tensors = case.tensors()
-    assert torch.autograd.gradgradcheck(
-        lambda *values: call(dict(zip(tensors, values, strict=True)), case), tuple(tensors.values()), fast_mode=True
-    )
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_opcheck() -> None:
     case = AggregateCase()
@@ -150,139 +141,6 @@ def test_the_gradient_at_a_cells_centre_is_the_one_from_the_right() -> None:
     deform_aggregate(input, offset, torch.ones_like(offset[..., 0]), 1).sum().backward()
     assert offset.grad is not None
     assert offset.grad[..., 0].flatten().tolist() == [4.0, -3.0, -2.0]
-
-
-@pytest.mark.parametrize("far", [1e6, -1e6, 1e30, float("inf"), -float("inf")])
-def test_offsets_far_outside_read_zero_and_have_no_gradient(far: float) -> None:
-    case = AggregateCase()
-    tensors = case.tensors()
-    tensors["offset"] = torch.full_like(tensors["offset"], far).requires_grad_()
-    out = call(tensors, case)
-    assert out.count_nonzero() == 0
-    for gradient in torch.autograd.grad(out.sum(), list(tensors.values())):
-        assert gradient.count_nonzero() == 0
-
-
-def test_a_nan_offset_shows_in_its_own_group_of_its_own_cell_only() -> None:
-    case = AggregateCase()
-    tensors = {name: value.detach() for name, value in case.tensors().items()}
-    tensors["offset"][1, 2, 3, 1, 0, 0] = torch.nan
-    bad = call(tensors, case).unflatten(3, (case.groups, -1)).isnan()
-    assert bad[1, 2, 3, 1].all()
-    assert bad.sum() == case.channels
-
-
-@pytest.mark.parametrize("channels", [1, 16, 33])
-def test_the_same_to_the_bit_on_any_number_of_threads(
-    channels: int, kernels: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if kernels == _native.REFERENCE:
-        pytest.skip("the reference leaves threads to torch")
-    case = AggregateCase(channels=channels, size=(9, 11))
-    monkeypatch.setattr(_native, "_SMALL", 0)  # else one thread takes small work
-    tensors = case.tensors(torch.float32)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            out = call(tensors, case)
-            results.append((out, *torch.autograd.grad(out, list(tensors.values()), torch.ones_like(out))))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
-
-
-@pytest.mark.parametrize("positions", ["same", "float32"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_other_precisions(dtype: torch.dtype, positions: str) -> None:
-    case = AggregateCase(channels=19, offset_scale=0.75)  # positions are exact in every precision
-    tensors = {name: value.detach().to(dtype) for name, value in case.tensors().items()}
-    if positions == "float32":
-        tensors |= {name: tensors[name].float() for name in ("offset", "mask")}
-    wide = {name: value.double().requires_grad_() for name, value in tensors.items()}
-    narrow = {name: value.requires_grad_() for name, value in tensors.items()}
-    exact, out = call(wide, case), call(narrow, case)
-    assert out.dtype == dtype
-    tolerance = 4 * torch.finfo(dtype).eps
-    assert (out - exact).norm() < tolerance * exact.norm()
-    above = torch.randn_like(out)
-    expected = torch.autograd.grad(exact, list(wide.values()), above.double())
-    for name, got, want in zip(narrow, torch.autograd.grad(out, list(narrow.values()), above), expected, strict=True):
-        assert got.dtype == narrow[name].dtype
-        assert (got - want).norm() < tolerance * want.norm(), name
-
-
-def test_autocast_lowers_values_and_keeps_positions() -> None:
-    case = AggregateCase()
-    tensors = case.tensors(torch.float32)
-    seen = {}
-
-    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if func is torch.ops.pliant.deform_aggregate.default:
-                seen.update(input=args[0].dtype, offset=args[1].dtype, mask=args[2].dtype)
-            return func(*args, **(kwargs or {}))
-
-    with torch.autocast("cpu", dtype=torch.bfloat16), Spy():
-        out = call(tensors, case)
-        assert out.dtype == torch.bfloat16
-        out.float().sum().backward()
-    assert seen == {"input": torch.bfloat16, "offset": torch.float32, "mask": torch.bfloat16}
-    assert all(tensor.grad is not None and tensor.grad.dtype == torch.float32 for tensor in tensors.values())
-
-
-@pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced"])
-def test_any_memory_layout(layout: str) -> None:
-    case = AggregateCase()
-    tensors = {name: value.detach() for name, value in case.tensors().items()}
-    changed = {}
-    for name, value in tensors.items():
-        if layout == "transposed":
-            changed[name] = value.mT.contiguous().mT
-        elif layout == "expanded":
-            tensors[name] = changed[name] = value[:1].expand_as(value)
-        else:
-            changed[name] = torch.stack((value, value), -1)[..., 0]
-    assert torch.equal(call(changed, case), call(tensors, case))
-
-
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_graph_breaks(dynamic: bool) -> None:
-    case = AggregateCase()
-    tensors = case.tensors()
-
-    def run(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        return deform_aggregate(input, offset, mask, **case.options, softmax=True).sin()
-
-    torch._dynamo.reset()
-    out = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=dynamic)(*tensors.values())
-    want = run(*tensors.values())
-    torch.testing.assert_close(out, want, rtol=0, atol=1e-12)
-    for left, right in zip(
-        torch.autograd.grad(out.sum(), list(tensors.values())),
-        torch.autograd.grad(want.sum(), list(tensors.values())),
-        strict=True,
-    ):
-        torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
-
-
-def test_torch_func() -> None:
-    case = AggregateCase(size=(2, 3), channels=2)
-    input, offset, mask = (tensor.detach() for tensor in case.tensors().values())
-
-    def loss(offset: Tensor) -> Tensor:
-        return call({"input": input, "offset": offset, "mask": mask}, case).sin().sum()
-
-    leaf = offset.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
-    torch.testing.assert_close(grad(loss)(offset), slope)
-    each = vmap(grad(loss))(torch.stack((offset, -offset)))
-    torch.testing.assert_close(each[1], grad(loss)(-offset))
-    (row,) = torch.autograd.grad(slope.flatten()[7], leaf)
-    torch.testing.assert_close(jacrev(grad(loss))(offset).flatten(0, 5)[7], row)
 
 
 WRONG: dict[str, Callable[[dict], dict]] = {

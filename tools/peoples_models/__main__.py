@@ -9,7 +9,8 @@ The packages, without what would replace torch:
 
 Outputs and gradients are compared in float32, and in float64 where the model runs in it. The difference is the largest
 one, as a fraction of the largest value. Calls with and without Pliant are interleaved, and the least time of each
-counts. A training step is a loss and the gradients of all parameters.
+counts: seconds of the process on one thread, of the clock on several. A training step is a loss and the gradients of
+all parameters.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ ENTRIES = {entry.name: entry for entry in (*convolutions.ENTRIES, *attention.ENT
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure models of other people on Pliant.")
     parser.add_argument("names", nargs="*", help="rows, by default all")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3, help="calls of which the fastest counts")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2, help="calls of which the fastest counts")
     parser.add_argument("--json", type=Path, help="write the rows there; rows of other models in the file are kept")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.names) - set(ENTRIES)):

@@ -1,7 +1,8 @@
-"""Models of `transformers` with multi-scale deformable attention."""
+"""Models of `transformers` and of `rfdetr` with multi-scale deformable attention."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,7 @@ def _detector(height: int, width: int) -> dict[str, Any]:
         labels = [{"class_labels": torch.tensor([1, 3]), "boxes": boxes}]
         return model(torch.rand(1, 3, height, width, dtype=dtype), labels=labels).loss  # type: ignore[no-any-return]
 
-    return {"outputs": outputs, "loss": loss}
+    return {"outputs": outputs, "loss": loss, "input": f"1×3×{height}×{width}"}
 
 
 def _segmenter(height: int, width: int, **more: Tensor) -> dict[str, Any]:
@@ -84,7 +85,29 @@ def _segmenter(height: int, width: int, **more: Tensor) -> dict[str, Any]:
     def loss(model: nn.Module, dtype: torch.dtype) -> Tensor:
         return torch.stack([part.square().mean() for part in outputs(model, dtype)]).sum()
 
-    return {"outputs": outputs, "loss": loss}
+    return {"outputs": outputs, "loss": loss, "input": f"1×3×{height}×{width}"}
+
+
+def _rfdetr() -> nn.Module:
+    """RF-DETR Nano of Roboflow's own package."""
+    from rfdetr.config import RFDETRNanoConfig  # type: ignore[import-not-found]
+    from rfdetr.models.lwdetr import build_model_from_config  # type: ignore[import-not-found]
+
+    model: nn.Module = build_model_from_config(RFDETRNanoConfig(pretrain_weights=None, device="cpu"))
+    return model
+
+
+def _plain(height: int, width: int) -> dict[str, Any]:
+    """All that a detector computes, and the mean square of logits and boxes in training."""
+
+    def outputs(model: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+        found = model(torch.rand(1, 3, height, width, dtype=dtype))
+        return [found["pred_logits"], found["pred_boxes"]]
+
+    def loss(model: nn.Module, dtype: torch.dtype) -> Tensor:
+        return torch.stack([part.square().mean() for part in outputs(model, dtype)]).sum()
+
+    return {"outputs": outputs, "loss": loss, "input": f"1×3×{height}×{width}"}
 
 
 _ROW: dict[str, Any] = {
@@ -93,13 +116,20 @@ _ROW: dict[str, Any] = {
     "ours": pliant.patch_transformers,
     "baseline": "grid_sample",
 }
+_RFDETR: dict[str, Any] = {
+    "packages": ("rfdetr",),
+    "line": 'pliant.patch_attention("rfdetr")',
+    "ours": functools.partial(pliant.patch_attention, "rfdetr"),
+    "baseline": "grid_sample",
+}
 
 ENTRIES = [
-    Entry("Deformable DETR", build=_deformable_detr, **_detector(384, 512), **_ROW),
-    Entry("RT-DETR", build=_by_default("RTDetr"), **_detector(640, 640), **_ROW),
-    Entry("RT-DETRv2", build=_by_default("RTDetrV2"), **_detector(480, 480), **_ROW),
-    Entry("D-FINE", build=_by_default("DFine"), **_detector(480, 480), **_ROW),
-    Entry("RF-DETR", build=_by_default("RfDetr"), **_detector(560, 560), **_ROW),
-    Entry("Mask2Former, Swin-T", build=_mask2former, **_segmenter(384, 512), **_ROW),
-    Entry("OneFormer, Swin-T", build=_oneformer, **_segmenter(384, 512, task_inputs=torch.zeros(1, 77)), **_ROW),
+    Entry("Deformable DETR", build=_deformable_detr, **_detector(192, 256), **_ROW),
+    Entry("RT-DETR", build=_by_default("RTDetr"), **_detector(224, 224), **_ROW),
+    Entry("RT-DETRv2", build=_by_default("RTDetrV2"), **_detector(224, 224), **_ROW),
+    Entry("D-FINE", build=_by_default("DFine"), **_detector(224, 224), **_ROW),
+    Entry("RF-DETR", build=_by_default("RfDetr"), **_detector(336, 336), **_ROW),
+    Entry("RF-DETR Nano, rfdetr", build=_rfdetr, **_plain(384, 384), **_RFDETR),
+    Entry("Mask2Former, Swin-T", build=_mask2former, **_segmenter(128, 192), **_ROW),
+    Entry("OneFormer, Swin-T", build=_oneformer, **_segmenter(128, 192, task_inputs=torch.zeros(1, 77)), **_ROW),
 ]

@@ -45,10 +45,10 @@ def _birefnet() -> nn.Module:
 
 
 def _centernet() -> nn.Module:
-    """CenterNet with DLA-34, whose upsampling is deformable."""
+    """CenterNet with ResNet-18, whose upsampling is deformable."""
     from libreyolo.models.centernet.nn import build_centernet  # type: ignore[import-not-found]
 
-    return moved(build_centernet("dla34"), ("conv_offset_mask",))
+    return moved(build_centernet("resdcn18"), ("conv_offset_mask",))
 
 
 def _tablecenternet() -> nn.Module:
@@ -72,7 +72,7 @@ def _on(*shape: int) -> dict[str, Any]:
     def loss(model: nn.Module, dtype: torch.dtype) -> Tensor:
         return torch.stack([part.square().mean() for part in tensors(outputs(model, dtype))]).sum()
 
-    return {"outputs": outputs, "loss": loss}
+    return {"outputs": outputs, "loss": loss, "input": "×".join(map(str, shape))}
 
 
 _TORCHVISION: dict[str, Any] = {"line": "pliant.patch_torchvision()", "ours": pliant.patch_torchvision}
@@ -83,9 +83,9 @@ _DOCTR: dict[str, Any] = {
 }
 
 ENTRIES = [
-    Entry("EDVR", ("basicsr",), build=_edvr, **_on(1, 5, 3, 64, 96), **_TORCHVISION),
-    Entry("BasicVSR++", ("basicsr",), build=_basicvsr, **_on(1, 5, 3, 64, 96), **_TORCHVISION),
-    Entry("BiRefNet, Swin-T", ("nobg", "transformers"), build=_birefnet, **_on(1, 3, 256, 256), **_TORCHVISION),
-    Entry("CenterNet, DLA-34", ("libreyolo",), build=_centernet, **_on(1, 3, 256, 256), **_TORCHVISION),
-    Entry("TableCenterNet", ("python-doctr",), build=_tablecenternet, **_on(2, 3, 256, 256), **_DOCTR),
+    Entry("EDVR", ("basicsr",), build=_edvr, **_on(1, 5, 3, 32, 48), **_TORCHVISION),
+    Entry("BasicVSR++", ("basicsr",), build=_basicvsr, **_on(1, 2, 3, 64, 64), **_TORCHVISION),
+    Entry("BiRefNet, Swin-T", ("nobg", "transformers"), build=_birefnet, **_on(1, 3, 128, 128), **_TORCHVISION),
+    Entry("CenterNet, ResNet-18", ("libreyolo",), build=_centernet, **_on(1, 3, 128, 128), **_TORCHVISION),
+    Entry("TableCenterNet", ("python-doctr",), build=_tablecenternet, **_on(1, 3, 96, 96), **_DOCTR),
 ]

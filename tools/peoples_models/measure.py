@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import pliant
 
 Patch = Callable[[], AbstractContextManager[Any]]
 
@@ -25,6 +28,7 @@ class Entry:
         name: name of the row.
         packages: distributions that it needs; their versions are printed.
         line: what a user writes to run it on Pliant.
+        input: what it runs on, as it is shown.
         build: builds the model.
         outputs: the tensors that the model computes from an input of a dtype.
         loss: the loss of a training step on an input of a dtype.
@@ -37,6 +41,7 @@ class Entry:
     name: str
     packages: tuple[str, ...]
     line: str
+    input: str
     build: Callable[[], nn.Module]
     outputs: Callable[[nn.Module, torch.dtype], Any]
     loss: Callable[[nn.Module, torch.dtype], Tensor]
@@ -46,7 +51,7 @@ class Entry:
     no_float64: str = ""
 
 
-def measure(entry: Entry, rounds: int = 3) -> dict[str, Any]:
+def measure(entry: Entry, rounds: int = 2) -> dict[str, Any]:
     """A row: versions, largest differences, least times. Only `absent` if a package is not installed."""
     row: dict[str, Any] = {"name": entry.name, "line": entry.line}
     try:
@@ -54,55 +59,59 @@ def measure(entry: Entry, rounds: int = 3) -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError as error:
         return row | {"absent": error.name}
     row |= {
+        "input": entry.input,
         "baseline": entry.baseline if entry.theirs else "nothing",
         "torch": torch.__version__,
+        "pliant": pliant.__version__,
         "threads": torch.get_num_threads(),
         "date": datetime.date.today().isoformat(),
+        "no_float64": entry.no_float64,
     }
-    if entry.theirs is not None:
-        if not entry.no_float64:
-            row["float64"] = _differences(entry, torch.float64)
-        row["float32"] = _differences(entry, torch.float32)
-    row["no_float64"] = entry.no_float64
-    row["seconds"] = _times(entry, rounds)
+    if entry.theirs is not None and not entry.no_float64:
+        row["float64"] = _rounds(entry, torch.float64, 1)[0]
+    row["float32"], row["seconds"] = _rounds(entry, torch.float32, rounds)
     return row
 
 
-def _differences(entry: Entry, dtype: torch.dtype) -> dict[str, float]:
-    """The largest difference of outputs and of gradients, as a fraction of the largest value."""
-    found = []
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # of the tensors that models make themselves
+def _rounds(entry: Entry, dtype: torch.dtype, rounds: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The largest differences in the first round, as fractions of the largest value, and the least seconds of all.
+
+    In each round, both sides run by turns on a model of their own, which has the same weights and statistics.
+    """
+    patches = {name: patch for name, patch in (("without", entry.theirs), ("pliant", entry.ours)) if patch}
+    differences, seconds = {}, {what: dict.fromkeys(patches, math.inf) for what in ("forward", "training step")}
+    with _default_dtype(dtype):
+        models = {name: _built(entry, dtype) for name in patches}
+        for turn in range(rounds):
+            for (what, times), run in zip(seconds.items(), (_forward, _step), strict=True):
+                found = {}
+                for name, patch in patches.items():
+                    with patch():
+                        found[name], took = _timed(run, entry, models[name], dtype)
+                    times[name] = min(times[name], took)
+                if turn == 0 and len(found) == 2:
+                    largest = found["without"].abs().max()
+                    differences[what] = float((found["pliant"] - found["without"]).abs().max() / largest)
+    return differences, seconds
+
+
+def _timed(run: Callable[..., Tensor], entry: Entry, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """The result and its seconds; those of the process on one thread, so that other load counts less."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    begin = clock()
+    found = run(entry, model, dtype)
+    return found, clock() - begin
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The dtype of the tensors that models make themselves."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
-        for patch in (entry.theirs, entry.ours):
-            assert patch is not None
-            model = _built(entry, dtype)  # whose batch norms have seen nothing yet
-            with patch():
-                found.append((_forward(entry, model, dtype), _step(entry, model, dtype)))
+        yield
     finally:
-        torch.set_default_dtype(default)
-    expected, ours = found
-    return dict(zip(("outputs", "gradients"), map(_difference, ours, expected), strict=True))
-
-
-def _times(entry: Entry, rounds: int) -> dict[str, dict[str, float]]:
-    """The least seconds of `rounds` calls each, by turns."""
-    model, least = _built(entry, torch.float32), {}
-    for what, run in (("forward", _forward), ("training step", _step)):
-        sides = {"without": entry.theirs, "pliant": entry.ours}
-        seconds: dict[str, list[float]] = {name: [] for name, patch in sides.items() if patch}
-        for turn in range(rounds + 1):
-            for name, patch in sides.items():
-                if patch is None:
-                    continue
-                with patch():
-                    begin = time.perf_counter()
-                    run(entry, model, torch.float32)
-                    took = time.perf_counter() - begin
-                if turn:  # the first one warms up
-                    seconds[name].append(took)
-        least[what] = {name: min(each) for name, each in seconds.items()}
-    return least
+        torch.set_default_dtype(before)
 
 
 def _built(entry: Entry, dtype: torch.dtype) -> nn.Module:
@@ -123,10 +132,6 @@ def _step(entry: Entry, model: nn.Module, dtype: torch.dtype) -> Tensor:
     wanted = [parameter for parameter in model.train().parameters() if parameter.requires_grad]
     found = torch.autograd.grad(entry.loss(model, dtype), wanted, allow_unused=True)
     return torch.cat([each.flatten() for each in found if each is not None])
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def tensors(found: Any) -> list[Tensor]:
@@ -160,22 +165,21 @@ def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a table."""
     lines = [
-        "| Model | Packages | Instead of | Outputs differ by | Gradients differ by | Forward | Training step |",
+        "| Model | Input | Instead of | Outputs differ by | Gradients differ by | Forward | Training step |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    lines += [" | ".join(("| " + row["name"], *_cells(row))) + " |" for row in rows]
+    lines += ["| " + " | ".join((row["name"], *_cells(row))) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if "absent" in row:
         return (f"`{row['absent']}` is not installed", *["" for _ in range(5)])
-    packages = ", ".join(f"{name} {version}" for name, version in row["packages"].items())
     differences = [
-        ", ".join(f"{row[dtype][what]:.0e}" for dtype in ("float32", "float64") if dtype in row)
-        for what in ("outputs", "gradients")
+        ", ".join(f"{row[dtype][what]:.0e}" for dtype in ("float32", "float64") if what in row.get(dtype, ()))
+        for what in ("forward", "training step")
     ]
-    return packages, row["baseline"], *differences, *(_time(each) for each in row["seconds"].values())
+    return row["input"], row["baseline"], *differences, *(_time(each) for each in row["seconds"].values())
 
 
 def _time(seconds: dict[str, float]) -> str:

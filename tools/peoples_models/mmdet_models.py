@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pliant
 
-SIZE = (256, 320)
+SIZE = (192, 256)
 
 
 def _of(config: str) -> Callable[[], nn.Module]:
@@ -87,6 +87,7 @@ _ROW: dict[str, Any] = {
     "packages": ("mmdet", "mmcv-lite"),
     "line": "pliant.patch_mmcv()",
     "ours": pliant.patch_mmcv,
+    "input": "×".join(map(str, (1, 3, *SIZE))),
     "outputs": _outputs,
     "loss": _loss,
 }
