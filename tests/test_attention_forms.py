@@ -34,7 +34,7 @@ def sums(maps, shapes, locations, weights, heads, **options):
         grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
         plane = maps[level].reshape(*maps[level].shape[:2], int(height), int(width))
         found.append(F.grid_sample(plane, grid, align_corners=options.get("align_corners", False)))
-    factors = weights.transpose(1, 2).flatten(0, 1).flatten(2).unsqueeze(1)
+    factors = weights.flatten(3).transpose(1, 2).flatten(0, 1).unsqueeze(1)
     out = (torch.cat(found, -1) * factors).sum(-1)
     return out.view(-1, heads * out.shape[1], out.shape[2]).transpose(1, 2)
 
@@ -161,6 +161,18 @@ def test_each_form_has_its_numbers_from_our_kernels(borrowed: ModuleType, form: 
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     getattr(core, form)(*arguments(form, dtype))
     assert core.CALLS
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves:UserWarning")
+def test_axes_of_maps_and_points_may_be_merged(borrowed: ModuleType) -> None:
+    core = importlib.import_module("borrowed_attention.core")
+    value, shapes, locations, weights = arguments("columns")
+    expected = core.columns(value, shapes, locations, weights)
+    with pliant.patch_attention("borrowed_attention"):
+        core.CALLS.clear()
+        for merged in ((locations, weights.flatten(3)), (locations.flatten(3, 4), weights.flatten(3))):
+            torch.testing.assert_close(core.columns(value, shapes, *merged), expected)
+        assert not core.CALLS
 
 
 @pytest.mark.filterwarnings("ignore:.*leaves:UserWarning")

@@ -80,6 +80,7 @@ def test_a_row_has_differences_of_rounding_and_times(measure: ModuleType) -> Non
         assert min(times.values()) > 0
     assert row["packages"] == {"torchvision": importlib.metadata.version("torchvision")}
     assert row["baseline"] == "torchvision"
+    assert row["kernel_calls"] == ["deform_conv2d"]
     cells = measure.markdown([row]).splitlines()[-1].split(" | ")
     assert len(cells) == len(measure.markdown([row]).splitlines()[0].split(" | "))
 
@@ -94,6 +95,8 @@ def test_both_sides_see_the_same_random_numbers_and_statistics(measure: ModuleTy
     row = measure.measure(entry(measure), rounds=1)
     assert row["float32"] == row["float64"] == {"forward": 0, "training step": 0}
     assert torch.get_default_dtype() == torch.float32
+    assert row["kernel_calls"] == []  # of a line without an effect
+    assert "Pliant's kernels were not called" in measure.markdown([row])
 
 
 def test_absent_packages_and_missing_baselines_are_said(measure: ModuleType) -> None:

@@ -155,14 +155,15 @@ class Form:
         if tensors is None:
             return None
         *parts, locations, weights = tensors
+        shapes = next(given[name] for name in _SHAPES if given.get(name) is not None)
         if _COUNTS in given:
             if locations.dim() != 5:
                 return None
             locations, weights = _by_level(locations, weights, list(given[_COUNTS]))
-        if locations.dim() != 6 or weights.dim() != 5:
-            return None
+        # Some callers merge the axes of maps and points, in both tensors or in one.
+        locations = locations.unflatten(3, (len(shapes), -1)) if locations.dim() == 5 else locations
+        weights = weights.unflatten(3, (len(shapes), -1)) if weights.dim() == 4 else weights
         value = self.layout.unwrap(parts, locations.shape[2])
-        shapes = next(given[name] for name in _SHAPES if given.get(name) is not None)
         with torch.autocast("cpu", enabled=False):
             return ms_deform_attn(value, shapes, None, locations, weights)
 

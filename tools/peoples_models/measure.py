@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import pliant
+from pliant.ops import _native
 
 Patch = Callable[[], AbstractContextManager[Any]]
 
@@ -70,6 +71,8 @@ def measure(entry: Entry, rounds: int = 2) -> dict[str, Any]:
     if entry.theirs is not None and not entry.no_float64:
         row["float64"] = _rounds(entry, torch.float64, 1)[0]
     row["float32"], row["seconds"] = _rounds(entry, torch.float32, rounds)
+    with entry.ours(), _kernel_calls() as row["kernel_calls"]:
+        _forward(entry, _built(entry, torch.float32), torch.float32)
     return row
 
 
@@ -101,6 +104,21 @@ def _timed(run: Callable[..., Tensor], entry: Entry, model: nn.Module, dtype: to
     begin = clock()
     found = run(entry, model, dtype)
     return found, clock() - begin
+
+
+@contextlib.contextmanager
+def _kernel_calls() -> Iterator[list[str]]:
+    """The names of the compiled kernels that are called meanwhile: none, if a line has no effect on a model."""
+    names: list[str] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            names.append(name)
+            return getattr(kernels, name)
+
+    kernels = _native.kernels
+    with replaced(_native, "kernels", Watched()):
+        yield names
 
 
 @contextlib.contextmanager
@@ -175,6 +193,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if "absent" in row:
         return (f"`{row['absent']}` is not installed", *["" for _ in range(5)])
+    if not row["kernel_calls"]:
+        return (row["input"], row["baseline"], "**Pliant's kernels were not called**", *["" for _ in range(3)])
     differences = [
         ", ".join(f"{row[dtype][what]:.0e}" for dtype in ("float32", "float64") if what in row.get(dtype, ()))
         for what in ("forward", "training step")
