@@ -59,7 +59,8 @@ inline Axis<V> cut_and_replicated(V position, int32_t size) {
 template <class T>
 inline Axis<T> clamped(T position, int32_t size) {
     const bool inside = position >= T(-0.5) && position <= static_cast<T>(size) - T(0.5);
-    const T inner = inside ? std::fmin(std::fmax(position, T(0)), static_cast<T>(size - 1)) : T(0);
+    const T last = static_cast<T>(size - 1), most = position < last ? position : last;
+    const T inner = inside && most > 0 ? most : T(0);
     const int32_t low = static_cast<int32_t>(inner);
     const T fraction = inner - static_cast<T>(low);
     const bool between = fraction > 0;

@@ -13,7 +13,15 @@
 
 namespace pliant {
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(PLIANT_ONLY)  // of the checks that compile one
+PLIANT_DECLARE(PLIANT_ONLY)
+
+namespace {
+
+std::vector<const Kernels*> found() { return {&PLIANT_ONLY::kernels}; }
+
+}  // namespace
+#elif defined(__x86_64__) || defined(_M_X64)
 PLIANT_DECLARE(generic)
 PLIANT_DECLARE(avx2)
 PLIANT_DECLARE(avx512)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from pliant.bench.rows import CONVOLUTIONS, ConvRow
+from pliant.bench.rows import CONVOLUTIONS, GAMMA, POOLINGS, STRIDE, ConvRow, PoolRow
 from pliant.ops import _native
-from pliant.ops.deform_conv2d import cpu
+from pliant.ops.deform_conv2d import cpu as conv2d
 from pliant.ops.deform_conv2d.reference import Geometry
+from pliant.ops.ms_deform_attn import cpu as attention
+from pliant.ops.roi_pool import cpu as roi_pool
+from pliant.ops.roi_pool.reference import Pooling
 
 THREADS = (8, 16, 32, 64)
 MOST = 1.15  # of the mean
 FEW = 1 << 30  # multiplications of a forward pass
+Calls = tuple[Callable[[], Any], Callable[[], Any]]
+"""Forward, and backward."""
 
 
 def rows() -> list[Any]:
@@ -45,6 +54,46 @@ def busiest(loops: list[list[float]], threads: int) -> float:
     return longest * threads / sum(map(sum, loops))
 
 
+def pooling_calls(row: PoolRow) -> Calls:
+    """Deformable RoI pooling of a row of the benchmark."""
+    tensors = row.tensors()
+    input, rois, offset, grad = (tensors[name] for name in ("input", "rois", "offset", "grad"))
+    rule = "whole_cells" if row.sampling == "paper" else "authors_samples"
+    pooling = Pooling((row.bins,) * 2, (row.group_size,) * 2, 1 / STRIDE, GAMMA, rule, 4)
+    return (
+        lambda: roi_pool.roi_pool(input, rois, offset, pooling),
+        lambda: roi_pool.roi_pool_backward(grad, input, rois, offset, pooling),
+    )
+
+
+def attention_calls(queries: int, channels: int) -> Calls:
+    """Attention of 8 heads to 4 points in each of 2 maps."""
+    maps = [(12, 18, 0), (6, 9, 216)]
+    value, grad = torch.randn(1, 270, 8, channels), torch.randn(1, queries, 8 * channels)
+    locations, weights = torch.rand(1, queries, 8, 2, 4, 2), torch.rand(1, queries, 8, 2, 4)
+    return (
+        lambda: attention.ms_deform_attn(value, maps, locations, weights),
+        lambda: attention.ms_deform_attn_backward(grad, value, maps, locations, weights),
+    )
+
+
+def best_only(kernels: str) -> None:
+    if kernels != _native.available()[0] or kernels == _native.REFERENCE:
+        pytest.skip("the best instruction set has the widest blocks")
+
+
+def use_threads(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr(_native, "threads", lambda work: threads)
+
+
+def shares(calls: Calls, threads: int, name: str, capsys: pytest.CaptureFixture[str]) -> list[float]:
+    """The busiest thread's, forward and backward, which are printed."""
+    found = [busiest(_native.kernels.task_costs(call), threads) for call in calls]
+    with capsys.disabled():
+        print(f"\n{name}, {threads} threads: forward {found[0]:.2f}, backward {found[1]:.2f}", end=" ")
+    return found
+
+
 def test_threads_wait_after_each_loop() -> None:
     assert busiest([[1.0] * 8], 8) == 1
     assert busiest([[1.0] * 9], 8) == pytest.approx(2 * 8 / 9)
@@ -55,23 +104,67 @@ def test_threads_wait_after_each_loop() -> None:
 def test_no_thread_has_much_more_work_than_the_mean(
     row: ConvRow, kernels: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if kernels != _native.available()[0] or kernels == _native.REFERENCE:
-        pytest.skip("the best instruction set has the widest blocks")
+    best_only(kernels)
     tensors = row.tensors()
     input, offset, weight, grad = (tensors[name] for name in ("input", "offset", "weight", "grad"))
     geometry = Geometry((1, 1), (row.padding,) * 2, (row.dilation,) * 2, "paper")
 
     def forward() -> None:
-        cpu.deform_conv2d(input, offset, weight, None, None, geometry)
+        conv2d.deform_conv2d(input, offset, weight, None, None, geometry)
 
     def backward() -> None:
-        cpu.deform_conv2d_backward(grad, input, offset, weight, None, geometry)
+        conv2d.deform_conv2d_backward(grad, input, offset, weight, None, geometry)
 
     one_thread = grad.numel() * weight[0].numel() < _native._SMALL
     for threads in THREADS:
         used = 1 if one_thread else threads  # small work runs on one
-        monkeypatch.setattr(_native, "threads", lambda work, used=used: used)
-        shares = [busiest(_native.kernels.task_costs(call), used) for call in (forward, backward)]
-        with capsys.disabled():
-            print(f"\n{row.name}, {threads} threads: forward {shares[0]:.2f}, backward {shares[1]:.2f}", end=" ")
-        assert max(shares) <= MOST
+        use_threads(monkeypatch, used)
+        assert max(shares((forward, backward), used, row.name, capsys)) <= MOST
+
+
+@pytest.mark.parametrize("row", POOLINGS, ids=lambda row: row.name)
+def test_rois_keep_all_threads_busy(
+    row: PoolRow, kernels: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best_only(kernels)
+    calls = pooling_calls(row)
+    for threads in THREADS:
+        use_threads(monkeypatch, threads)
+        assert max(shares(calls, threads, row.name, capsys)) <= MOST
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_attention_keeps_all_threads_busy(
+    threads: int, kernels: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Backward only up to its number of heads, which are its tasks."""
+    best_only(kernels)
+    use_threads(monkeypatch, threads)
+    forward, backward = shares(attention_calls(1536, 8), threads, "ms_deform_attn", capsys)
+    assert forward <= MOST
+    assert backward <= MOST * max(1, threads / 8)
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        *(pooling_calls(replace(row, rois=12, bins=4)) for row in POOLINGS),
+        pooling_calls(PoolRow(70, position_sensitive=False, offset_classes=2, sampling="paper", rois=9, height=45)),
+        attention_calls(50, 12),
+    ],
+    ids=["planes, paper", "planes, authors", "strips, paper", "strips, authors", "two classes", "attention"],
+)
+def test_results_have_the_same_bits_for_any_number_of_threads(
+    calls: Calls, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels == _native.REFERENCE:
+        pytest.skip("its threads are torch's")
+
+    def results(threads: int) -> list[Tensor]:
+        use_threads(monkeypatch, threads)
+        forward, backward = (call() for call in calls)
+        return [forward, *backward]
+
+    one = results(1)
+    for threads in (2, *THREADS):
+        assert all(torch.equal(a, b) for a, b in zip(one, results(threads), strict=True)), threads
