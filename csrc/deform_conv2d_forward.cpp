@@ -3,9 +3,9 @@
 // in the cache, and the order of every sum is independent of the number of threads.
 #include <numeric>
 
+#include "depthwise.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "samples.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
@@ -25,8 +25,11 @@ class Forward {
                             : std::clamp<int64_t>(kTableBytes / (conv.cells() * held_ * int64_t{sizeof(T)}), 1,
                                                   conv.batch)),
           table_(in_place_ ? 0 : images_ * conv.cells() * held_ + lanes<T>),
-          packed_(conv.taps() * out_row_ * (round_up(held_, grouping_.unit()) + conv.groups)), columns_(threads * kTile * slice_row_, true),
-          sums_(threads * (kTile + 1) * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true), samples_(threads),
+          packed_(conv.taps() * out_row_ * (round_up(held_, grouping_.unit()) + conv.groups)),
+          columns_(threads * kTile * slice_row_, true),
+          sums_(threads * (kTile + 1) * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true),
+          samples_together_(depthwise() ? std::min(conv.taps(), kTapsTogether) : 1),
+          samples_(threads * samples_together_),
           length_(tile_length(conv.out_cells(), images_, threads, kPartials)) {}
 
     // Blocks of channels in sequence, each added to the output of the previous ones.
@@ -51,6 +54,8 @@ class Forward {
     }
 
   private:
+    bool depthwise() const { return is_depthwise(grouping_) && !in_place_; }
+
     int64_t channels_held() const {
         const int64_t size = sizeof(T);
         int64_t held = kPackedBytes / (conv_.taps() * out_row_ * int64_t{sizeof(E)});
@@ -126,7 +131,7 @@ class Forward {
                            if constexpr (pair_of<E> == 1)
                                store(to, values);
                            else
-                               for (int o = 0; o < lanes<T>; ++o) to[o * pair_of<E>] = E(values[o]);
+                               store_in_pairs(to, values);
                        });
     }
 
@@ -168,47 +173,80 @@ class Forward {
 
     void compute_tile(int64_t image, int64_t index, int64_t first, int64_t count, int worker) {
         T* const sums = sums_.get() + worker * (kTile + 1) * sum_row_;
-        E* const columns = columns_.get() + worker * kTile * slice_row_;
-        Samples<T>& samples = samples_.get()[worker];
-        int32_t kept[kTile];
         for (int64_t m = 0; m < count; ++m)
             std::copy(first_sums_.get(), first_sums_.get() + sum_row_, sums + m * sum_row_);
         for (const Slice& slice : slices_) {
-            const int64_t channels = packed_channels(slice), together = taps_together(slice);
-            const Bundles<T> bundles = bundles_of(slice);
-            const E* weight = packed(slice);
-            for (int64_t tap = 0, taps; tap < conv_.taps(); tap += taps) {
-                taps = std::min(together, conv_.taps() - tap);
-                int64_t some = count;
-                // Leaving positions out of the product pays off where it is much.
-                const bool few = slice.runs.size() == 1 && taps == 1 && !grouping_.narrow;
-                for (int64_t i = 0; i < taps; ++i)
-                    for (const Run& run : slice.runs) {
-                        const Rows<T> from = rows(image, index, run);
-                        find_samples(conv_, in_, image + index, first, count, run.offset_group, tap + i, from, samples);
-                        if (few) some = without_zeros(samples, count, kept);
-                        gather(from, zeros_.get(), samples, some, run.channels,
-                               columns + i * channels + run.first - slice.first, slice_row_);
-                        if (channels > slice.channels)  // the other half of the last pair
-                            for (int64_t m = 0; m < some; ++m) columns[m * slice_row_ + (i + 1) * channels - 1] = E(0);
-                    }
-                if (!few) std::iota(kept, kept + count, 0);
-                std::fill(kept + some, kept + round_up(some, kRows), static_cast<int32_t>(kTile));
-                const Sums<T> to{sums + slice.group * out_row_, sum_row_, kept};
-                if constexpr (std::is_same_v<T, E>)
-                    if (grouping_.narrow) {
-                        grouped_product<true, T>(some, bundles, columns, slice_row_, weight, to);
-                        weight += bundles.size();
-                        continue;
-                    }
-                add_product<T, E>(some, out_row_ / lanes<T>, taps * channels, {columns, slice_row_, 1},
-                                  {weight, lanes<T> * pair_of<E>, taps * channels * lanes<T>}, to);
-                weight += taps * channels * out_row_;
-            }
+            if constexpr (std::is_same_v<T, E>)
+                if (depthwise()) {
+                    sum_channels(slice, image, index, first, count, worker, sums);
+                    continue;
+                }
+            multiply_columns(slice, image, index, first, count, worker, sums);
         }
         visit(out_.dtype, [&](auto type) {
             store_tile(sums, image + index, first, count, static_cast<decltype(type)*>(out_.data));
         });
+    }
+
+    // Adds what a slice gives if every channel is a group. The samples of some positions stay in the nearest cache.
+    void sum_channels(const Slice& slice, int64_t image, int64_t index, int64_t first, int64_t count, int worker,
+                      T* sums) {
+        Samples<T>* const samples = samples_.get() + worker * samples_together_;
+        const int64_t step = bundles_of(slice).size();
+        for (const Run& run : slice.runs) {
+            const Rows<T> from = rows(image, index, run);
+            for (int64_t tap = 0, taps; tap < conv_.taps(); tap += taps) {
+                taps = std::min(samples_together_, conv_.taps() - tap);
+                const T* const weight = packed(slice) + tap * step + run.first - slice.first;
+                for (int64_t m = 0; m < count; m += kPositionsTogether) {
+                    const int64_t some = std::min(kPositionsTogether, count - m);
+                    for (int64_t i = 0; i < taps; ++i)
+                        find_samples(conv_, in_, image + index, first + m, some, run.offset_group, tap + i, from,
+                                     samples[i]);
+                    add_depthwise<T>({from, zeros_.get(), samples, taps, weight, step}, some, run.channels,
+                                     sums + m * sum_row_ + run.first * out_row_, sum_row_);
+                }
+            }
+        }
+    }
+
+    // Adds what a slice gives: its columns times the weight.
+    void multiply_columns(const Slice& slice, int64_t image, int64_t index, int64_t first, int64_t count, int worker,
+                          T* sums) {
+        E* const columns = columns_.get() + worker * kTile * slice_row_;
+        Samples<T>& samples = samples_.get()[worker * samples_together_];
+        int32_t kept[kTile];
+        const int64_t channels = packed_channels(slice), together = taps_together(slice);
+        const Bundles<T> bundles = bundles_of(slice);
+        const E* weight = packed(slice);
+        for (int64_t tap = 0, taps; tap < conv_.taps(); tap += taps) {
+            taps = std::min(together, conv_.taps() - tap);
+            int64_t some = count;
+            // Leaving positions out of the product pays off where it is much.
+            const bool few = slice.runs.size() == 1 && taps == 1 && !grouping_.narrow;
+            for (int64_t i = 0; i < taps; ++i)
+                for (const Run& run : slice.runs) {
+                    const Rows<T> from = rows(image, index, run);
+                    find_samples(conv_, in_, image + index, first, count, run.offset_group, tap + i, from, samples);
+                    if (few) some = without_zeros(samples, count, kept);
+                    gather(from, zeros_.get(), samples, some, run.channels,
+                           columns + i * channels + run.first - slice.first, slice_row_);
+                    if (channels > slice.channels)  // the other half of the last pair
+                        for (int64_t m = 0; m < some; ++m) columns[m * slice_row_ + (i + 1) * channels - 1] = E(0);
+                }
+            if (!few) std::iota(kept, kept + count, 0);
+            std::fill(kept + some, kept + round_up(some, kRows), static_cast<int32_t>(kTile));
+            const Sums<T> to{sums + slice.group * out_row_, sum_row_, kept};
+            if constexpr (std::is_same_v<T, E>)
+                if (grouping_.narrow) {
+                    grouped_product<true, T>(some, bundles, columns, slice_row_, weight, to);
+                    weight += bundles.size();
+                    continue;
+                }
+            add_product<T, E>(some, out_row_ / lanes<T>, taps * channels, {columns, slice_row_, 1},
+                              {weight, lanes<T> * pair_of<E>, taps * channels * lanes<T>}, to);
+            weight += taps * channels * out_row_;
+        }
     }
 
     // Writes the sums [positions, outputs] to the planes of the output, for all groups together if none has padding.
@@ -236,7 +274,8 @@ class Forward {
     const Buffer<T> table_;
     const Buffer<E> packed_, columns_;
     const Buffer<T> sums_, first_sums_, zeros_;
-    const Buffer<Samples<T>> samples_;
+    const int64_t samples_together_;  // taps
+    const Buffer<Samples<T>> samples_;  // of each worker
     const int64_t length_;  // positions of a tile
     int64_t block_ = 0, block_end_ = 0;
     std::vector<Slice> slices_;

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "bilinear.h"
-#include "grouped_product.h"
+#include "channels.h"
 #include "division.h"
+#include "grouped_product.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
@@ -16,75 +16,6 @@ static_assert(kTile % kRows == 0, "a tile fills whole blocks of the product");
 // Shares of the scratch memory: the packed weight, and the input in channels-last order.
 constexpr int64_t kPackedBytes = kScratchBytes / 13 * 5;
 constexpr int64_t kTableBytes = kScratchBytes - kPackedBytes;
-
-// How the groups of the weight are processed: one at a time, or several per vector if they are narrow.
-template <class T>
-struct Grouping {
-    int64_t inputs, outputs;  // channels of a group
-    bool narrow;              // no offset group ends within a group
-    int64_t together;         // groups in a vector, where they are narrow
-
-    explicit Grouping(const Convolution& conv)
-        : inputs(conv.channels / conv.groups), outputs(conv.out_channels / conv.groups),
-          narrow(conv.groups > 1 && std::max(inputs, outputs) <= lanes<T> &&
-                 conv.channels / conv.offset_groups % inputs == 0),
-          together(lanes<T> / lanes_of_group()) {}
-
-    // Lanes of a group: a power of two if it is narrow.
-    int64_t lanes_of_group() const {
-        if (!narrow) return round_up(outputs, lanes<T>);
-        int64_t width = 1;
-        while (width < std::max(inputs, outputs)) width *= 2;
-        return width;
-    }
-    // Channels come in multiples of this.
-    int64_t unit() const { return narrow ? together * inputs : lanes<T>; }
-    int64_t units(int64_t channels) const { return std::max<int64_t>(channels / unit(), 1) * unit(); }
-};
-
-// Consecutive input channels that are processed together: of one offset group, and of one group of the weight unless
-// those are narrow.
-struct Run {
-    int64_t first, channels, group, offset_group;
-};
-
-template <class T>
-std::vector<Run> runs_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to, int64_t most) {
-    const int64_t group = grouping.inputs, offset_group = conv.channels / conv.offset_groups;
-    std::vector<Run> runs;
-    for (int64_t first = from, end; first < to; first = end) {
-        end = std::min({to, first + most, (first / offset_group + 1) * offset_group});
-        if (!grouping.narrow) end = std::min(end, (first / group + 1) * group);
-        runs.push_back({first, end - first, first / group, first / offset_group});
-    }
-    return runs;
-}
-
-constexpr int64_t kSliceChannels = 512;
-constexpr int64_t kMergedColumns = 160;  // at most, of several taps of few channels that are multiplied together
-
-// Consecutive input channels that are gathered and multiplied together: of one group of the weight, or of several
-// complete narrow groups.
-struct Slice {
-    int64_t first, channels, group;
-    std::vector<Run> runs;  // its parts that share offsets
-};
-
-template <class T>
-std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to) {
-    const int64_t most = grouping.units(kSliceChannels), group = grouping.inputs;
-    const int64_t offset_group = conv.channels / conv.offset_groups;
-    std::vector<Slice> slices;
-    for (int64_t first = from, end; first < to; first = end) {
-        end = std::min(to, first + most);
-        if (!grouping.narrow) end = std::min(end, (first / group + 1) * group);
-        // Narrow groups need not be multiplied together, so vectors of one offset group stay in the nearest cache.
-        if (grouping.narrow && offset_group % grouping.unit() == 0)
-            end = std::min(end, (first / offset_group + 1) * offset_group);
-        slices.push_back({first, end - first, first / group, runs_of(conv, grouping, first, end, most)});
-    }
-    return slices;
-}
 
 // Rows of channels, one per cell: a channels-last copy of the map (a table), or the map in place. In a table the lanes
 // beyond the last channel may be read and written.
@@ -292,10 +223,24 @@ void gather_with_dots(const Rows<T>& rows, const T* zeros, const Samples<T>& sam
     }
 }
 
-// The transpose of `gather` for cells from .. to of one sample: adds the gradient of its column to them.
+// The gradient of a column: what a product gave, or that of the output times the weight of each channel.
 template <class T>
+struct Plain {
+    const T* grad;
+    Vector<T> vector(int64_t c) const { return vector_at(grad + c); }
+    T number(int64_t c) const { return grad[c]; }
+};
+template <class T>
+struct Filtered {
+    const T *grad, *weight;
+    Vector<T> vector(int64_t c) const { return vector_at(grad + c) * vector_at(weight + c); }
+    T number(int64_t c) const { return grad[c] * weight[c]; }
+};
+
+// The transpose of `gather` for cells from .. to of one sample: adds the gradient of its column to them.
+template <class T, class Grad>
 void scatter(const Rows<T>& rows, const Samples<T>& samples, int64_t m, int from, int to, int64_t channels,
-             const T* grad) {
+             const Grad& grad) {
     const int64_t whole = channels / lanes<T> * lanes<T>;
     for (int i = from; i < to; ++i) {
         if (samples.cell[i][m] < 0) continue;
@@ -303,13 +248,13 @@ void scatter(const Rows<T>& rows, const Samples<T>& samples, int64_t m, int from
         T* const cell = rows.data + samples.cell[i][m];
         if (rows.table) {
             for (int64_t c = 0; c < channels; c += lanes<T>) {
-                const Vector<T> part = weight * vector_at(grad + c);
+                const Vector<T> part = weight * grad.vector(c);
                 store(cell + c, Vector<T>(vector_at(cell + c) +
                                           (c < whole ? part : first_lanes<T>(part, channels - whole))));
             }
             continue;
         }
-        for (int64_t c = 0; c < channels; ++c) cell[c * rows.channel] += weight * grad[c];
+        for (int64_t c = 0; c < channels; ++c) cell[c * rows.channel] += weight * grad.number(c);
     }
 }
 

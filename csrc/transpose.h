@@ -41,15 +41,23 @@ Vector<T> sums_of_rows(Vector<T> (&rows)[lanes<T>]) {
 }
 
 // Calls put(c, r, some, values) with each column of from[rows, columns], a vector at a time: `some` values of column c,
-// those of rows r, r + 1, ... The lanes beyond are zero. `row` counts elements.
+// those of rows r, r + 1, ... The lanes beyond are zero. `row` counts elements. Whole squares stay in registers.
 template <class T, class S, class Put>
 void for_columns(const S* from, int64_t row, int64_t rows, int64_t columns, const Put& put) {
     constexpr int64_t L = lanes<T>;
     for (int64_t c = 0; c < columns; c += L)
         for (int64_t r = 0; r < rows; r += L) {
             const int64_t wide = std::min(L, columns - c), tall = std::min(L, rows - r);
+            const S* const corner = from + r * row + c;
+            if (wide == L && tall == L) {
+                Vector<T> square[L];
+                for (int64_t i = 0; i < L; ++i) square[i] = load<T>(corner + i * row, L);
+                transpose<T>(square);
+                for (int64_t i = 0; i < L; ++i) put(c + i, r, L, square[i]);
+                continue;
+            }
             Vector<T> square[L] = {};
-            for (int64_t i = 0; i < tall; ++i) square[i] = load<T>(from + (r + i) * row + c, wide);
+            for (int64_t i = 0; i < tall; ++i) square[i] = load<T>(corner + i * row, wide);
             transpose<T>(square);
             for (int64_t i = 0; i < wide; ++i) put(c + i, r, tall, square[i]);
         }

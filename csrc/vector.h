@@ -198,6 +198,7 @@ void visit(DType dtype, const Visitor& visitor) {
 
 template <class To, class From>
 To convert(From value) {
+    if constexpr (std::is_same_v<To, From>) return value;
     if constexpr (sizeof(From) == 2 && sizeof(To) == 8) return static_cast<To>(static_cast<float>(value));
     if constexpr (sizeof(To) == 2) return To(static_cast<float>(value));
     return static_cast<To>(value);
@@ -211,6 +212,14 @@ inline void store(BFloat16* to, const Vector<float>& vector) {
     const HalfVector narrow = narrowed<BFloat16>(vector);
     std::memcpy(to, &narrow, sizeof narrow);
 }
+
+#ifdef __AVX512BF16__
+// To every other place: the first or the second numbers of pairs.
+inline void store_in_pairs(BFloat16* to, const Vector<float>& vector) {
+    const auto wide = __builtin_convertvector(narrowed<BFloat16>(vector), WordVector);
+    _mm512_mask_storeu_epi16(to, 0x55555555, (__m512i)wide);
+}
+#endif
 
 // The first `count` lanes of a vector, converted. The others are zero.
 template <class T, class S>

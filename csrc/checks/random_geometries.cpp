@@ -64,10 +64,11 @@ void compare(const char* what, const char* name, const std::vector<Values>& one,
     }
 }
 
-// Runs a call on one thread and on three, and compares all results with those of the first instruction set, and the
+// Runs a call on one thread and on several, and compares all results with those of the first instruction set, and the
 // first `exact` ones with those of float64 inputs.
 template <class Call>
 void check(const char* what, DType dtype, size_t exact, const Call& call) {
+    const int several = static_cast<int>(between(2, 6));
     std::vector<Values> want, first;
     for (const Kernels* kernels : kernels_of_this_processor()) {
         if (want.empty()) want = call(*kernels, 1, DType::float64);
@@ -75,7 +76,7 @@ void check(const char* what, DType dtype, size_t exact, const Call& call) {
         for (const Values& values : one)
             for (int64_t i = 0; i < values.count * size_of(values.dtype); ++i)
                 checksum = checksum * 1099511628211u + static_cast<unsigned char>(values.memory[i]);
-        compare(what, kernels->name, one, call(*kernels, 3, dtype), one.size(), 0);
+        compare(what, kernels->name, one, call(*kernels, several, dtype), one.size(), 0);
         compare(what, kernels->name, one, want, exact, tolerance_of(dtype));
         if (first.empty()) first = std::move(one);
         else compare(what, kernels->name, one, first, one.size(), tolerance_of(dtype));
@@ -145,6 +146,8 @@ void check_convolution() {
         conv.offset_groups = between(1, 4), conv.groups = several * conv.offset_groups;
         conv.channels = conv.groups * inputs, conv.out_channels = conv.groups * between(1, 9);
         if (between(0, 3) == 0) conv.offset_groups = conv.channels;
+        if (between(0, 3) == 0)  // depthwise, of many channels
+            conv.channels = conv.groups = conv.out_channels = conv.offset_groups * between(1, 80);
     }
     conv.batch = between(1, 3);
     conv.authors_border = between(0, 1);

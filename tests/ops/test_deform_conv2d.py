@@ -149,6 +149,8 @@ def test_a_nan_offset_shows_at_its_own_place_only() -> None:
 GROUPS = [
     (1, 1, 32, 1),
     (1, 1, 32, 16),
+    (1, 1, 150, 1),
+    (1, 1, 75, 3),
     (1, 2, 20, 5),
     (2, 1, 9, 3),
     (3, 3, 32, 1),
@@ -201,7 +203,7 @@ def test_groups_of_few_channels_are_the_same_to_the_bit_on_any_number_of_threads
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             out = call(tensors, case)
             results.append((out, *torch.autograd.grad(out, list(tensors.values()), torch.ones_like(out))))

@@ -1,0 +1,117 @@
+// Depthwise convolution: every channel has a filter of its own, so nothing is multiplied with another channel. What a
+// tap reads goes into the sums at once, and no columns are stored.
+#pragma once
+
+#include "samples.h"
+
+namespace pliant {
+namespace PLIANT_ISA {
+
+constexpr int64_t kSummedRows = 8;  // positions whose factors of the weight are summed at once, in the backward pass
+
+// Whether every group has one channel and one output.
+template <class T>
+bool is_depthwise(const Grouping<T>& grouping) {
+    return grouping.narrow && grouping.inputs == 1 && grouping.outputs == 1;
+}
+
+// Taps and positions whose samples are found before their channels are summed.
+constexpr int64_t kTapsTogether = 16, kPositionsTogether = 48;
+
+// The samples of some taps in a table, and the filters [taps, channels] of its channels, whose rows are `step` apart.
+template <class T>
+struct Filters {
+    const Rows<T>& rows;
+    const T* zeros;  // for cells outside
+    const Samples<T>* samples;
+    int64_t taps;
+    const T* weight;
+    int64_t step;
+};
+
+// Adds V vectors of channels of position m, from channel c on, to `sum`.
+template <class T, int V>
+inline void add_taps(const Filters<T>& of, int64_t m, int64_t c, Vector<T> (&sum)[V]) {
+    for (int64_t tap = 0; tap < of.taps; ++tap) {
+        const Samples<T>& samples = of.samples[tap];
+        const T* cell[4];
+        for (int i = 0; i < 4; ++i)
+            cell[i] = (samples.cell[i][m] < 0 ? of.zeros : of.rows.data + samples.cell[i][m]) + c;
+        const T w0 = samples.weight[0][m], w1 = samples.weight[1][m];
+        const T w2 = samples.weight[2][m], w3 = samples.weight[3][m];
+        const T* const weight = of.weight + tap * of.step + c;
+        for (int v = 0; v < V; ++v) {
+            const int64_t at = v * lanes<T>;
+            const Vector<T> column = w0 * vector_at(cell[0] + at) + w1 * vector_at(cell[1] + at) +
+                                     w2 * vector_at(cell[2] + at) + w3 * vector_at(cell[3] + at);
+            sum[v] += vector_at(weight + at) * column;
+        }
+    }
+}
+
+// sums[count, channels] += the taps. Lanes of `sums` beyond the channels keep their values.
+template <class T>
+void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, T* sums, int64_t row) {
+    constexpr int V = 2 * kVectors;
+    for (int64_t m = 0; m < count; ++m, sums += row) {
+        int64_t c = 0;
+        for (; c + V * lanes<T> <= channels; c += V * lanes<T>) {
+            Vector<T> sum[V];
+            for (int v = 0; v < V; ++v) sum[v] = vector_at(sums + c + v * lanes<T>);
+            add_taps<T, V>(of, m, c, sum);
+            for (int v = 0; v < V; ++v) store(sums + c + v * lanes<T>, sum[v]);
+        }
+        for (; c < channels; c += lanes<T>) {
+            Vector<T> sum[1] = {vector_at(sums + c)};
+            add_taps<T, 1>(of, m, c, sum);
+            store<T>(sums + c, sum[0], std::min<int64_t>(lanes<T>, channels - c));
+        }
+    }
+}
+
+// For one tap, in `dots` the product of each column's gradient with each of its four cells; and the sums over every
+// kSummedRows positions of column times output's gradient, [positions / kSummedRows, row], the gradient of the weight.
+template <class T>
+void sum_factors(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
+                 Filtered<T> grads, int64_t grads_row, T* sums, int64_t row, T (&dots)[4][kTile]) {
+    const int64_t whole = channels / lanes<T> * lanes<T>;
+    for (int64_t first = 0; first < count; first += lanes<T>) {
+        Vector<T> parts[4][lanes<T>] = {};
+        for (int64_t m = first; m < std::min(count, first + lanes<T>); ++m, grads.grad += grads_row) {
+            T* const sum = sums + m / kSummedRows * row;
+            if (m % kSummedRows == 0) std::fill(sum, sum + channels, T(0));
+            const T* cell[4];
+            for (int i = 0; i < 4; ++i) cell[i] = samples.cell[i][m] < 0 ? zeros : rows.data + samples.cell[i][m];
+            Vector<T> dot[4] = {};
+            for (int64_t c = 0; c < channels; c += lanes<T>) {
+                const Vector<T> grad = grads.vector(c);
+                Vector<T> column{};
+                for (int i = 0; i < 4; ++i) {
+                    const Vector<T> value = vector_at(cell[i] + c);
+                    column += samples.weight[i][m] * value;
+                    dot[i] += c < whole ? Vector<T>(grad * value) : first_lanes<T>(grad * value, channels - whole);
+                }
+                const Vector<T> total = vector_at(sum + c) + vector_at(grads.grad + c) * column;
+                if (c < whole)
+                    store(sum + c, total);
+                else
+                    store<T>(sum + c, total, channels - whole);
+            }
+            for (int i = 0; i < 4; ++i) parts[i][m - first] = dot[i];
+        }
+        for (int i = 0; i < 4; ++i) store(dots[i] + first, sums_of_rows<T>(parts[i]));
+    }
+}
+
+// to[vectors] += each of the rows, in their order.
+template <class T>
+void add_rows(int64_t rows, int64_t vectors, const T* from, int64_t row, T* to) {
+    for (int64_t at = 0; at < vectors * lanes<T>; at += lanes<T>) {
+        Vector<T> sum = vector_at(to + at);
+        for (int64_t m = 0; m < rows; ++m) sum += vector_at(from + m * row + at);
+        store(to + at, sum);
+    }
+}
+
+}  // namespace PLIANT_ISA
+}  // namespace pliant
