@@ -126,7 +126,7 @@ Vector<T> part_of_row(const Cells<const T>& plane, int64_t y, int64_t x, int64_t
 }
 
 // Vectors of channels that are processed together.
-constexpr int kTogether = PLIANT_VECTOR_REGISTERS / 4;
+constexpr int kTogether = 4;
 
 template <class T, int V>
 void sum_vectors(const T* cells, int64_t row, int64_t cell, const BinReading<T>& bin, T* line) {
@@ -191,7 +191,7 @@ void add_slopes_of_vectors(const T* cells, int64_t row, int64_t cell, const BinR
 
 template <class T>
 void add_slopes(const Cells<const T>& cells, const BinReading<T>& bin, const T* line, BinSlopes<T>& slopes) {
-    constexpr int V = kTogether / 2;
+    constexpr int V = PLIANT_VECTOR_REGISTERS / 8;  // each has two sums
     const int64_t channels = cells.channels, row = cells.width * channels;
     const T* from = cells.at(bin.y.first, bin.x.first);
     int64_t c = 0;
