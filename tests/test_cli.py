@@ -292,6 +292,7 @@ def test_masks_as_pictures(segmenter: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = pliant_cli("predict", segmenter, data / "JPEGImages" / "scene_8.jpg", "--out", out)
     assert result.exit_code == 0, result.output
+    assert f"1 picture in {out}" in result.output
     with Image.open(out / "scene_8.mask.png") as mask:
         assert mask.mode == "P"
         assert mask.size == (64, 48)

@@ -23,7 +23,8 @@ def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder.create(tmp_path / "run", DESCRIPTION)
     log = CSVLog(folder.path)
     for step in range(1, 151):
-        log.log_metrics({"lr": 0.1, "loss": 1 / step, "loss_<b>": math.nan, "mean_offset": 0.01 * step}, step)
+        losses = {"loss": 1 / step, "loss_<b>": math.nan, "loss_box": 0.5 / step}
+        log.log_metrics({"lr": 0.1, **losses, "mean_offset": 0.01 * step}, step)
     for step, value in ((50, 0.25), (100, 0.125)):
         log.log_metrics({"val/AP": value, "val/AP50": math.nan}, step)
     write_weights(folder.best.with_suffix(".safetensors"), nn.Linear(1, 1), {"step": 50})
@@ -37,6 +38,15 @@ def test_the_page_has_every_curve_and_marks_the_best_step(run: RunFolder) -> Non
         assert text in page
     assert "<script" not in page
     assert 'src="http' not in page
+
+
+def test_a_single_part_of_the_loss_does_not_cover_the_total(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", DESCRIPTION)
+    CSVLog(run.path).log_metrics({"loss": 0.5, "loss_pixel": 0.5}, 1)
+    write_curves(run)
+    page = (run.path / "curves.html").read_text(encoding="utf-8")
+    assert ">loss<" in page
+    assert "loss_pixel" not in page
 
 
 def test_the_page_is_written_after_an_interruption(run: RunFolder) -> None:

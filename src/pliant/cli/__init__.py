@@ -184,7 +184,8 @@ def predict(
 
     procedure = procedure_of(scales, multi_scale, flip, box_averaging, soft_nms)
     done = run_prediction(source, images, out, threshold=threshold, procedure=procedure, device=device)
-    Console(stderr=True).print(f"{len(done.pictures)} pictures in {out}")
+    pictures = "1 picture" if len(done.pictures) == 1 else f"{len(done.pictures)} pictures"
+    Console(stderr=True).print(f"{pictures} in {out}")
     if done.failed:
         raise typer.Exit(1)
 

@@ -46,7 +46,7 @@ def write_curves(run: RunFolder) -> None:
     panels = [
         (unit, {name: (columns["step"], columns[name]) for name in names})
         for unit, columns, names in (
-            ("loss", training, [name for name in training if name.startswith("loss")]),
+            ("loss", training, _losses(training)),
             ("learning rate", training, [name for name in training if name == "lr"]),
             ("mean offset (cells)", training, [name for name in training if name == "mean_offset"]),
             ("validation", validation, [name for name in validation if name != "step"]),
@@ -67,6 +67,12 @@ def write_curves(run: RunFolder) -> None:
     with replacing(run.path / PAGE) as place:
         chart = Chart("Curves", note + best_note, charts.training(panels, step))
         write_report(place, f"Training of {run.path.name}", facts, [chart])
+
+
+def _losses(training: Mapping[str, np.ndarray]) -> list[str]:
+    """The total and its parts; the total alone where there is one part, whose line would cover it."""
+    parts = [name for name in training if name.startswith("loss") and name != "loss"]
+    return ["loss", *(parts if len(parts) > 1 else [])] if "loss" in training else parts
 
 
 def _best(validation: Mapping[str, np.ndarray], step: int | None) -> dict[str, str]:
