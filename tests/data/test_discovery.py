@@ -324,6 +324,20 @@ def test_classes_are_no_numbers_of_objects(values: Callable[[int, int], int], tm
     assert data.notes == []
 
 
+@pytest.mark.parametrize(("masks", "recognised"), [(6, False), (24, True)])
+def test_few_objects_are_numbers_in_many_masks(masks: int, recognised: bool, tmp_path: Path) -> None:
+    for index in range(masks):
+        natural.image(tmp_path / "images" / f"{index}.png", index % 8)
+        ids = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        for number in range(1 + index % 4):
+            ids[2:8, 12 * number : 12 * number + 8] = number + 1
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(ids).save(tmp_path / "masks" / f"{index}.png")
+    data = find_masks(Survey.of(tmp_path))
+    assert data is not None
+    assert (len(data.open(WHOLE, strict=True).classes) == 2) is recognised
+
+
 def test_values_that_the_user_names_are_classes(tmp_path: Path) -> None:
     data = numbered(tmp_path, lambda i, n: n + 1)
     names = ("background", *(f"tooth {n}" for n in range(1, 15)))

@@ -13,6 +13,7 @@ from pliant.constants import IGNORE
 from pliant.data.mask_values import COLOUR, FOREGROUND, MaskValues
 
 _FEWEST = 8  # objects in a mask, below which numbers may as well be classes
+_FEWEST_OF_MANY, _MANY = 4, 20  # the same if so many masks have objects: classes would not always come in order
 _MOST_CLASSES = 64
 _LOOKED_AT = 8  # masks whose pieces are counted
 _MOSTLY = 0.9
@@ -69,7 +70,9 @@ def _numbers(values: Iterable[int], black: int) -> set[int]:
 def _count_up(sets: Sequence[set[int]]) -> bool:
     """Whether the values of each mask are 1 to n, with another n in most of them."""
     lengths = Counter(map(len, sets))
-    if max(lengths) < _FEWEST or 2 * lengths.most_common(1)[0][1] > max(2, len(sets)):
+    if max(lengths) < (_FEWEST if len(sets) < _MANY else _FEWEST_OF_MANY) or 2 * lengths.most_common(1)[0][1] > max(
+        2, len(sets)
+    ):
         return False
     return sum(max(each) == len(each) for each in sets) >= _MOSTLY * len(sets)
 

@@ -31,7 +31,7 @@ from pliant.runs.files import write_json
 from pliant.runs.folder import RunFolder
 from pliant.runs.training import build_module, describe, fit_settings
 from pliant.tasks.data_report import describe_data
-from pliant.tasks.splits import Splits, TrainingData, choose_splits, open_training_data
+from pliant.tasks.splits import TrainingData, choose_splits, open_training_data
 from pliant.tasks.startable import require_startable
 from pliant.tasks.task import task_of
 
@@ -92,11 +92,11 @@ def ablate(
     outputs = Outputs(out, (PLAN, *REPORT), own=True)
     recipe = override(find_recipe(name), assignments)
     recipe = recipe.replaced(val_fraction=0.0)  # nothing is chosen by validation
+    require_startable(recipe)
     splits = choose_splits(recipe, data)
     if (test := splits.test) is None:
         raise DataError(data, "found no split to evaluate on; name one with --set test_split=NAME")
-    splits = Splits(splits.train, test if curve else None, test, splits.made)
-    require_startable(recipe)
+    splits = dataclasses.replace(splits, validation=test if curve else None)
     chosen = variants(recipe, only)
     asked = {
         "recipe": name,
