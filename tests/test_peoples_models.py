@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -119,3 +120,10 @@ def test_the_table_has_one_row_for_each_model(measure: ModuleType) -> None:
 
     entries = [*convolutions.ENTRIES, *attention.ENTRIES, *mmdet_models.ENTRIES]
     assert len({each.name for each in entries}) == len(entries) > 15
+
+
+def test_the_page_has_the_rows_that_were_measured(measure: ModuleType) -> None:
+    docs = TOOL.parents[1] / "docs"
+    rows = json.loads((docs / "results" / "peoples_models.json").read_text())
+    assert measure.markdown(rows) in (docs / "your-model.md").read_text()
+    assert all(row["kernel_calls"] for row in rows)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from measure import Entry, moved, replaced, tensors
+from measure import Entry, replaced, tensors
 from torch import Tensor, nn
 
 import pliant
@@ -19,7 +19,7 @@ def _edvr() -> nn.Module:
     _name_former_module()
     from basicsr.archs.edvr_arch import EDVR  # type: ignore[import-not-found]
 
-    return moved(EDVR(num_extract_block=1, num_reconstruct_block=1), ("conv_offset",))
+    return EDVR(num_extract_block=1, num_reconstruct_block=1)
 
 
 def _basicvsr() -> nn.Module:
@@ -27,7 +27,7 @@ def _basicvsr() -> nn.Module:
     _name_former_module()
     from basicsr.archs.basicvsrpp_arch import BasicVSRPlusPlus  # type: ignore[import-not-found]
 
-    return moved(BasicVSRPlusPlus(num_blocks=1), ("conv_offset",))
+    return BasicVSRPlusPlus(num_blocks=1)
 
 
 def _name_former_module() -> None:
@@ -41,21 +41,21 @@ def _birefnet() -> nn.Module:
     from nobg.birefnet.modeling_birefnet import BiRefNet, BiRefNetConfig  # type: ignore[import-not-found]
 
     config = BiRefNetConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7)
-    return moved(BiRefNet(config), ("offset_conv", "modulator_conv"))
+    return BiRefNet(config)
 
 
 def _centernet() -> nn.Module:
     """CenterNet with ResNet-18, whose upsampling is deformable."""
     from libreyolo.models.centernet.nn import build_centernet  # type: ignore[import-not-found]
 
-    return moved(build_centernet("resdcn18"), ("conv_offset_mask",))
+    return build_centernet("resdcn18")
 
 
 def _tablecenternet() -> nn.Module:
     """TableCenterNet, whose deformable convolution is a `grid_sample` and a convolution for each of nine points."""
     from doctr.models import tablecenternet  # type: ignore[import-not-found]
 
-    return moved(tablecenternet(pretrained=False, pretrained_backbone=False, exportable=True), ("conv_offset_mask",))
+    return tablecenternet(pretrained=False, pretrained_backbone=False, exportable=True)
 
 
 def _in_doctr() -> AbstractContextManager[Any]:

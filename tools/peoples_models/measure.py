@@ -19,6 +19,7 @@ import pliant
 from pliant.ops import _native
 
 Patch = Callable[[], AbstractContextManager[Any]]
+_OFFSET_BRANCHES = ("conv_offset", "offset_conv", "modulator_conv", "offset_fc", "sampling_offsets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,9 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def _built(entry: Entry, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
     with entry.ours():  # mmcv's layers cannot be built without
-        return entry.build().to(dtype)
+        model = entry.build().to(dtype)
+    _move(model)
+    return model
 
 
 def _forward(entry: Entry, model: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -161,12 +164,15 @@ def tensors(found: Any) -> list[Tensor]:
     return [part for each in found for part in tensors(each)] if isinstance(found, (list, tuple)) else []
 
 
-def moved(model: nn.Module, names: tuple[str, ...], std: float = 0.01) -> nn.Module:
-    """Draw the weights of the offset branches, which are initially zero, so that samples lie between cells."""
+def _move(model: nn.Module) -> None:
+    """Draw the weights of the offset branches, so that samples lie between cells.
+
+    They are initially zero. Samples then lie exactly on cells, where the gradient of a position jumps from one side to
+    the other, and rounding decides which one an implementation takes.
+    """
     for name, parameter in model.named_parameters():
-        if name.endswith("weight") and any(part in name for part in names):
-            nn.init.normal_(parameter, std=std)
-    return model
+        if name.endswith("weight") and any(branch in name for branch in _OFFSET_BRANCHES):
+            nn.init.normal_(parameter, std=0.01)
 
 
 @contextlib.contextmanager
@@ -193,7 +199,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if "absent" in row:
         return (f"`{row['absent']}` is not installed", *["" for _ in range(5)])
-    if not row["kernel_calls"]:
+    if not row.get("kernel_calls", True):
         return (row["input"], row["baseline"], "**Pliant's kernels were not called**", *["" for _ in range(3)])
     differences = [
         ", ".join(f"{row[dtype][what]:.0e}" for dtype in ("float32", "float64") if what in row.get(dtype, ()))

@@ -151,6 +151,10 @@ class _Convolution(nn.Module):
         self.output_padding = (0,)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
 
+    @property
+    def _geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int, int]:
+        return self.stride, self.padding, self.dilation, self.groups, self.deform_groups
+
     def _offset_branch(self, numbers: int) -> nn.Conv2d:
         """A convolution to `numbers` channels per sample, initially zero."""
         samples = self.deform_groups * self.kernel_size[0] * self.kernel_size[1]
@@ -220,8 +224,7 @@ class DeformConv2d(_Convolution):
         return out[:, :, : out.shape[2] - spare[0], : out.shape[3] - spare[1]].contiguous() if any(spare) else out
 
     def _convolve(self, x: Tensor, offset: Tensor) -> Tensor:
-        geometry = self.stride, self.padding, self.dilation, self.groups, self.deform_groups
-        return deform_conv2d(x, offset, self.weight, *geometry)
+        return deform_conv2d(x, offset, self.weight, *self._geometry)
 
 
 class DeformConv2dPack(DeformConv2d):
@@ -291,8 +294,7 @@ class ModulatedDeformConv2d(_Convolution):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        geometry = self.stride, self.padding, self.dilation, self.groups, self.deform_groups
-        return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *geometry)
+        return modulated_deform_conv2d(x, offset, mask, self.weight, self.bias, *self._geometry)
 
 
 class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
