@@ -85,7 +85,7 @@ _DOCTR: dict[str, Any] = {
 ENTRIES = [
     Entry("EDVR", ("basicsr",), build=_edvr, **_on(1, 5, 3, 32, 48), **_TORCHVISION),
     Entry("BasicVSR++", ("basicsr",), build=_basicvsr, **_on(1, 2, 3, 64, 64), **_TORCHVISION),
-    Entry("BiRefNet, Swin-T", ("nobg", "transformers"), build=_birefnet, **_on(1, 3, 128, 128), **_TORCHVISION),
+    Entry("BiRefNet, Swin-T", ("nobg", "transformers"), build=_birefnet, **_on(2, 3, 128, 128), **_TORCHVISION),
     Entry("CenterNet, ResNet-18", ("libreyolo",), build=_centernet, **_on(1, 3, 128, 128), **_TORCHVISION),
     Entry("TableCenterNet", ("python-doctr",), build=_tablecenternet, **_on(1, 3, 96, 96), **_DOCTR),
 ]
