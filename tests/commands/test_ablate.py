@@ -62,6 +62,10 @@ def test_the_networks_of_the_tables() -> None:
         plain | {"deform_layers": 3},
     ]
     assert len(variants(voc.class_aware_rpn())) == 8
+    dilated = {each.key: each for each in variants(voc.deeplab().replaced(dilation=4))}
+    assert dilated["layers-3"].changes == {"deform_layers": 3, "dilation": 4}
+    assert dilated["layers-0"].rows[3] == "dilation 4"
+    assert [key for key in dilated if "dilation" in key] == ["dilation-2", "dilation-6", "dilation-8"]
     for recipe in (voc.rfcn(), voc.faster_rcnn_deform()):
         *_, roi, both = table_rows(variants(recipe), 3)
         assert (roi.rows[3], both.rows[3]) == ("deformable RoI pooling", "both")

@@ -12,8 +12,7 @@ from pliant.recipes.base import Recipe
 from pliant.tasks.task import task_of
 
 LAYERS = (0, 1, 2, 3, 6)
-DILATIONS = (4, 6, 8)
-_IN_BOTH_TABLES = {0: "dilation 2", 3: "deformable convolution"}
+DILATIONS = (2, 4, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ class Cell:
 def variants(recipe: Recipe, only: Sequence[str] = ()) -> list[Variant]:
     """The networks of the tables for a recipe: ten if its network has RoI pooling, eight otherwise.
 
-    If the recipe freezes conv4, the network with deformable layers in conv4 is left out.
+    The recipe's dilation is that of the plain network and of those with deformable layers. If the recipe freezes conv4,
+    the network with deformable layers in conv4 is left out.
 
     Args:
         recipe: The recipe.
@@ -87,13 +87,17 @@ def variants(recipe: Recipe, only: Sequence[str] = ()) -> list[Variant]:
     ablation = task_of(recipe).ablation(recipe)
     if ablation is None:
         raise ValueError("the paper's tables compare networks of DeepLab, class-aware RPN, Faster R-CNN and R-FCN")
-    plain: dict[str, Any] = {"deform_layers": 0, "dilation": 2} | ({"deform_roi": False} if ablation.pooled else {})
+    dilation = recipe.dilation
+    plain: dict[str, Any] = {"deform_layers": 0, "dilation": dilation}
+    plain |= {"deform_roi": False} if ablation.pooled else {}
+    in_both_tables = {0: f"dilation {dilation}", 3: "deformable convolution"}
     found = []
     for number in LAYERS[:-1] if recipe.freeze_below == "conv5" else LAYERS:
-        rows = {1: str(number)} | ({3: _IN_BOTH_TABLES[number]} if number in _IN_BOTH_TABLES else {})
+        rows = {1: str(number)} | ({3: in_both_tables[number]} if number in in_both_tables else {})
         found.append(Variant(f"layers-{number}", rows, plain | {"deform_layers": number}))
-    for dilation in DILATIONS:
-        found.append(Variant(f"dilation-{dilation}", {3: f"dilation {dilation}"}, plain | {"dilation": dilation}))
+    for other in DILATIONS:
+        if other != dilation:
+            found.append(Variant(f"dilation-{other}", {3: f"dilation {other}"}, plain | {"dilation": other}))
     if ablation.pooled:
         found.append(Variant("roi", {3: "deformable RoI pooling"}, plain | {"deform_roi": True}))
         found.append(Variant("both", {3: "both"}, plain | {"deform_layers": 3, "deform_roi": True}))
@@ -112,7 +116,7 @@ def cells(chosen: Sequence[Variant], seeds: int, folder: Path) -> list[Cell]:
 
 
 def table_rows(chosen: Sequence[Variant], table: int) -> list[Variant]:
-    """The variants of table 1 or 3, in the order of its rows."""
+    """The variants of table 1 or 3, in the order of its rows; the plain network comes first."""
     if table == 1:
         return [variant for variant in chosen if 1 in variant.rows]
     order = {"layers-0": 0, **{f"dilation-{dilation}": 1 for dilation in DILATIONS}, "layers-3": 2}

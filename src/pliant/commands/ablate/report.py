@@ -74,8 +74,8 @@ def _text(cells: Sequence[Cell], recipe: Recipe, asked: Mapping[str, Any], figur
         f"{asked['steps']} steps of {recipe.batch_size} images for every network, {asked['seeds']} seeds"
         + (f", evaluated on {', '.join(splits)} after the last step" if splits else "")
         + f". {len(records)} of {len(cells)} cells are done. In percent: mean ± standard deviation over the seeds. "
-        "Differences are those of the first column from the first row, in percentage points, between equal seeds, "
-        "with Student's t interval.",
+        "Differences are those of the first column from the first row, in percentage points, with Student's t interval "
+        "of the pairs of equal seeds if there are two or more.",
         f"```sh\n{command(asked)}\n```",
         *(table.markdown().rstrip() for table in tables(cells, recipe)),
         *(f"![{_ABOUT[name]}]({name}.svg)" for name in figures),

@@ -1,0 +1,201 @@
+"""Studies on real images, and the tables of docs/results.md from their cells.
+
+    python docs/evidence.py run STUDY --in FOLDER    trains the missing networks; FOLDER has the data and resnet50.pth
+    python docs/evidence.py                          writes the tables and plots again
+
+A study is an ablation in docs/results/STUDY, with a small file for each network and seed in its folder `cells`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pliant.bench.report import Table
+from pliant.commands.ablate.report import REPORT, tables, write_report
+from pliant.commands.ablate.results import PLAN, metrics_of, read_cells, values_of
+from pliant.commands.ablate.run import ablate
+from pliant.outputs import Outputs
+from pliant.statistics import difference_of, mean_of
+
+HERE = Path(__file__).parent
+RESULTS, PAGE = HERE / "results", HERE / "results.md"
+SEEDS = 3
+_MARKED = re.compile(r"<!-- (\w+): ([\w-]+) -->\n(.*?)<!-- /\1: \2 -->", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Study:
+    """An ablation.
+
+    Attributes:
+        recipe: The recipe.
+        data: The name of the data's folder.
+        networks: The keys of the networks that it compares.
+        settings: Fields that all its networks share.
+    """
+
+    recipe: str
+    data: str
+    networks: tuple[str, ...]
+    settings: Mapping[str, str]
+
+    @property
+    def assignments(self) -> tuple[str, ...]:
+        return tuple(f"{field}={value}" for field, value in self.settings.items())
+
+
+BACKBONE = {"backbone": "resnet50", "weights": "resnet50.pth", "padded_pool": "true", "freeze_below": "conv5"}
+SEGMENTER = BACKBONE | {
+    "batch_size": "4",
+    "lr_batch": "4",
+    "lr": "0.005",
+    "warmup_steps": "20",
+    "max_steps": "300",
+    "decay_at": "0.75",
+    "clip": "5",
+}
+DETECTOR = BACKBONE | {
+    "batch_size": "2",
+    "lr_batch": "2",
+    "lr": "0.004",
+    "warmup_steps": "40",
+    "max_steps": "400",
+    "decay_at": "0.75",
+    "clip": "5",
+    "background_iou": "0",
+    "anchor_scales": "none",
+    "short_side": "240",
+    "max_side": "320",
+}
+SEGMENTED = {
+    "nuclei": {"short_side": "192", "max_side": "384", "classes": "background,nucleus"},
+    "coffee-leaf-seg": {"short_side": "128", "max_side": "256", "classes": "background,leaf,symptom"},
+}
+ALL = ("layers-0", "layers-1", "layers-2", "layers-3", "dilation-4", "dilation-6", "dilation-8")
+DETECTORS = {
+    "faster-rcnn": ("voc.faster_rcnn", ("layers-0", "layers-3", "roi", "both")),
+    "rfcn": ("voc.rfcn", ("layers-0", "layers-3", "roi", "both")),
+    "class-aware-rpn": ("voc.class_aware_rpn", ("layers-0", "layers-3")),
+}
+TRAINED_OTHERWISE = {
+    "offset-rate-0.1": {"offset_lr_mult": "0.1"},
+    "offset-rate-10": {"offset_lr_mult": "10"},
+    "without-clip": {"clip": "none"},
+    "from-dilation-4": {"dilation": "4"},
+    "modulated": {"modulated": "true"},
+}
+
+
+def _studies() -> dict[str, Study]:
+    found = {}
+    for data, size in SEGMENTED.items():
+        found[data] = Study("voc.deeplab", data, ALL, SEGMENTER | size)
+        for name, changes in TRAINED_OTHERWISE.items():
+            found[f"{data}-{name}"] = Study("voc.deeplab", data, ("layers-3",), SEGMENTER | size | changes)
+        in_conv4 = SEGMENTER | size | {"freeze_below": "conv4"}
+        found[f"{data}-conv4"] = Study("voc.deeplab", data, ("layers-0", "layers-3", "layers-6"), in_conv4)
+    for name, (recipe, networks) in DETECTORS.items():
+        for sampling in ("paper", "authors") if "roi" in networks else ("paper",):
+            settings = DETECTOR | {"sampling": sampling}
+            found[f"bccd-{name}-{sampling}" if "roi" in networks else f"bccd-{name}"] = Study(
+                recipe, "bccd", networks, settings
+            )
+    return found
+
+
+STUDIES = _studies()
+
+
+def run(name: str, material: Path, jobs: int = 1) -> None:
+    """Train the cells of a study that are not finished.
+
+    Args:
+        name: Its name.
+        material: A folder with the data, each set in a folder of its own, and the weights.
+        jobs: See `ablate`.
+    """
+    study = STUDIES[name]
+    os.chdir(material)  # the commands of the records name data and weights without a folder
+    ablate(
+        RESULTS / name,
+        Path(study.data),
+        name=study.recipe,
+        assignments=study.assignments,
+        seeds=SEEDS,
+        only=study.networks,
+        curve=6,
+        jobs=jobs,
+    )
+
+
+def started() -> list[str]:
+    """The names of the studies that have a finished cell."""
+    return [name for name in STUDIES if any((RESULTS / name / "cells").glob("*.json"))]
+
+
+def study_part(name: str) -> str:
+    """The tables and plots of a study."""
+    cells, recipe, asked = read_cells(RESULTS / name)
+    done = sum(cell.content() is not None for cell in cells)
+    text = [table.markdown() for table in tables(cells, recipe)]
+    said = (
+        f"{done} of {len(cells)} cells, {asked['steps']} steps each; [commands, commits and machines](results/{name})."
+    )
+    return "\n".join([*text, f"![Learning curves](results/{name}/curves.svg)\n", said, ""])
+
+
+def otherwise_part(data: str) -> str:
+    """The network with three deformable layers trained with other settings, compared with the study of `data`."""
+    lines: list[Sequence[str]] = []
+    first: dict[int, float] = {}
+    for name in (data, *(f"{data}-{each}" for each in TRAINED_OTHERWISE)):
+        if name not in started():
+            continue
+        cells, recipe, _ = read_cells(RESULTS / name)
+        title, key = next(iter(metrics_of(recipe).items()))
+        variant = next(cell.variant for cell in cells if cell.variant.key == "layers-3")
+        values = values_of(cells, variant, key)
+        first = first or values
+        changed = STUDIES[name].settings.items() - STUDIES[data].settings.items()
+        found = difference_of(first, values)
+        compared = ("", "") if name == data else (found.points(), found.interval())
+        shown = ", ".join(f"`{field}={value}`" for field, value in sorted(changed)) or "as above"
+        lines.append((shown, mean_of(list(values.values())).percent(), str(len(values)), *compared))
+    return Table("Three deformable layers", ("", title, "seeds", "difference", "95% interval"), lines).markdown()
+
+
+PARTS = {"study": study_part, "otherwise": otherwise_part}
+
+
+def rewritten(page: str) -> str:
+    """The page with the parts between its markers made from the cells."""
+    return _MARKED.sub(
+        lambda found: f"<!-- {found[1]}: {found[2]} -->\n{PARTS[found[1]](found[2])}<!-- /{found[1]}: {found[2]} -->",
+        page,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command")
+    training = commands.add_parser("run")
+    training.add_argument("study", choices=STUDIES)
+    training.add_argument("--in", dest="material", type=Path, required=True)
+    training.add_argument("--jobs", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.study, arguments.material, arguments.jobs)
+        return
+    for name in started():
+        assert (RESULTS / name / PLAN).is_file()
+        write_report(Outputs(RESULTS / name, REPORT))
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
