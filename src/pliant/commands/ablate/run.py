@@ -31,6 +31,7 @@ from pliant.runs.files import write_json
 from pliant.runs.folder import RunFolder
 from pliant.runs.training import build_module, describe, fit_settings
 from pliant.tasks.data_report import describe_data
+from pliant.tasks.sources import require_folder
 from pliant.tasks.splits import TrainingData, choose_splits, open_training_data
 from pliant.tasks.startable import require_startable
 from pliant.tasks.task import task_of
@@ -92,6 +93,7 @@ def ablate(
     outputs = Outputs(out, (PLAN, *REPORT), own=True)
     recipe = override(find_recipe(name), assignments)
     recipe = recipe.replaced(val_fraction=0.0)  # nothing is chosen by validation
+    require_folder(data)
     require_startable(recipe)
     splits = choose_splits(recipe, data)
     if (test := splits.test) is None:
