@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+
+from pliant.data.problems import ProblemLog
 
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1
 
@@ -53,3 +56,20 @@ def clip(corners: Corners, height: int, width: int) -> tuple[Corners | None, str
     overhang = max(-x0, -y0, x1 - width, y1 - height)
     left, top, right, bottom = inside.tolist()
     return (left, top, right, bottom), "box partly outside" if overhang > TOLERANCE else None
+
+
+def clipped(corners: Corners, size: tuple[int, int], path: Path, where: str, problems: ProblemLog) -> Corners | None:
+    """A box clipped to an image of `size` (height, width), or None; what was cut off or left out is reported.
+
+    Args:
+        corners: the box, as in `clip`.
+        size: height and width of the image.
+        path: the file of the annotation.
+        where: the annotation in it, as text.
+        problems: where to report.
+    """
+    box, kind = clip(corners, *size)
+    if kind is not None:
+        detail = f"{where} in an image of {size[1]}x{size[0]}"
+        problems.report(path, kind, detail, "skipped" if box is None else "clipped")
+    return box

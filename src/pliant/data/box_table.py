@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pliant.data.box_checks import Corners, clip, degenerate
+from pliant.data.box_checks import Corners, clipped, degenerate
 from pliant.data.detection_set import Boxes
 from pliant.data.files import read_text
 from pliant.data.problems import ProblemLog
@@ -113,7 +113,6 @@ class TableFormat:
     """
 
     def __init__(self, tables: Mapping[Path, BoxTable]) -> None:
-        self._tables = tables
         self._rows = {
             table / name: (rows, content.fractions)
             for table, content in tables.items()
@@ -146,10 +145,7 @@ class TableFormat:
             seen.add((row.label, row.corners))
             x0, y0, x1, y1 = row.corners
             scaled = (x0 * width, y0 * height, x1 * width, y1 * height) if fractions else row.corners
-            box, kind = clip(scaled, height, width)
-            if kind is not None:
-                detail = f"{where} in an image of {width}x{height}"
-                problems.report(path, kind, detail, "skipped" if box is None else "clipped")
+            box = clipped(scaled, size, path, where, problems)
             if box is not None:
                 boxes.add(box, labels[row.label])
         return boxes

@@ -6,8 +6,11 @@ import codecs
 import os
 import re
 import unicodedata
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 # UTF-32 first, since its mark begins with that of UTF-16.
 _MARKS = {
@@ -30,6 +33,34 @@ def relative_path(name: str) -> PurePosixPath:
     if leaves or not path.parts or "\0" in name or not is_text(name):
         raise ValueError(f"{name!r} is not a path inside the data set")
     return path
+
+
+class ReadOnce(Generic[T]):
+    """A function that reads a file, called once for each path.
+
+    Args:
+        read: reads a file, or raises `OSError` or `ValueError`.
+    """
+
+    def __init__(self, read: Callable[[Path], T]) -> None:
+        self._read = read
+        self._known: dict[Path, T | ValueError] = {}
+
+    def __call__(self, path: Path) -> T:
+        """The content of a file.
+
+        Raises:
+            ValueError: if `read` raised an error, with its text.
+        """
+        if path not in self._known:
+            try:
+                self._known[path] = self._read(path)
+            except (OSError, ValueError) as error:
+                self._known[path] = ValueError(str(error))
+        found = self._known[path]
+        if isinstance(found, ValueError):
+            raise ValueError(str(found))
+        return found
 
 
 def is_text(name: str) -> bool:

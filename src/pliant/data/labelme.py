@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from pliant.constants import IGNORE
-from pliant.data.box_checks import Corners, clip, degenerate
+from pliant.data.box_checks import Corners, clipped, degenerate
 from pliant.data.detection_set import Boxes
 from pliant.data.drawn_set import checked
-from pliant.data.files import read_text
+from pliant.data.files import ReadOnce, read_text
 from pliant.data.outlines import Outline, encode_mask, is_background, polygon, rectangle
 from pliant.data.problems import ProblemLog
 
@@ -67,19 +67,7 @@ class LabelMeFormat:
 
     def __init__(self, files: Collection[Path]) -> None:
         self._files = files
-        self._known: dict[Path, LabelMeFile | str] = {}
-
-    def file(self, path: Path) -> LabelMeFile:
-        """The content of a file; errors as those of `read_labelme`."""
-        if path not in self._known:
-            try:
-                self._known[path] = read_labelme(path)
-            except (OSError, ValueError) as error:
-                self._known[path] = str(error)
-        found = self._known[path]
-        if isinstance(found, str):
-            raise ValueError(found)
-        return found
+        self.file = ReadOnce(read_labelme)
 
     def filename(self, path: Path) -> str:
         """The name of its image that a file holds; errors as those of `read_labelme`."""
@@ -114,10 +102,7 @@ class LabelMeFormat:
             groups[key] = outline.label, _around(before, outline.corners), hard or shape.difficult
         boxes = Boxes()
         for label, corners, difficult in groups.values():
-            box, kind = clip(corners, *size)
-            if kind is not None:
-                detail = f"{corners} in an image of {size[1]}x{size[0]}"
-                problems.report(path, kind, detail, "skipped" if box is None else "clipped")
+            box = clipped(corners, size, path, f"{corners}", problems)
             if box is not None:
                 boxes.add(box, label, difficult=difficult)
         return boxes

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pliant.constants import IGNORE
-from pliant.data.box_checks import clip, degenerate, normalised
+from pliant.data.box_checks import clipped, degenerate, normalised
 from pliant.data.detection_set import Boxes, DetectionSet
 from pliant.data.files import FileFinder, files_below, read_lines
 from pliant.data.image_set import Transforms, check_classes
@@ -166,10 +166,7 @@ def read_boxes(
         if kind is not None:
             problems.report(path, kind, where)
             continue
-        box, kind = clip((x_min - 1, y_min - 1, x_max, y_max), *size)
-        if kind is not None:
-            where += f" in an image of {size[1]}x{size[0]}"
-            problems.report(path, kind, where, "skipped" if box is None else "clipped")
+        box = clipped((x_min - 1, y_min - 1, x_max, y_max), size, path, where, problems)
         if box is not None:
             boxes.add(box, labels[name], difficult=item.difficult, truncated=item.truncated)
     return boxes

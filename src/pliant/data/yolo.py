@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pliant.constants import IGNORE
-from pliant.data.box_checks import Corners, clip, degenerate
+from pliant.data.box_checks import Corners, clipped, degenerate
 from pliant.data.detection_set import Boxes
 from pliant.data.drawn_set import checked
 from pliant.data.files import read_lines
@@ -154,9 +154,6 @@ def _add(
 ) -> None:
     height, width = size
     x0, y0, x1, y1 = corners
-    box, kind = clip((x0 * width, y0 * height, x1 * width, y1 * height), height, width)
-    if kind is not None:
-        detail = f"{where} in an image of {width}x{height}"
-        problems.report(path, kind, detail, "skipped" if box is None else "clipped")
+    box = clipped((x0 * width, y0 * height, x1 * width, y1 * height), size, path, where, problems)
     if box is not None:
         boxes.add(box, label)

@@ -13,12 +13,13 @@ from pliant.data.discovery.masks import pictures
 from pliant.data.discovery.pairing import Names, pair
 from pliant.data.discovery.survey import Survey, suffix_of
 from pliant.data.drawn_set import ListedOutlines, OutlineFormat
+from pliant.data.files import ReadOnce
 from pliant.data.image_set import ImageSet
 from pliant.data.labelme import LabelMeFormat
 from pliant.data.listed import BoxFormat, ListedDetection
 from pliant.data.problems import ProblemLog
 from pliant.data.voc import read_boxes
-from pliant.data.voc_layout import Annotation, read_annotation
+from pliant.data.voc_layout import read_annotation
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class VOCFormat:
 
     def __init__(self, files: Collection[Path]) -> None:
         self._files = files
-        self._known: dict[Path, Annotation | str] = {}
+        self.annotation = ReadOnce(read_annotation)
 
     def classes(self) -> tuple[str, ...]:
         """The names in all files, sorted."""
@@ -143,18 +144,6 @@ class VOCFormat:
             except (OSError, ValueError):
                 continue  # it is reported when it is read as a sample
         return tuple(sorted(found))
-
-    def annotation(self, path: Path) -> Annotation:
-        """The content of a file; errors as those of `read_annotation`."""
-        if path not in self._known:
-            try:
-                self._known[path] = read_annotation(path)
-            except (OSError, ValueError) as error:
-                self._known[path] = str(error)
-        found = self._known[path]
-        if isinstance(found, str):
-            raise ValueError(found)
-        return found
 
     def filename(self, path: Path) -> str:
         """The name of its image that a file holds; errors as those of `read_annotation`."""
