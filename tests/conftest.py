@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import ModuleType
@@ -62,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
     Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
     os.environ["TMPDIR"] = folder
     tempfile.tempdir = None  # found anew
+    with suppress(ImportError):  # writes a cache at its first import, and a second worker would read half of it
+        importlib.import_module("yapf")
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,19 @@ def cases() -> list[Any]:
     ]
 
 
+on_the_widest_vectors = pytest.mark.parametrize(
+    "kernels",
+    [
+        pytest.param(
+            _native.available()[0],
+            marks=pytest.mark.skipif(_native.kernels is None, reason="the compiled kernels are not installed"),
+        )
+    ],
+    indirect=True,
+)
+"""On the best instruction set alone: its blocks are the largest."""
+
+
 def busiest(loops: list[list[float]], threads: int) -> float:
     """The work of the busiest thread as a multiple of the mean.
 
@@ -82,11 +95,6 @@ def attention_calls(queries: int, channels: int) -> Calls:
     )
 
 
-def best_only(kernels: str) -> None:
-    if kernels != _native.available()[0] or kernels == _native.REFERENCE:
-        pytest.skip("the best instruction set has the widest blocks")
-
-
 def use_threads(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     monkeypatch.setattr(_native, "threads", lambda work: threads)
 
@@ -105,11 +113,11 @@ def test_threads_wait_after_each_loop() -> None:
     assert busiest([[1.0, 1.0], [2.0]], 2) == pytest.approx(3 * 2 / 4)
 
 
+@on_the_widest_vectors
 @pytest.mark.parametrize(("row", "threads"), cases())
 def test_no_thread_has_much_more_work_than_the_mean(
-    row: ConvRow, threads: int, kernels: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    row: ConvRow, threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best_only(kernels)
     tensors = row.tensors()
     input, offset, weight, grad = (tensors[name] for name in ("input", "offset", "weight", "grad"))
     geometry = Geometry((1, 1), (row.padding,) * 2, (row.dilation,) * 2, "paper")
@@ -125,23 +133,23 @@ def test_no_thread_has_much_more_work_than_the_mean(
     assert max(shares((forward, backward), used, row.name, capsys)) <= MOST
 
 
+@on_the_widest_vectors
 @pytest.mark.parametrize("row", POOLINGS, ids=lambda row: row.name)
 def test_rois_keep_all_threads_busy(
-    row: PoolRow, kernels: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    row: PoolRow, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best_only(kernels)
     calls = pooling_calls(row)
     for threads in THREADS:
         use_threads(monkeypatch, threads)
         assert max(shares(calls, threads, row.name, capsys)) <= MOST
 
 
+@on_the_widest_vectors
 @pytest.mark.parametrize("threads", THREADS)
 def test_attention_keeps_all_threads_busy(
-    threads: int, kernels: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Backward only up to its number of heads, which are its tasks."""
-    best_only(kernels)
     use_threads(monkeypatch, threads)
     forward, backward = shares(attention_calls(1536, 8), threads, "ms_deform_attn", capsys)
     assert forward <= MOST
