@@ -81,10 +81,11 @@ void copy_rows(const Map& map, int64_t width, int64_t image, int64_t first, int6
             const auto* source = base + y * map.stride[2] + x * map.stride[3];
             T* target = table + (cell - from) * row;
             if (map.stride[3] == 1)
-                for_columns<T>(source, map.stride[1], channels, some,
-                               [&](int64_t i, int64_t c, int64_t count, const Vector<T>& values) {
-                                   store<T>(target + i * row + c, values, count);
-                               });
+                for (int64_t c = 0; c < channels; c += lanes<T>)  // reads few planes at a time, each without a gap
+                    for_columns<T>(source + c * map.stride[1], map.stride[1], std::min<int64_t>(lanes<T>, channels - c),
+                                   some, [&](int64_t i, int64_t, int64_t count, const Vector<T>& values) {
+                                       store<T>(target + i * row + c, values, count);
+                                   });
             else
                 for (int64_t i = 0; i < some; ++i)
                     for (int64_t c = 0; c < channels; ++c)
