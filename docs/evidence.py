@@ -74,7 +74,14 @@ DETECTOR = BACKBONE | {
 }
 SEGMENTED = {
     "nuclei": {"short_side": "192", "max_side": "384", "classes": "background,nucleus"},
-    "coffee-leaf-seg": {"short_side": "128", "max_side": "256", "classes": "background,leaf,symptom"},
+    "coffee-leaf-seg": {
+        "batch_size": "2",
+        "lr_batch": "2",
+        "lr": "0.004",
+        "short_side": "224",  # half of it is a map of 7 cells, in which dilation 8 reads nothing but zeros
+        "max_side": "448",
+        "classes": "background,leaf,symptom",
+    },
 }
 ALL = ("layers-0", "layers-1", "layers-2", "layers-3", "dilation-4", "dilation-6", "dilation-8")
 DETECTORS = {
