@@ -353,3 +353,15 @@ def test_weights_of_another_network_are_refused(detector: tuple[Path, Result], t
     result = pliant_cli("predict", foreign, picture, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert "does not fit voc.faster_rcnn_deform" in result.output
+
+
+@pytest.mark.parametrize(
+    "given", [("layers-0,dilation-6",), ("layers-0", "--only", " dilation-6"), ("layers-0,,dilation-6,",)]
+)
+def test_a_list_may_be_given_in_several_options(
+    given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("pliant.commands.ablate.run.ablate", lambda *_, **options: asked.update(options))
+    assert pliant_cli("ablate", "--data", tmp_path, "--only", *given).exit_code == 0
+    assert asked["only"] == ["layers-0", "dilation-6"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,11 @@ from pliant.cli.options import (
     procedure_of,
 )
 from pliant.console import Console
+
+
+def _listed(values: Sequence[str] | None) -> list[str]:
+    """Names that are separated by commas, of an option that may be given several times."""
+    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
 
 
 def _show_version(wanted: bool) -> None:
@@ -239,7 +245,7 @@ def import_weights(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The authors' .params, or mmdetection's .pth.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
     classes: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Their names; known data sets need none.")
+        list[str] | None, typer.Option(metavar="A,B,C", help="Their names; known data sets need none.")
     ] = None,
     assignments: Assignments = None,
     denormalized: Annotated[
@@ -254,8 +260,7 @@ def import_weights(
     """Turn weights that others trained into a file for predict and eval."""
     from pliant.commands.import_weights import import_weights as run_import
 
-    names = [name.strip() for name in (classes or "").split(",") if name.strip()]
-    done = run_import(source, out, classes=names, assignments=assignments or (), denormalized=denormalized)
+    done = run_import(source, out, classes=_listed(classes), assignments=assignments or (), denormalized=denormalized)
     Console(stderr=True).print(f"{done.path}: {done.name}, {len(done.classes)} classes")
 
 
@@ -283,7 +288,7 @@ def ablate(
         str | None, typer.Option(metavar="20m", help="The time for all; sets the number of steps.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Networks to compare, such as layers-0,layers-3.")
+        list[str] | None, typer.Option(metavar="A,B", help="Networks to compare, such as layers-0,layers-3.")
     ] = None,
     curve: Annotated[int, typer.Option(min=0, help="How many times to evaluate each network while it trains.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="How many networks to train at a time.")] = 1,
@@ -299,7 +304,7 @@ def ablate(
         assignments=assignments or (),
         seeds=seeds,
         budget=budget,
-        only=[key.strip() for key in (only or "").split(",") if key.strip()],
+        only=_listed(only),
         curve=curve,
         jobs=jobs,
         device=device,
