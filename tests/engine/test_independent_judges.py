@@ -122,6 +122,7 @@ def test_coco_ap_against_pycocotools() -> None:
 
     found, truth = random_case(images=30, classes=3)
     metrics = DetectionMetrics(["a", "b", "c"])
+    metrics.with_curves = True
     metrics.update(found, truth)
     mine = metrics.compute()
     data = coco.COCO()
@@ -155,5 +156,6 @@ def test_coco_ap_against_pycocotools() -> None:
     assert 0 < judged.stats[0] < 1
     assert [mine[name] for name in ("AP", "AP50", "AP75")] == pytest.approx(judged.stats[:3].tolist())
     precision = torch.from_numpy(judged.eval["precision"][:, :, :, 0, -1])  # [overlap, recall, class]
-    of_class = [mine["per_class"][name]["AP"] for name in "abc"]
-    assert of_class == pytest.approx(precision.mean(dim=(0, 1)).tolist())
+    for metric, overlaps in (("AP", slice(None)), ("AP50", slice(1)), ("AP75", slice(5, 6))):
+        of_class = [mine["per_class"][name][metric] for name in "abc"]
+        assert of_class == pytest.approx(precision[overlaps].mean(dim=(0, 1)).tolist()), metric

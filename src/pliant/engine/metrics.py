@@ -34,6 +34,11 @@ class Curves:
     precision: np.ndarray
     scores: np.ndarray
 
+    def average_precision(self, overlap: float) -> dict[int, float]:
+        """The area under each class's curve at an overlap of 0.5, 0.55, ..., 0.95, by label; -1 without objects."""
+        at = round((overlap - 0.5) / 0.05)
+        return dict(zip(self.labels, self.precision[at].mean(axis=0).tolist(), strict=True))
+
 
 @dataclass(frozen=True)
 class EvaluatedImage:
@@ -118,7 +123,7 @@ class DetectionMetrics:
         Returns:
             ``AP`` (mean over the overlaps 0.5 to 0.95), ``AP50``, ``AP75``; ``VOC_AP50``, ``VOC_AP70``
             (area) and ``VOC_AP50_11pt``, ``VOC_AP70_11pt``, in 0..1, NaN where no class has an object; and
-            ``per_class``: for each name the same numbers but ``AP50`` and ``AP75``.
+            ``per_class``: for each name the same numbers, ``AP50`` and ``AP75`` only `with_curves`.
         """
         evaluated = self.evaluated()
         self.coco.reset()
@@ -134,8 +139,13 @@ class DetectionMetrics:
         if "map_per_class" in coco:  # not where no image has an object or a detection
             labels, values = coco["classes"].reshape(-1).tolist(), coco["map_per_class"].reshape(-1).tolist()
             coco_ap = dict(zip(labels, values, strict=True))
+        of_class = {"AP": coco_ap}
+        if self.with_curves:
+            for name, overlap in (("AP50", 0.5), ("AP75", 0.75)):
+                of_class[name] = self.curves.average_precision(overlap) if self.curves else {}
         per_class: dict[str, dict[str, float]] = {
-            name: {"AP": _absent_to_nan(coco_ap.get(label, -1.0))} for label, name in enumerate(self.classes, start=1)
+            class_name: {name: _absent_to_nan(values.get(label, -1.0)) for name, values in of_class.items()}
+            for label, class_name in enumerate(self.classes, start=1)
         }
         self.voc.reset()
         self.voc.update(
