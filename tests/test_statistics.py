@@ -52,3 +52,7 @@ def test_few_or_equal_values() -> None:
     assert (same.low, same.high) == (pytest.approx(0.25), pytest.approx(0.25))
     constant = difference_of({0: 0.5, 1: 0.5}, {2: 0.75, 3: 0.75})
     assert (constant.low, constant.high) == (pytest.approx(0.25), pytest.approx(0.25))
+
+
+def test_what_rounds_to_zero_has_no_minus() -> None:
+    assert difference_of({0: 0.5}, {0: 0.4998}).points() == "+0.0"

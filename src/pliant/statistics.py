@@ -49,11 +49,11 @@ class Difference:
 
     def points(self) -> str:
         """The difference in percentage points, such as ``+5.0``; empty if a group is empty."""
-        return "" if math.isnan(self.difference) else f"{100 * self.difference:+.1f}"
+        return "" if math.isnan(self.difference) else f"{100 * self.difference:+z.1f}"
 
     def interval(self) -> str:
         """The confidence interval in percentage points, such as ``+2.5 to +7.5``; empty if there is none."""
-        return "" if math.isnan(self.low) else f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
+        return "" if math.isnan(self.low) else f"{100 * self.low:+z.1f} to {100 * self.high:+z.1f}"
 
 
 def mean_of(values: Sequence[float]) -> Mean:
