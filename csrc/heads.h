@@ -1,8 +1,9 @@
 // What attention and aggregation share: weighted sums of samples, head by head (an aggregation calls heads groups).
 // Heads do not mix, so that a value is read where it lies. Where a sample lies is the operator's own: `find`.
 //
-// Forward: a task is some queries of one head. Backward: a task is one head of one image in one level, which owns its
-// slice of the value's gradient. So sums have the same order, and results the same bits, for any number of threads.
+// Forward: a task is some queries of one head. Backward: a task is one head of one image in one level, or in all levels
+// if they share rows. It owns its slice of the value's gradient, so sums have the same order, and results the same bits,
+// for any number of threads.
 #pragma once
 
 #include <array>
@@ -117,6 +118,14 @@ void sum_samples(const Attention& attention, Array value, Array out, int threads
     });
 }
 
+// Whether no row of the value is in two levels.
+inline bool lie_apart(const std::vector<Level>& levels) {
+    for (const Level& one : levels)
+        for (const Level& other : levels)
+            if (&one < &other && std::max(one.start, other.start) < std::min(one.end(), other.end())) return false;
+    return true;
+}
+
 // The gradients of `sum_samples`. step_x(level) and step_y(level) are the cells by which a location of one moves a
 // sample.
 template <class T, class Find, class Step>
@@ -125,37 +134,37 @@ void spread_samples(const Attention& attention, Array value, Array grad, const A
     const int64_t channels = attention.channels, points = attention.points;
     T *grad_value = static_cast<T*>(to.value.data), *grad_locations = static_cast<T*>(to.locations.data);
     T* grad_weights = static_cast<T*>(to.weights.data);
-    const int64_t levels = static_cast<int64_t>(attention.levels.size());
-    parallel(attention.batch * attention.heads * levels, threads, [&](int64_t task, int) {
-        const Head head{attention, task / levels / attention.heads, task / levels % attention.heads};
-        const size_t level = static_cast<size_t>(task % levels);
-        const int64_t cells = head.cell(attention.levels[level]);
+    const int64_t levels = static_cast<int64_t>(attention.levels.size()), parts = lie_apart(attention.levels) ? levels : 1;
+    parallel(attention.batch * attention.heads * parts, threads, [&](int64_t task, int) {
+        const Head head{attention, task / parts / attention.heads, task / parts % attention.heads};
         Buffer<T> above(round_up(channels, lanes<T>), true);
-        for (int64_t first = 0; first < attention.queries * points; first += kTile) {
-            const int64_t total = std::min(kTile, attention.queries * points - first);
-            Samples<T> samples;
-            Slopes<T> slopes;
-            find(head, level, first, total, samples, &slopes);
-            for_queries(head, level, first, total, [&](int64_t query, int64_t m, int64_t count, int64_t point) {
-                read(grad, head.row(query) * channels, channels, above.get());
-                for (int64_t s = m; s < m + count; ++s, ++point) {
-                    std::array<T, 4> dots;
-                    visit(value.dtype, [&](auto type) {
-                        dots = spread_sample(static_cast<const decltype(type)*>(value.data) + cells, grad_value + cells,
-                                             samples, s, channels, above.get());
-                    });
-                    T of_x = 0, of_y = 0, of_weight = 0;
-                    for (int i = 0; i < 4; ++i) {
-                        of_x += slopes.x[i][s] * dots[i];
-                        of_y += slopes.y[i][s] * dots[i];
-                        of_weight += slopes.unmasked[i][s] * dots[i];
+        for (size_t level = task % parts; level < attention.levels.size(); level += parts)
+            for (int64_t first = 0; first < attention.queries * points; first += kTile) {
+                const int64_t total = std::min(kTile, attention.queries * points - first);
+                const int64_t cells = head.cell(attention.levels[level]);
+                Samples<T> samples;
+                Slopes<T> slopes;
+                find(head, level, first, total, samples, &slopes);
+                for_queries(head, level, first, total, [&](int64_t query, int64_t m, int64_t count, int64_t point) {
+                    read(grad, head.row(query) * channels, channels, above.get());
+                    for (int64_t s = m; s < m + count; ++s, ++point) {
+                        std::array<T, 4> dots;
+                        visit(value.dtype, [&](auto type) {
+                            dots = spread_sample(static_cast<const decltype(type)*>(value.data) + cells,
+                                                 grad_value + cells, samples, s, channels, above.get());
+                        });
+                        T of_x = 0, of_y = 0, of_weight = 0;
+                        for (int i = 0; i < 4; ++i) {
+                            of_x += slopes.x[i][s] * dots[i];
+                            of_y += slopes.y[i][s] * dots[i];
+                            of_weight += slopes.unmasked[i][s] * dots[i];
+                        }
+                        grad_locations[2 * point] += of_x * step_x(level);
+                        grad_locations[2 * point + 1] += of_y * step_y(level);
+                        grad_weights[point] += of_weight;
                     }
-                    grad_locations[2 * point] += of_x * step_x(level);
-                    grad_locations[2 * point + 1] += of_y * step_y(level);
-                    grad_weights[point] += of_weight;
-                }
-            });
-        }
+                });
+            }
     });
 }
 

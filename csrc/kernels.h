@@ -77,9 +77,11 @@ struct PoolingGradients {
     Array input, offset;  // added to, like the convolution's
 };
 
-// A map of several that lie end to end in the rows of a value.
+// A map in the rows of a value. Several lie end to end as a rule, and may share rows.
 struct Level {
     int64_t height, width, start;
+
+    int64_t end() const { return start + height * width; }
 };
 
 struct Attention {

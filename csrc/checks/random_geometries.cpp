@@ -243,10 +243,11 @@ void check_attention() {
     attention.batch = between(1, 2), attention.heads = between(1, 4), attention.channels = between(1, 40);
     attention.queries = between(1, 60), attention.points = between(0, 9) ? between(1, 5) : between(90, 110);
     const int64_t count = between(1, 4);
+    const bool apart = between(0, 3) > 0;  // or they may share rows
     for (int64_t i = 0; i < count; ++i) {
-        const Level level{between(1, 9), between(1, 9), attention.rows + between(0, 2)};
+        const Level level{between(1, 9), between(1, 9), apart ? attention.rows + between(0, 2) : between(0, 9)};
         attention.levels.push_back(level);
-        attention.rows = level.start + level.height * level.width;
+        attention.rows = std::max(attention.rows, level.end());
     }
     const int64_t lines = attention.batch * attention.queries * attention.heads, points = lines * count * attention.points;
     const Values value = drawn(attention.batch * attention.rows * attention.heads * attention.channels, dtype);

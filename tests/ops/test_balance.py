@@ -84,9 +84,9 @@ def pooling_calls(row: PoolRow) -> Calls:
     )
 
 
-def attention_calls(queries: int, channels: int) -> Calls:
-    """Attention of 8 heads to 4 points in each of 2 maps."""
-    maps = [(12, 18, 0), (6, 9, 216)]
+def attention_calls(queries: int, channels: int, second: int = 216) -> Calls:
+    """Attention of 8 heads to 4 points in each of 2 maps; the second begins in this row, the first ends at 216."""
+    maps = [(12, 18, 0), (6, 9, second)]
     value, grad = torch.randn(1, 270, 8, channels), torch.randn(1, queries, 8 * channels)
     locations, weights = torch.rand(1, queries, 8, 2, 4, 2), torch.rand(1, queries, 8, 2, 4)
     return (
@@ -162,8 +162,17 @@ def test_attention_keeps_all_threads_busy(
         *(pooling_calls(replace(row, rois=12, bins=4)) for row in POOLINGS),
         pooling_calls(PoolRow(70, position_sensitive=False, offset_classes=2, sampling="paper", rois=9, height=45)),
         attention_calls(50, 12),
+        attention_calls(50, 12, second=100),
     ],
-    ids=["planes, paper", "planes, authors", "strips, paper", "strips, authors", "two classes", "attention"],
+    ids=[
+        "planes, paper",
+        "planes, authors",
+        "strips, paper",
+        "strips, authors",
+        "two classes",
+        "attention",
+        "maps that share rows",
+    ],
 )
 def test_results_have_the_same_bits_for_any_number_of_threads(
     calls: Calls, kernels: str, monkeypatch: pytest.MonkeyPatch

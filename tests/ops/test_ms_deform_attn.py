@@ -94,6 +94,27 @@ def test_maps_lie_where_their_first_rows_are_said_to_be() -> None:
         assert torch.equal(out, call(tensors, case))
 
 
+def test_maps_may_share_rows() -> None:
+    case = AttentionCase()
+    tensors = case.tensors()
+    starts, shapes = torch.tensor([0, 5, 10]), torch.tensor(case.shapes)
+    rows = torch.cat([start + torch.arange(h * w) for start, (h, w) in zip(starts, case.shapes, strict=True)])
+    value = torch.randn(
+        case.batch, int(rows.max()) + 1, case.heads, case.channels, dtype=torch.float64
+    ).requires_grad_()
+    sampled = tensors["locations"], tensors["weights"]
+    shared = ms_deform_attn(value, shapes, starts, *sampled)
+    apart = call({**tensors, "value": value[:, rows]}, case)
+    torch.testing.assert_close(shared, apart, rtol=0, atol=1e-12)
+    above = torch.randn_like(shared)
+    for got, want in zip(
+        torch.autograd.grad(shared, (value, *sampled), above),
+        torch.autograd.grad(apart, (value, *sampled), above),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_opcheck() -> None:
     case = AttentionCase()
