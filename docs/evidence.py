@@ -150,9 +150,7 @@ def study_part(name: str) -> str:
     cells, recipe, asked = read_cells(RESULTS / name)
     done = sum(cell.content() is not None for cell in cells)
     text = [table.markdown() for table in tables(cells, recipe)]
-    said = (
-        f"{done} of {len(cells)} cells, {asked['steps']} steps each; [commands, commits and machines](results/{name})."
-    )
+    said = f"{done} of {len(cells)} cells, {asked['steps']} steps each; [commands, commits and machines](results/{name}/{REPORT[0]})."
     return "\n".join([*text, f"![Learning curves](results/{name}/curves.svg)\n", said, ""])
 
 
