@@ -150,7 +150,8 @@ def study_part(name: str) -> str:
     cells, recipe, asked = read_cells(RESULTS / name)
     done = sum(cell.content() is not None for cell in cells)
     text = [table.markdown() for table in tables(cells, recipe)]
-    said = f"{done} of {len(cells)} cells, {asked['steps']} steps each; [commands, commits and machines](results/{name}/{REPORT[0]})."
+    records = f"[commands, commits and machines](results/{name}/{REPORT[0]})"
+    said = f"{done} of {len(cells)} cells, {asked['steps']} steps each; {records}."
     return "\n".join([*text, f"![Learning curves](results/{name}/curves.svg)\n", said, ""])
 
 
