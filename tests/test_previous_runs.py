@@ -46,9 +46,9 @@ def run(*arguments: Any) -> str:
 
 
 def close(value: Any, expected: Any) -> bool:
-    """Whether nested results are the same, up to rounding."""
+    """Whether nested results are the same, up to rounding. A later version may report more."""
     if isinstance(expected, dict):
-        return value.keys() == expected.keys() and all(close(value[key], expected[key]) for key in expected)
+        return value.keys() >= expected.keys() and all(close(value[key], expected[key]) for key in expected)
     if isinstance(expected, list):
         return len(value) == len(expected) and all(map(close, value, expected))
     return bool(value == (pytest.approx(expected, rel=1e-3, abs=1e-5) if isinstance(expected, float) else expected))
