@@ -46,9 +46,9 @@ def run(*arguments: Any) -> str:
 
 
 def close(value: Any, expected: Any) -> bool:
-    """Whether nested results are the same, up to rounding. A later version may report more."""
+    """Whether nested results are the same, up to rounding."""
     if isinstance(expected, dict):
-        return value.keys() >= expected.keys() and all(close(value[key], expected[key]) for key in expected)
+        return value.keys() == expected.keys() and all(close(value[key], expected[key]) for key in expected)
     if isinstance(expected, list):
         return len(value) == len(expected) and all(map(close, value, expected))
     return bool(value == (pytest.approx(expected, rel=1e-3, abs=1e-5) if isinstance(expected, float) else expected))
@@ -74,6 +74,9 @@ def test_eval_and_predict(place: Path, tmp_path: Path, monkeypatch: pytest.Monke
     built = count_networks(monkeypatch, kind)
     run("eval", source, "--data", folder, "--out", tmp_path / "report.json")
     results = json.loads((tmp_path / "report.json").read_text())["results"]
+    if kind == "detector":
+        for of_class in results["per_class"].values():  # which that version did not report
+            del of_class["AP50"], of_class["AP75"]
     assert close(results, expected["results"]), results
     assert len(built) == (0 if suffix else 1)
     if suffix:
