@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ablations import cell_record
 from typer.testing import CliRunner
 
 from pliant.cli import app
@@ -250,13 +251,9 @@ def test_the_report_is_made_from_the_files_alone(tmp_path: Path) -> None:
     asked = {"recipe": "voc.deeplab", "assignments": ["batch_size=2"], "data": "leaves", "networks": keys, "seeds": 3}
     (tmp_path / "ablation.json").write_text(json.dumps({**asked, "budget": None, "curve": 2, "steps": 10}))
     (tmp_path / "cells").mkdir()
-    place = {"commit": "1234567", "machine": "a processor", "date": "2026-11-26", "split": "test"}
-    place |= {"versions": {"pliant": "1.0", "torch": "2.14", "threads": "1"}}
     for key in keys:
         for seed, value in enumerate(values[key]):
-            record = {**place, "curve": [{"step": step, "mIoU": value * step / 10} for step in steps]}
-            record["results"] = {"mIoU": value, "pixel_accuracy": 0.9, "per_class": {}}
-            (tmp_path / "cells" / f"{key}_seed{seed}.json").write_text(json.dumps(record))
+            (tmp_path / "cells" / f"{key}_seed{seed}.json").write_text(json.dumps(cell_record(value, steps)))
     text = write_report(Outputs(tmp_path, REPORT)).read_text()
     assert "10 steps of 2 images for every network, 3 seeds, evaluated on test after the last step. 6 of 6" in text
     assert "| dilation 2 | 52.0 ± 2.0 | 90.0 ± 0.0 | 3 |  |  |" in text

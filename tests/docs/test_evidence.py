@@ -9,9 +9,9 @@ import statistics
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
+from ablations import cell_record
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -34,12 +34,6 @@ def started(evidence: ModuleType) -> list[str]:
     return names
 
 
-def _record(value: float) -> dict[str, Any]:
-    versions = {"pliant": "1.0", "torch": "2.14", "threads": "1"}
-    place = {"commit": "1234567", "machine": "a processor", "date": "2026-11-26", "split": "test", "versions": versions}
-    return {**place, "curve": [], "results": {"mIoU": value, "pixel_accuracy": 0.9, "per_class": {}}}
-
-
 def test_parts_are_made_from_cells(evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "RESULTS", tmp_path)
     deformed = {"nuclei": (0.55, 0.58, 0.58), "nuclei-offset-rate-10": (0.60, 0.62, 0.64)}
@@ -50,8 +44,8 @@ def test_parts_are_made_from_cells(evidence: ModuleType, tmp_path: Path, monkeyp
         asked |= {"networks": study.networks, "budget": None, "curve": 6, "steps": 300}
         (tmp_path / name / "ablation.json").write_text(json.dumps(asked))
         for seed, value in enumerate(values):
-            (tmp_path / name / "cells" / f"layers-3_seed{seed}.json").write_text(json.dumps(_record(value)))
-    (tmp_path / "nuclei" / "cells" / "layers-0_seed1.json").write_text(json.dumps(_record(0.52)))
+            (tmp_path / name / "cells" / f"layers-3_seed{seed}.json").write_text(json.dumps(cell_record(value)))
+    (tmp_path / "nuclei" / "cells" / "layers-0_seed1.json").write_text(json.dumps(cell_record(0.52)))
     page = "\n".join(
         f"<!-- {part}: nuclei -->\nold\n<!-- /{part}: nuclei -->\nbetween" for part in ("study", "otherwise")
     )
