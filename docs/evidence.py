@@ -59,18 +59,19 @@ SEGMENTER = BACKBONE | {
     "decay_at": "0.75",
     "clip": "5",
 }
-DETECTOR = BACKBONE | {
+DETECTOR = {
+    **{key: value for key, value in BACKBONE.items() if key != "freeze_below"},
     "batch_size": "2",
     "lr_batch": "2",
     "lr": "0.004",
     "warmup_steps": "40",
-    "max_steps": "400",
+    "max_steps": "600",
     "decay_at": "0.75",
     "clip": "5",
     "background_iou": "0",
     "anchor_scales": "none",
-    "short_side": "240",
-    "max_side": "320",
+    "short_side": "288",
+    "max_side": "480",
 }
 SEGMENTED = {
     "nuclei": {"short_side": "192", "max_side": "384", "classes": "background,nucleus"},
@@ -104,8 +105,8 @@ def _studies() -> dict[str, Study]:
         found[data] = Study("voc.deeplab", data, ALL, SEGMENTER | size)
         for name, changes in TRAINED_OTHERWISE.items():
             found[f"{data}-{name}"] = Study("voc.deeplab", data, ("layers-3",), SEGMENTER | size | changes)
-        in_conv4 = SEGMENTER | size | {"freeze_below": "conv4"}
-        found[f"{data}-conv4"] = Study("voc.deeplab", data, ("layers-0", "layers-3", "layers-6"), in_conv4)
+        trained = {key: value for key, value in (SEGMENTER | size).items() if key != "freeze_below"}
+        found[f"{data}-from-conv3"] = Study("voc.deeplab", data, (*ALL, "layers-6"), trained | {"max_steps": "600"})
     for name, (recipe, networks) in DETECTORS.items():
         for sampling in ("paper", "authors") if "roi" in networks else ("paper",):
             settings = DETECTOR | {"sampling": sampling}

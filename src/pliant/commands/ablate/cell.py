@@ -19,6 +19,7 @@ import torch
 from pliant.backbones.frozen_stages import FrozenStages
 from pliant.bench import machine
 from pliant.commands.ablate.grid import Cell
+from pliant.devices import choose_device
 from pliant.engine.fitting import fit
 from pliant.recipes.base import Recipe
 from pliant.runs.evaluation import evaluate_trained, open_for_evaluation
@@ -116,13 +117,14 @@ def _described(plan: Plan, cell: Cell, recipe: Recipe) -> dict[str, Any]:
         for text in (*given, *changes, "val_fraction=0", f"max_steps={recipe.max_steps}")
         for word in ("--set", text)
     ]
+    device = plan.device or choose_device(None, recipe.accelerator)
     return {
         "network": cell.variant.key,
         "seed": cell.seed,
         "command": shlex.join(["pliant", "train", plan.name, "--data", plan.data.name, *sets]),
         "commit": machine.commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine.cpu_name(),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else machine.cpu_name(),
         "versions": versions(),
     }
 
