@@ -37,12 +37,14 @@ class Study:
         data: The name of the data's folder.
         networks: The keys of the networks that it compares.
         settings: Fields that all its networks share.
+        curve: How many times each network is evaluated while it trains.
     """
 
     recipe: str
     data: str
     networks: tuple[str, ...]
     settings: Mapping[str, str]
+    curve: int = 6
 
     @property
     def assignments(self) -> tuple[str, ...]:
@@ -106,12 +108,14 @@ def _studies() -> dict[str, Study]:
         for name, changes in TRAINED_OTHERWISE.items():
             found[f"{data}-{name}"] = Study("voc.deeplab", data, ("layers-3",), SEGMENTER | size | changes)
         trained = {key: value for key, value in (SEGMENTER | size).items() if key != "freeze_below"}
-        found[f"{data}-from-conv3"] = Study("voc.deeplab", data, (*ALL, "layers-6"), trained | {"max_steps": "600"})
+        found[f"{data}-from-conv3"] = Study(
+            "voc.deeplab", data, (*ALL, "layers-6"), trained | {"max_steps": "400"}, curve=4
+        )
     for name, (recipe, networks) in DETECTORS.items():
         for sampling in ("paper", "authors") if "roi" in networks else ("paper",):
             settings = DETECTOR | {"sampling": sampling}
             found[f"bccd-{name}-{sampling}" if "roi" in networks else f"bccd-{name}"] = Study(
-                recipe, "bccd", networks, settings
+                recipe, "bccd", networks, settings, curve=4
             )
     return found
 
@@ -136,7 +140,7 @@ def run(name: str, material: Path, jobs: int = 1) -> None:
         assignments=study.assignments,
         seeds=SEEDS,
         only=study.networks,
-        curve=6,
+        curve=study.curve,
         jobs=jobs,
     )
 
