@@ -86,7 +86,8 @@ SEGMENTED = {
         "classes": "background,leaf,symptom",
     },
 }
-ALL = ("layers-0", "layers-1", "layers-2", "layers-3", "dilation-4", "dilation-6", "dilation-8")
+IN_CONV5 = ("layers-0", "layers-1", "layers-2", "layers-3")
+DILATED = ("dilation-4", "dilation-6", "dilation-8")
 DETECTORS = {
     "faster-rcnn": ("voc.faster_rcnn", ("layers-0", "layers-3", "roi", "both")),
     "rfcn": ("voc.rfcn", ("layers-0", "layers-3", "roi", "both")),
@@ -104,19 +105,20 @@ TRAINED_OTHERWISE = {
 def _studies() -> dict[str, Study]:
     found = {}
     for data, size in SEGMENTED.items():
-        found[data] = Study("voc.deeplab", data, ALL, SEGMENTER | size)
+        found[data] = Study("voc.deeplab", data, (*IN_CONV5, *DILATED), SEGMENTER | size)
         for name, changes in TRAINED_OTHERWISE.items():
             found[f"{data}-{name}"] = Study("voc.deeplab", data, ("layers-3",), SEGMENTER | size | changes)
         trained = {key: value for key, value in (SEGMENTER | size).items() if key != "freeze_below"}
-        found[f"{data}-from-conv3"] = Study(
-            "voc.deeplab", data, (*ALL, "layers-6"), trained | {"max_steps": "400"}, curve=4
-        )
+        networks = (*IN_CONV5, "layers-6", *DILATED)
+        found[f"{data}-from-conv3"] = Study("voc.deeplab", data, networks, trained | {"max_steps": "400"}, curve=4)
     for name, (recipe, networks) in DETECTORS.items():
         for sampling in ("paper", "authors") if "roi" in networks else ("paper",):
             settings = DETECTOR | {"sampling": sampling}
             found[f"bccd-{name}-{sampling}" if "roi" in networks else f"bccd-{name}"] = Study(
                 recipe, "bccd", networks, settings, curve=4
             )
+    still = dict(found["bccd-faster-rcnn-authors"].settings) | {"roi_offset_lr_mult": "0"}
+    found["bccd-faster-rcnn-authors-zero-offsets"] = Study("voc.faster_rcnn", "bccd", ("roi",), still, curve=4)
     return found
 
 
@@ -180,7 +182,27 @@ def otherwise_part(data: str) -> str:
     return Table("Three deformable layers", ("", title, "seeds", "difference", "95% interval"), lines).markdown()
 
 
-PARTS = {"study": study_part, "otherwise": otherwise_part}
+def sampling_part(data: str) -> str:
+    """The detectors with the paper's whole cells compared with the same ones with the authors' samples."""
+    text = []
+    for metric in ("mAP@0.5", "AP"):
+        lines: list[Sequence[str]] = []
+        for detector in ("faster-rcnn", "rfcn"):
+            (whole, recipe, _), (samples, _, _) = (
+                read_cells(RESULTS / f"{data}-{detector}-{sampling}") for sampling in ("paper", "authors")
+            )
+            for variant in {cell.variant.key: cell.variant for cell in whole}.values():
+                first, second = (values_of(cells, variant, metrics_of(recipe)[metric]) for cells in (whole, samples))
+                found = difference_of(first, second)
+                means = (mean_of(list(values.values())).percent() for values in (first, second))
+                shown = (f"{recipe.network}, {variant.title}", *means, str(found.number), found.points())
+                lines.append((*shown, found.interval()))
+        columns = ("", "whole cells", "samples", "seeds of both", "difference", "95% interval")
+        text.append(Table(f"{metric} on the two samplings", columns, lines).markdown())
+    return "\n".join(text)
+
+
+PARTS = {"study": study_part, "otherwise": otherwise_part, "sampling": sampling_part}
 
 
 def rewritten(page: str) -> str:

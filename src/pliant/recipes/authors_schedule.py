@@ -27,8 +27,7 @@ def as_authors_detect(
         decay_epoch: Epoch at which the learning rate falls to a tenth.
         batch_size: Number of images in a step; the authors use one for each GPU.
     """
-    recipe = _schedule(recipe, images, epochs, decay_epoch, batch_size)
-    return replace(recipe, sampling="authors")
+    return _schedule(recipe, images, epochs, decay_epoch, batch_size)
 
 
 def as_authors_segment(
