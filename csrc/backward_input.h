@@ -127,7 +127,10 @@ std::vector<Scatter> scatters_of(const BackwardLayout<T, E>& layout, const Span<
     layout.for_runs([&](const RunPlace& place) {
         // The last vector of a cell reaches into the next one if it is not whole, so that a single task writes both.
         const int64_t channels = place.run.channels;
-        const int64_t piece = layout.threads > 4 && channels % lanes<T> == 0 ? lanes<T> : channels;
+        const int64_t vectors = channels / lanes<T>, threads = layout.threads;
+        int64_t piece = channels;
+        if (channels % lanes<T> == 0 && buckets == 1) piece = (vectors + threads - 1) / threads * lanes<T>;
+        if (channels % lanes<T> == 0 && buckets > 1 && threads > 4) piece = lanes<T>;
         for (int64_t image = layout.tile_of(0).image; image <= images; ++image) {
             std::vector<int64_t> counts(buckets);  // of entries
             for (int64_t slot = 0; slot < tiles; ++slot) {

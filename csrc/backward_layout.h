@@ -173,14 +173,24 @@ class BackwardLayout {
         const int64_t fit = std::max<int64_t>(kSpanBytes / slot_bytes() / threads, 1) * threads;
         return std::min(fit, images * tiles());
     }
-    // A single bucket for one thread. For more, the rows that a span reads where offsets are zero make four buckets a
-    // thread, if they are that many; the map has at most 512.
+    // Whether parts of the channels, each of whole vectors, keep all threads busy, so that nobody needs to share rows.
+    bool enough_channels() const {
+        return std::all_of(blocks.begin(), blocks.end(), [&](const ChannelBlock& each) {
+            int64_t parts = 0;
+            for (const Slice& slice : each.slices)
+                for (const Run& run : slice.runs) parts += run.channels % lanes<T> ? 1 : run.channels / lanes<T>;
+            return parts >= 2 * threads;
+        });
+    }
+    // A single bucket where channels are shared out. Otherwise, the rows that a span reads where offsets are zero make
+    // four buckets a thread, if they are that many; the map has at most 512.
     int bucket_shift() const {
         const int64_t positions = std::min(slots * length, conv.out_cells());
         const int64_t reach = (conv.kernel[0] - 1) * conv.dilation[0], wanted = 4 * threads;
         const int64_t read = (positions - 1) / conv.out_width * conv.stride[0] + reach;
+        const bool single = threads == 1 || enough_channels();
         int shift = 0;
-        while (conv.height - 1 >> shift && (threads == 1 || read >> shift >= wanted || conv.height - 1 >> shift >= 512))
+        while (conv.height - 1 >> shift && (single || read >> shift >= wanted || conv.height - 1 >> shift >= 512))
             ++shift;
         return shift;
     }

@@ -53,6 +53,7 @@ std::vector<Run> runs_of(const Convolution& conv, const Grouping<T>& grouping, i
 }
 
 constexpr int64_t kSliceChannels = 512;
+constexpr int64_t kNearChannels = 64;    // of a run whose cells stay in the nearest cache from one position to the next
 constexpr int64_t kMergedColumns = 160;  // at most, of several taps of few channels that are multiplied together
 
 // Consecutive input channels that are gathered and multiplied together: of one group of the weight, or of several
@@ -63,8 +64,9 @@ struct Slice {
 };
 
 template <class T>
-std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to) {
-    const int64_t most = grouping.units(kSliceChannels), group = grouping.inputs;
+std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to,
+                             int64_t run_channels = kSliceChannels) {
+    const int64_t most = grouping.units(kSliceChannels), of_run = grouping.units(run_channels), group = grouping.inputs;
     const int64_t offset_group = conv.channels / conv.offset_groups;
     std::vector<Slice> slices;
     for (int64_t first = from, end; first < to; first = end) {
@@ -73,7 +75,7 @@ std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& groupin
         // Narrow groups need not be multiplied together, so vectors of one offset group stay in the nearest cache.
         if (grouping.narrow && offset_group % grouping.unit() == 0)
             end = std::min(end, (first / offset_group + 1) * offset_group);
-        slices.push_back({first, end - first, first / group, runs_of(conv, grouping, first, end, most)});
+        slices.push_back({first, end - first, first / group, runs_of(conv, grouping, first, end, of_run)});
     }
     return slices;
 }

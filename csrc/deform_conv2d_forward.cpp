@@ -36,7 +36,7 @@ class Forward {
     void run() {
         for (block_ = 0; block_ < conv_.channels; block_ = block_end_) {
             block_end_ = std::min(conv_.channels, block_ + held_);
-            slices_ = slices_of(conv_, grouping_, block_, block_end_);
+            slices_ = slices_of(conv_, grouping_, block_, block_end_, depthwise() ? kNearChannels : kSliceChannels);
             start_sums();
             pack_weight();
             for (int64_t image = 0; image < conv_.batch; image += images_) {
@@ -193,21 +193,28 @@ class Forward {
                       T* sums) {
         Samples<T>* const samples = samples_.get() + worker * samples_together_;
         const int64_t step = bundles_of(slice).size();
-        for (const Run& run : slice.runs) {
-            const Rows<T> from = rows(image, index, run);
+        const std::vector<Run>& runs = slice.runs;
+        for (size_t at = 0, end; at < runs.size(); at = end) {
+            for (end = at + 1; end < runs.size() && samples_alike(runs[at], runs[end]);) ++end;
             for (int64_t tap = 0, taps; tap < conv_.taps(); tap += taps) {
                 taps = std::min(samples_together_, conv_.taps() - tap);
-                const T* const weight = packed(slice) + tap * step + run.first - slice.first;
+                const T* const weight = packed(slice) + tap * step;
                 for (int64_t m = 0; m < count; m += kPositionsTogether) {
                     const int64_t some = std::min(kPositionsTogether, count - m);
                     for (int64_t i = 0; i < taps; ++i)
-                        find_samples(conv_, in_, image + index, first + m, some, run.offset_group, tap + i, from,
-                                     samples[i]);
-                    add_depthwise<T>({from, zeros_.get(), samples, taps, weight, step}, some, run.channels,
-                                     sums + m * sum_row_ + run.first * out_row_, sum_row_);
+                        find_samples(conv_, in_, image + index, first + m, some, runs[at].offset_group, tap + i,
+                                     rows(image, index, runs[at]), samples[i]);
+                    for (size_t r = at; r < end; ++r)
+                        add_depthwise<T>({rows(image, index, runs[r]).data, zeros_.get(), samples, taps,
+                                          weight + runs[r].first - slice.first, step},
+                                         some, runs[r].channels, sums + m * sum_row_ + runs[r].first * out_row_,
+                                         sum_row_);
                 }
             }
         }
+    }
+    static bool samples_alike(const Run& a, const Run& b) {
+        return a.offset_group == b.offset_group && a.channels == b.channels;
     }
 
     // Adds what a slice gives: its columns times the weight.

@@ -21,8 +21,7 @@ constexpr int64_t kTapsTogether = 16, kPositionsTogether = 48;
 // The samples of some taps in a table, and the filters [taps, channels] of its channels, whose rows are `step` apart.
 template <class T>
 struct Filters {
-    const Rows<T>& rows;
-    const T* zeros;  // for cells outside
+    const T *rows, *zeros;  // zeros for cells outside
     const Samples<T>* samples;
     int64_t taps;
     const T* weight;
@@ -32,11 +31,11 @@ struct Filters {
 // Adds V vectors of channels of position m, from channel c on, to `sum`.
 template <class T, int V>
 inline void add_taps(const Filters<T>& of, int64_t m, int64_t c, Vector<T> (&sum)[V]) {
+    const T *const rows = of.rows, *const zeros = of.zeros;
     for (int64_t tap = 0; tap < of.taps; ++tap) {
         const Samples<T>& samples = of.samples[tap];
         const T* cell[4];
-        for (int i = 0; i < 4; ++i)
-            cell[i] = (samples.cell[i][m] < 0 ? of.zeros : of.rows.data + samples.cell[i][m]) + c;
+        for (int i = 0; i < 4; ++i) cell[i] = (samples.cell[i][m] < 0 ? zeros : rows + samples.cell[i][m]) + c;
         const T w0 = samples.weight[0][m], w1 = samples.weight[1][m];
         const T w2 = samples.weight[2][m], w3 = samples.weight[3][m];
         const T* const weight = of.weight + tap * of.step + c;
@@ -52,7 +51,7 @@ inline void add_taps(const Filters<T>& of, int64_t m, int64_t c, Vector<T> (&sum
 // sums[count, channels] += the taps. Lanes of `sums` beyond the channels keep their values.
 template <class T>
 void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, T* sums, int64_t row) {
-    constexpr int V = 2 * kVectors;
+    constexpr int V = static_cast<int>(std::min<int64_t>(2 * kVectors, kNearChannels / lanes<T>));
     for (int64_t m = 0; m < count; ++m, sums += row) {
         int64_t c = 0;
         for (; c + V * lanes<T> <= channels; c += V * lanes<T>) {
@@ -75,11 +74,12 @@ template <class T>
 void sum_factors(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
                  Filtered<T> grads, int64_t grads_row, T* sums, int64_t row, T (&dots)[4][kTile]) {
     const int64_t whole = channels / lanes<T> * lanes<T>;
+    Vector<T> held{};  // the sum of the first vector, to which the next position adds
     for (int64_t first = 0; first < count; first += lanes<T>) {
         Vector<T> parts[4][lanes<T>] = {};
         for (int64_t m = first; m < std::min(count, first + lanes<T>); ++m, grads.grad += grads_row) {
             T* const sum = sums + m / kSummedRows * row;
-            if (m % kSummedRows == 0) std::fill(sum, sum + channels, T(0));
+            if (m % kSummedRows == 0) std::fill(sum, sum + channels, T(0)), held = Vector<T>{};
             const T* cell[4];
             for (int i = 0; i < 4; ++i) cell[i] = samples.cell[i][m] < 0 ? zeros : rows.data + samples.cell[i][m];
             Vector<T> dot[4] = {};
@@ -91,7 +91,9 @@ void sum_factors(const Rows<T>& rows, const T* zeros, const Samples<T>& samples,
                     column += samples.weight[i][m] * value;
                     dot[i] += c < whole ? Vector<T>(grad * value) : first_lanes<T>(grad * value, channels - whole);
                 }
-                const Vector<T> total = vector_at(sum + c) + vector_at(grads.grad + c) * column;
+                const Vector<T> before = c == 0 ? held : vector_at(sum + c);
+                const Vector<T> total = before + vector_at(grads.grad + c) * column;
+                if (c == 0) held = total;
                 if (c < whole)
                     store(sum + c, total);
                 else

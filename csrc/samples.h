@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "bilinear.h"
 #include "channels.h"
@@ -107,6 +109,12 @@ inline void expect(const Array& array, int64_t first, int64_t count) {
     for (int64_t at = 0; at < count * size_of(array.dtype); at += 64) __builtin_prefetch(from + at);
 }
 
+// values[i] += from + i * step. Conversions of 32-bit integers are vector instructions everywhere.
+template <class T, class Whole>
+void add_steps(T* values, int64_t count, Whole from, Whole step) {
+    for (int32_t i = 0; i < static_cast<int32_t>(count); ++i) values[i] += static_cast<T>(from + i * step);
+}
+
 // Positions first .. first + count - 1 of the output.
 template <class T>
 void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t image, int64_t first, int64_t count,
@@ -127,10 +135,16 @@ void find_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t
         std::fill(mask, mask + count, T(1));
     const int64_t tap_y = tap / conv.kernel[1] * conv.dilation[0] - conv.padding[0];
     const int64_t tap_x = tap % conv.kernel[1] * conv.dilation[1] - conv.padding[1];
-    for (int64_t m = 0, row = first / conv.out_width, column = first % conv.out_width; m < count; ++m) {
-        y[m] += static_cast<T>(row * conv.stride[0] + tap_y);
-        x[m] += static_cast<T>(column * conv.stride[1] + tap_x);
-        if (++column == conv.out_width) column = 0, ++row;
+    const bool few = (conv.out_width - 1) * conv.stride[1] + std::abs(tap_x) < std::numeric_limits<int32_t>::max();
+    for (int64_t m = 0, row = first / conv.out_width, column = first % conv.out_width; m < count; ++row, column = 0) {
+        const int64_t some = std::min(count - m, conv.out_width - column), at_x = column * conv.stride[1] + tap_x;
+        const T at_y = static_cast<T>(row * conv.stride[0] + tap_y);
+        for (int64_t i = m; i < m + some; ++i) y[i] += at_y;
+        if (few)
+            add_steps(x + m, some, static_cast<int32_t>(at_x), static_cast<int32_t>(conv.stride[1]));
+        else
+            add_steps(x + m, some, at_x, conv.stride[1]);
+        m += some;
     }
     find_corners(conv.authors_border, y, x, mask, count, conv.height, conv.width, rows.y, rows.x, samples, slopes);
 }

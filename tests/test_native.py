@@ -172,6 +172,15 @@ def test_indices_beyond_two_to_the_31() -> None:
     assert deform_conv2d(tall, beyond, weight, stride=(1 << 15, 1 << 15)).count_nonzero() == 0
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("far", [2**30, 2**31 - 1])
+def test_taps_that_lie_far_outside_read_nothing(far: int, groups: int) -> None:
+    x, offset = torch.rand(1, 4, 3, 5), torch.rand(1, 18, 3, 5)
+    weight = torch.rand(4, 4 // groups, 3, 3)
+    out = deform_conv2d(x, offset, weight, padding=far, dilation=far)
+    assert torch.equal(out, deform_conv2d(x, offset[:, 8:10], weight[:, :, 1:2, 1:2]))
+
+
 def test_the_compiled_module_refuses_what_does_not_fit() -> None:
     tensors = [torch.ones(1, 2, 5, 5), torch.zeros(1, 18, 5, 5), torch.ones(2, 2, 3, 3), None, None]
     out = torch.empty(1, 2, 5, 5)
