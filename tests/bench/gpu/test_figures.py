@@ -118,6 +118,7 @@ def test_the_other_tables() -> None:
         {"step": "right: a", "kind": "right", "key": {"dtype": "bfloat16"}, "error64": None, "right": False},
         {"step": "right: t", "kind": "right", "key": {"tests": "tests/x.py"}, "passed": 3, "failed": 1, "right": False},
         {"step": "right: s", "kind": "right", "key": {"tool": "memcheck"}, "right": True},
+        {"step": "right: o", "kind": "right", "key": {"check": "stream"}, "error64": 2e-7, "right": True},
     ]
     key = {"network": "DeepLab", "precision": "bfloat16", "image": [512, 1024], "backbone": "resnet101"}
     steps = [
@@ -130,9 +131,15 @@ def test_the_other_tables() -> None:
     found = page.rewritten(
         "<!-- gpu: right -->\n<!-- /gpu: right --><!-- gpu: training -->\n<!-- /gpu: training -->", lines
     )
-    assert "| NVIDIA H100 | bfloat16 | 1 of 2 | 1.0e-03 |" in found
-    assert "| NVIDIA H100 | `tests/x.py` | 3 of 4 | - |" in found
-    assert "| NVIDIA H100 | compute-sanitizer memcheck | 1 of 1 | - |" in found
+    assert "| NVIDIA H100 | abc | bfloat16 | 1 of 2 | 1.0e-03 |" in found
+    assert "| NVIDIA H100 | abc | `tests/x.py` | 3 of 4 | - |" in found
+    assert "| NVIDIA H100 | abc | compute-sanitizer memcheck | 1 of 1 | - |" in found
+    assert "| NVIDIA H100 | abc | stream | 1 of 1 | 2.0e-07 |" in found
+    later = {**checks[3], **common, "kernels": "later", "commit": "def"}  # of other kernels: the others stay
+    found = page.rewritten("<!-- gpu: right -->\n<!-- /gpu: right -->", [*lines, later])
+    assert "| NVIDIA H100 | abc | stream | 1 of 1 | 2.0e-07 |" in found
+    assert "| NVIDIA H100 | def | compute-sanitizer memcheck | 1 of 1 | - |" in found
+    assert "| abc | compute-sanitizer" not in found
     assert "| NVIDIA H100, DeepLab, resnet101, 512×1024, bfloat16 | 20 | 1.25 |" in found
 
 

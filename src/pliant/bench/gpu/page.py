@@ -73,14 +73,15 @@ def claims(text: str) -> list[str]:
 def _measured(lines: Iterable[Line]) -> list[Line]:
     """Return the last lines of each step on each GPU. A repeated step replaces its earlier lines.
 
-    Lines of other kernels than the last ones of their kind are left out: no table mixes two versions.
+    Lines of other kernels than the last ones of their kind are left out: no table mixes two versions. Checks stay until
+    they are repeated, and name their commit.
     """
     some = [line for line in lines if not str(line.get("gpu", "")).startswith("none")]
     newest = {(line.get("gpu"), line.get("kind")): line.get("kernels") for line in some}
     last: dict[tuple[Any, str], list[Line]] = {}
     ended: set[tuple[Any, str]] = set()
     for line in some:
-        if line.get("kernels") != newest[line.get("gpu"), line.get("kind")]:
+        if line.get("kind") != "right" and line.get("kernels") != newest[line.get("gpu"), line.get("kind")]:
             continue
         step = (line.get("gpu"), line["step"])
         if step in ended or step not in last:
@@ -98,23 +99,22 @@ def _right(lines: Sequence[Line]) -> str:
     if not checks:
         return _NOTHING
     rows = []
-    for gpu in dict.fromkeys(line["gpu"] for line in checks):
-        mine = [line for line in checks if line["gpu"] == gpu]
-        for dtype in dict.fromkeys(line["key"].get("dtype") for line in mine if line["key"].get("dtype")):
-            some = [line for line in mine if line["key"].get("dtype") == dtype]
-            worst = max((line["error64"] for line in some if line.get("error64") is not None), default=None)
-            right = sum(bool(line["right"]) for line in some)
-            rows.append([gpu, dtype, f"{right} of {len(some)}", "-" if worst is None else f"{worst:.1e}"])
+    for gpu, commit in dict.fromkeys((line["gpu"], line["commit"]) for line in checks):
+        mine = [line for line in checks if (line["gpu"], line["commit"]) == (gpu, commit)]
+        for name in ("dtype", "check"):
+            for what in dict.fromkeys(line["key"].get(name) for line in mine if line["key"].get(name)):
+                some = [line for line in mine if line["key"].get(name) == what]
+                worst = max((line["error64"] for line in some if line.get("error64") is not None), default=None)
+                right = sum(bool(line["right"]) for line in some)
+                rows.append([gpu, commit, what, f"{right} of {len(some)}", "-" if worst is None else f"{worst:.1e}"])
         for line in mine:
             if "passed" in line:
-                rows.append(
-                    [gpu, f"`{line['key']['tests']}`", f"{line['passed']} of {line['passed'] + line['failed']}", "-"]
-                )
+                passed = f"{line['passed']} of {line['passed'] + line['failed']}"
+                rows.append([gpu, commit, f"`{line['key']['tests']}`", passed, "-"])
             if "tool" in line["key"]:
-                rows.append(
-                    [gpu, f"compute-sanitizer {line['key']['tool']}", "1 of 1" if line["right"] else "0 of 1", "-"]
-                )
-    return _source(checks) + _table(["GPU", "what", "right", "largest error, of the largest value"], rows)
+                found = "1 of 1" if line["right"] else "0 of 1"
+                rows.append([gpu, commit, f"compute-sanitizer {line['key']['tool']}", found, "-"])
+    return _source(checks) + _table(["GPU", "commit", "what", "right", "largest error, of the largest value"], rows)
 
 
 def _speed(lines: Sequence[Line]) -> str:
