@@ -161,8 +161,8 @@ class DetectionRecipe(Recipe):
         deform_roi: Whether RoI pooling is deformable.
         deform_stages: Number of stages whose 3x3 convolutions are all deformable, counted from the last one
             (`fpn_faster_rcnn`, which has this in place of `deform_layers` and `deform_roi`).
-        sampling: Where the bins of RoI pooling sample, ``"authors"`` or ``"paper"``. The authors' samples are the default
-            since they gave more accurate boxes (docs/results.md).
+        sampling: Where the bins of RoI pooling sample, ``"authors"`` or ``"paper"``. The authors' samples are the
+            default since they gave more accurate boxes (docs/results.md).
         bins: k of position-sensitive RoI pooling (`rfcn`).
         hardest: Whether to learn from the 128 RoIs with the largest loss, in place of 128 random ones (`rfcn`).
         background_iou: Lower limit of a background RoI's overlap with an object; RoIs below it are not trained on
