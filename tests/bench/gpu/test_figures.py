@@ -135,12 +135,12 @@ def test_the_other_tables() -> None:
     assert "| NVIDIA H100 | abc | `tests/x.py` | 3 of 4 | - |" in found
     assert "| NVIDIA H100 | abc | compute-sanitizer memcheck | 1 of 1 | - |" in found
     assert "| NVIDIA H100 | abc | stream | 1 of 1 | 2.0e-07 |" in found
+    assert "| NVIDIA H100, DeepLab, resnet101, 512×1024, bfloat16 | 20 | 1.25 |" in found
     later = {**checks[3], **common, "kernels": "later", "commit": "def"}  # of other kernels: the others stay
     found = page.rewritten("<!-- gpu: right -->\n<!-- /gpu: right -->", [*lines, later])
     assert "| NVIDIA H100 | abc | stream | 1 of 1 | 2.0e-07 |" in found
     assert "| NVIDIA H100 | def | compute-sanitizer memcheck | 1 of 1 | - |" in found
     assert "| abc | compute-sanitizer" not in found
-    assert "| NVIDIA H100, DeepLab, resnet101, 512×1024, bfloat16 | 20 | 1.25 |" in found
 
 
 def tuned(ratio: float | None, tiles: dict[str, int], **fields: Any) -> dict[str, Any]:
