@@ -27,7 +27,8 @@ def as_authors_detect(
         decay_epoch: Epoch at which the learning rate falls to a tenth.
         batch_size: Number of images in a step; the authors use one for each GPU.
     """
-    return _schedule(recipe, images, epochs, decay_epoch, batch_size)
+    recipe = _schedule(recipe, images, epochs, decay_epoch, batch_size)
+    return replace(recipe, sampling="authors")
 
 
 def as_authors_segment(
