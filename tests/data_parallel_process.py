@@ -7,6 +7,7 @@ The first process writes the gradients. With NCCL each process has a GPU of its 
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -54,6 +55,8 @@ def main(rank: int, processes: int, backend: str, meeting: str, out: str) -> Non
         torch.save(gradients, out)
     if processes > 1:
         distributed.destroy_process_group()
+        # Where a step left parameters unused, torch keeps gloo's threads, which can abort an interpreter that ends.
+        os._exit(0)
 
 
 if __name__ == "__main__":
