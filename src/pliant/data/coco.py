@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeGuard
 
-from pliant.data.box_checks import Corners, clip, degenerate, normalised
+from pliant.data.box_checks import Corners, clip, clipped, degenerate, normalised
 from pliant.data.coco_file import COCOFile, Entry, read_coco, read_outline
 from pliant.data.detection_set import DetectionSet
 from pliant.data.files import relative_path
@@ -135,10 +135,7 @@ class COCODetection(COCOFile, DetectionSet):
         if kind is not None:
             self.problems.report(self.annotation_path, kind, detail)
             return
-        box, kind = clip(corners, *size)
-        if kind is not None:
-            detail += f" in an image of {size[1]}x{size[0]}"
-            self.problems.report(self.annotation_path, kind, detail, "skipped" if box is None else "clipped")
+        box = clipped(corners, size, self.annotation_path, detail, self.problems)
         if box is None:
             return
         area, crowd = item.get("area"), bool(item.get("iscrowd", 0))

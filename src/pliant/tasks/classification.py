@@ -24,7 +24,8 @@ from pliant.recipes.base import ClassificationRecipe
 from pliant.tasks.collation import readable
 from pliant.tasks.evidence import Evidence, Pictures, confusion_sections, galleries, rates
 from pliant.tasks.layouts import FOLDERS, Layout
-from pliant.tasks.task import Agreement, Exportable, Task, View, backbone_options, build_with
+from pliant.tasks.networks import backbone_options, build_with
+from pliant.tasks.task import Agreement, Exportable, Task, View
 
 _BEST, _DRAWN = 5, 3  # numbers of classes that are recorded and drawn for an image
 

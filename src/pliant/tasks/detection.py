@@ -32,9 +32,10 @@ from pliant.tasks.collation import readable
 from pliant.tasks.detection_evidence import detection_evidence
 from pliant.tasks.evidence import Evidence
 from pliant.tasks.layouts import COCO, LABELME, TABLE, YOLO, Layout, found_only, voc
+from pliant.tasks.networks import backbone_options, build_with
 from pliant.tasks.places import choose_places
 from pliant.tasks.result_files import coco_results, voc_result_names, write_coco_results, write_voc_results
-from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, backbone_options, build_with
+from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View
 
 Detections = dict[str, Tensor]
 

@@ -39,8 +39,9 @@ from pliant.tasks.layouts import (
     voc,
     voc_has,
 )
+from pliant.tasks.networks import backbone_options, build_with
 from pliant.tasks.places import choose_places, pieces
-from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, backbone_options, build_with
+from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View
 
 _OPACITY = 50  # of the inside of an object in a view, out of 255
 

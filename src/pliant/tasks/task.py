@@ -5,10 +5,9 @@ from __future__ import annotations
 import abc
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -16,12 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pliant.backbones import BackboneOptions
 from pliant.data import ImageSet
 from pliant.engine.extremes import RankedImage
 from pliant.engine.test_time_augmentation import Procedure
 from pliant.engine.training import TrainingModule
-from pliant.recipes.base import PRETRAINED, RANDOM, Recipe, from_fields
+from pliant.recipes.base import RANDOM, Recipe, from_fields
 from pliant.tasks.evidence import Evidence
 from pliant.tasks.layouts import Layout
 from pliant.tasks.places import Place
@@ -385,34 +383,3 @@ def stored_recipe(kind: str, fields: Mapping[str, Any]) -> Recipe:
 def build_model(recipe: Recipe, classes: Sequence[str], *, pretrained: bool = True) -> nn.Module:
     """The network of a recipe; see `Task.build`."""
     return task_of(recipe).build(recipe, classes, pretrained=pretrained)
-
-
-def backbone_options(recipe: Recipe, *, pretrained: bool) -> dict[str, Any]:
-    """The fields of a recipe that `pliant.backbones.backbone` takes, which have the same names there."""
-    options = {name: getattr(recipe, name) for name in ("backbone", "deform_layers", *BackboneOptions.__annotations__)}
-    weights = PRETRAINED if pretrained and recipe.weights == PRETRAINED else None
-    return {**options, "weights": weights, "frozen": recipe.fixed_norms}
-
-
-def build_with(
-    build: Callable[..., nn.Module], num_classes: int, options: Mapping[str, Any], *, needed: Iterable[str] = ()
-) -> nn.Module:
-    """Call a function of `pliant.models` with the options that it takes.
-
-    Args:
-        build: The function.
-        num_classes: The first argument of the function.
-        options: The options by name.
-        needed: Options that the function must take if they are set.
-
-    Raises:
-        ValueError: If an option of `needed` is set and the function does not take it.
-    """
-    parameters = signature(build).parameters
-    taken = set(parameters)
-    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        taken |= set(BackboneOptions.__annotations__)
-    lost = [name for name in needed if options[name] and name not in taken]
-    if lost:
-        raise ValueError(f"network={build.__name__} has no {', '.join(lost)}")
-    return build(num_classes, **{name: value for name, value in options.items() if name in taken})
