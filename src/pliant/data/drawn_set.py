@@ -126,16 +126,8 @@ class ListedOutlines(DrawnSegmentation):
     ) -> None:
         super().__init__(root, transforms, strict, only, values)
         labels = self._use_classes(classes, form.classes())
-        for _, image, annotation in self._listed(samples):
-            header = self._scan_image(image)
-            if header is None:
-                continue
-            outlines: list[Outline] = []
-            if annotation is not None:
-                header = self._agreed(image, annotation, header, form)
-                if header is None:
-                    continue
-                outlines = form.outlines(annotation, header.size, labels, self.problems)
+        for _, image, annotation, header in self._opened(samples, form):
+            outlines = [] if annotation is None else form.outlines(annotation, header.size, labels, self.problems)
             self._add_drawn(image, header, outlines, image if annotation is None else annotation)
         self._require_samples()
 

@@ -97,6 +97,17 @@ class ImageSet(Dataset[tuple[Any, Any]]):
                 seen[image] = annotation
                 yield position, image, annotation
 
+    def _opened(
+        self, samples: Sequence[tuple[Path | None, Path | None]], form: SizeFormat
+    ) -> Iterator[tuple[int, Path, Path | None, ImageHeader]]:
+        """The samples of `_listed` whose images can be used, with their headers; others are reported."""
+        for position, image, annotation in self._listed(samples):
+            header = self._scan_image(image)
+            if header is not None and annotation is not None:
+                header = self._agreed(image, annotation, header, form)
+            if header is not None:
+                yield position, image, annotation, header
+
     def _agreed(self, image: Path, annotation: Path, header: ImageHeader, form: SizeFormat) -> ImageHeader | None:
         """The header of an image whose annotation agrees with its size, or None, which is reported."""
         try:

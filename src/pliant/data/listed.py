@@ -58,16 +58,8 @@ class ListedDetection(DetectionSet):
         if not self.classes:
             raise DataError(root, f"none of the {len(samples)} annotations names a class")
         labels = {name: label for label, name in enumerate(self.classes, start=1)}
-        for position, image, annotation in self._listed(samples):
-            header = self._scan_image(image)
-            if header is None:
-                continue
-            boxes = Boxes()
-            if annotation is not None:
-                header = self._agreed(image, annotation, header, form)
-                if header is None:
-                    continue
-                boxes = form.boxes(annotation, header.size, labels, self.problems)
+        for position, image, annotation, header in self._opened(samples, form):
+            boxes = Boxes() if annotation is None else form.boxes(annotation, header.size, labels, self.problems)
             self._add(image, header, boxes, position)
         self._require_samples()
 
