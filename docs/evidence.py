@@ -12,7 +12,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pliant.bench.report import Table
@@ -93,21 +93,28 @@ DETECTORS = {
     "rfcn": ("voc.rfcn", ("layers-0", "layers-3", "roi", "both")),
     "class-aware-rpn": ("voc.class_aware_rpn", ("layers-0", "layers-3")),
 }
-TRAINED_OTHERWISE = {
+SEGMENTERS_OTHERWISE = {
     "offset-rate-0.1": {"offset_lr_mult": "0.1"},
     "offset-rate-10": {"offset_lr_mult": "10"},
     "without-clip": {"clip": "none"},
     "from-dilation-4": {"dilation": "4"},
     "modulated": {"modulated": "true"},
 }
+ROI_OFFSETS = {
+    "zero-offsets": {"roi_offset_lr_mult": "0"},
+    "roi-offset-rate-1": {"roi_offset_lr_mult": "1"},
+}
+TRAINED_OTHERWISE = {
+    **dict.fromkeys(SEGMENTED, ("layers-3", SEGMENTERS_OTHERWISE)),
+    "bccd-faster-rcnn-authors": ("roi", ROI_OFFSETS),
+}
+COMPARED = ("mIoU", "mAP@0.5", "AP")  # of the metrics
 
 
 def _studies() -> dict[str, Study]:
     found = {}
     for data, size in SEGMENTED.items():
         found[data] = Study("voc.deeplab", data, (*IN_CONV5, *DILATED), SEGMENTER | size)
-        for name, changes in TRAINED_OTHERWISE.items():
-            found[f"{data}-{name}"] = Study("voc.deeplab", data, ("layers-3",), SEGMENTER | size | changes)
         trained = {key: value for key, value in (SEGMENTER | size).items() if key != "freeze_below"}
         networks = (*IN_CONV5, "layers-6", *DILATED)
         found[f"{data}-from-conv3"] = Study("voc.deeplab", data, networks, trained | {"max_steps": "400"}, curve=4)
@@ -117,8 +124,10 @@ def _studies() -> dict[str, Study]:
             found[f"bccd-{name}-{sampling}" if "roi" in networks else f"bccd-{name}"] = Study(
                 recipe, "bccd", networks, settings, curve=4
             )
-    still = dict(found["bccd-faster-rcnn-authors"].settings) | {"roi_offset_lr_mult": "0"}
-    found["bccd-faster-rcnn-authors-zero-offsets"] = Study("voc.faster_rcnn", "bccd", ("roi",), still, curve=4)
+    for name, (network, changes) in TRAINED_OTHERWISE.items():
+        base = found[name]
+        for to, fields in changes.items():
+            found[f"{name}-{to}"] = replace(base, networks=(network,), settings={**base.settings, **fields})
     return found
 
 
@@ -162,30 +171,38 @@ def study_part(name: str) -> str:
     return "\n".join([*text, f"![Learning curves](results/{name}/curves.svg)\n", said, ""])
 
 
-def otherwise_part(data: str) -> str:
-    """The network with three deformable layers trained with other settings, compared with the study of `data`."""
-    lines: list[Sequence[str]] = []
-    first: dict[int, float] = {}
-    for name in (data, *(f"{data}-{each}" for each in TRAINED_OTHERWISE)):
-        if name not in started():
+def otherwise_part(name: str) -> str:
+    """One network of a study, trained with other settings: a table for each metric that is compared."""
+    key, changes = TRAINED_OTHERWISE[name]
+    read = {
+        each: read_cells(RESULTS / each) for each in (name, *(f"{name}-{to}" for to in changes)) if each in started()
+    }
+    text = []
+    for metric, result in metrics_of(read[name][1]).items():
+        if metric not in COMPARED:
             continue
-        cells, recipe, _ = read_cells(RESULTS / name)
-        title, key = next(iter(metrics_of(recipe).items()))
-        variant = next(cell.variant for cell in cells if cell.variant.key == "layers-3")
-        values = values_of(cells, variant, key)
-        first = first or values
-        changed = STUDIES[name].settings.items() - STUDIES[data].settings.items()
-        found = difference_of(first, values)
-        compared = ("", "") if name == data else (found.points(), found.interval())
-        shown = ", ".join(f"`{field}={value}`" for field, value in sorted(changed)) or "as above"
-        lines.append((shown, mean_of(list(values.values())).percent(), str(len(values)), *compared))
-    return Table("Three deformable layers", ("", title, "seeds", "difference", "95% interval"), lines).markdown()
+        lines: list[Sequence[str]] = []
+        first: dict[int, float] = {}
+        for each, (cells, _, _) in read.items():
+            variant = next(cell.variant for cell in cells if cell.variant.key == key)
+            values = values_of(cells, variant, result)
+            first = first or values
+            changed = STUDIES[each].settings.items() - STUDIES[name].settings.items()
+            found = difference_of(first, values)
+            compared = ("", "") if each == name else (found.points(), found.interval())
+            shown = ", ".join(f"`{field}={value}`" for field, value in sorted(changed)) or "as above"
+            lines.append((shown, mean_of(list(values.values())).percent(), str(len(values)), *compared))
+        columns = ("", metric, "seeds", "difference", "95% interval")
+        text.append(
+            Table(f"{variant.title[0].upper()}{variant.title[1:]}, trained in other ways", columns, lines).markdown()
+        )
+    return "\n".join(text)
 
 
 def sampling_part(data: str) -> str:
     """The detectors with the paper's whole cells compared with the same ones with the authors' samples."""
     text = []
-    for metric in ("mAP@0.5", "AP"):
+    for metric in COMPARED[1:]:
         lines: list[Sequence[str]] = []
         for detector in ("faster-rcnn", "rfcn"):
             (whole, recipe, _), (samples, _, _) = (

@@ -69,8 +69,9 @@ def difference_of(first: Mapping[int, float], second: Mapping[int, float], level
     """Compare two groups of values by seed.
 
     If at least two seeds are in both groups, only these are compared, in pairs, with Student's t interval of the
-    differences (`scipy.stats.ttest_rel`). Otherwise the groups are independent, with Welch's t interval, which does not
-    assume equal variances (`scipy.stats.ttest_ind`). Both assume that values are about normally distributed over seeds.
+    differences (`scipy.stats.ttest_rel`). A single value is compared with that of its seed in the other group, without
+    an interval. Otherwise the groups are independent, with Welch's t interval, which does not assume equal variances
+    (`scipy.stats.ttest_ind`). Both assume that values are about normally distributed over seeds.
 
     Args:
         first, second: A value for each seed; NaN is left out.
@@ -87,7 +88,7 @@ def difference_of(first: Mapping[int, float], second: Mapping[int, float], level
 
     one, two = ({seed: v for seed, v in group.items() if not math.isnan(v)} for group in (first, second))
     seeds = sorted(one.keys() & two.keys())
-    paired = len(seeds) > 1
+    paired = len(seeds) > 1 or (len(seeds) == 1 and 1 in (len(one), len(two)))
     a, b = (
         np.array([group[seed] for seed in seeds] if paired else list(group.values()), dtype=float)
         for group in (one, two)

@@ -155,13 +155,16 @@ def _differences(groups: Sequence[Group], metrics: Sequence[str]) -> Table:
         for metric in metrics:
             found = difference_of(first.values(metric), group.values(metric))
             kinds.add(found.paired)
-            kind = f"{found.number} pairs" if found.paired else f"{len(first.runs)} and {len(group.runs)} runs"
+            pairs = "1 pair" if found.number == 1 else f"{found.number} pairs"
+            kind = pairs if found.paired else f"{len(first.runs)} and {len(group.runs)} runs"
             lines.append((group.name, metric, found.points(), found.interval(), kind))
     notes = []
     if True in kinds:
         notes.append("Pairs: runs of the same seed; Student's t interval of their differences (scipy.stats.ttest_rel).")
     if False in kinds:
-        notes.append("Runs: no two seeds in common; Welch's t interval (scipy.stats.ttest_ind), if both have two runs.")
+        notes.append(
+            "Runs: too few seeds in common; Welch's t interval (scipy.stats.ttest_ind), if both have two runs."
+        )
     notes.append(
         "Each interval is for one comparison: of twenty, one misses the true difference on average. An interval that "
         "contains 0 shows no difference."
