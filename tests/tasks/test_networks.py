@@ -64,6 +64,9 @@ def test_faster_rcnn_learns_the_offsets_of_bins_slowly() -> None:
     for name in ("voc.faster_rcnn_deform", "voc.faster_rcnn_deform_authors"):
         slow = {name: rate for name, rate in rates(name).items() if rate != 1}
         assert slow == {f"{branch}.weight": 0.01, f"{branch}.bias": 0.01}
+    for factor in (0.0, 0.5, 1.0, 3.0):
+        found = rates("voc.faster_rcnn_deform", f"roi_offset_lr_mult={factor}")
+        assert found[f"{branch}.weight"] == found[f"{branch}.bias"] == factor
 
 
 def test_deeplab_of_the_authors_learns_biases_twice_as_fast() -> None:

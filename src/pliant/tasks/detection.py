@@ -35,7 +35,7 @@ from pliant.tasks.layouts import COCO, LABELME, TABLE, YOLO, Layout, found_only,
 from pliant.tasks.networks import backbone_options, build_with
 from pliant.tasks.places import choose_places
 from pliant.tasks.result_files import coco_results, voc_result_names, write_coco_results, write_voc_results
-from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View
+from pliant.tasks.task import Ablation, Agreement, Exportable, Task, View, without_ones
 
 Detections = dict[str, Tensor]
 
@@ -130,8 +130,9 @@ class DetectionTask(Task[DetectionRecipe]):
         return DetectionModule(model, classes=classes, **self.training_options(recipe, model))
 
     def lr_multipliers(self, recipe: DetectionRecipe) -> dict[str, float]:
-        own = {"*.offset_fc.*": recipe.roi_offset_lr_mult, "*.reduce.*": recipe.reduce_lr_mult}
-        return super().lr_multipliers(recipe) | own
+        own = without_ones({"*.reduce.*": recipe.reduce_lr_mult})
+        # Also if it is 1: `pliant.param_groups` has the paper's 0.01 for this layer.
+        return super().lr_multipliers(recipe) | own | {"*.offset_fc.*": recipe.roi_offset_lr_mult}
 
     def doubts(self, recipe: DetectionRecipe) -> dict[str, str]:
         found = {"anchors": unfitting_anchors(recipe), "objects": small_objects(recipe)}

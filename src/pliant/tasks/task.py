@@ -231,13 +231,13 @@ class Task(abc.ABC, Generic[R]):
         used = {
             pattern: factor
             for pattern, factor in multipliers.items()
-            if factor != 1 and any(fnmatchcase(name, pattern) for name in names)
+            if any(fnmatchcase(name, pattern) for name in names)
         }
         return {"schedule": recipe.schedule, "seed": recipe.seed, "lr_mult": used}
 
     def lr_multipliers(self, recipe: R) -> dict[str, float]:
         """Learning-rate multipliers by glob patterns of parameter names; of several that match, the last one counts."""
-        return {"*.bias": recipe.bias_lr_mult, "*.offset_conv.*": recipe.offset_lr_mult}
+        return without_ones({"*.bias": recipe.bias_lr_mult, "*.offset_conv.*": recipe.offset_lr_mult})
 
     def doubts(self, recipe: R) -> dict[str, str]:
         """Warnings about a training that can start, each under a one-word title."""
@@ -350,6 +350,11 @@ class Task(abc.ABC, Generic[R]):
     @abc.abstractmethod
     def agreement(self, model: nn.Module, other: nn.Module, recipe: R, image: Tensor) -> Agreement:
         """Compare a network with one that `from_program` returned, on an image, uint8 [3, H, W]."""
+
+
+def without_ones(multipliers: Mapping[str, float]) -> dict[str, float]:
+    """The learning-rate multipliers that change something; a 1 would hide one of an earlier pattern."""
+    return {pattern: factor for pattern, factor in multipliers.items() if factor != 1}
 
 
 def find_task(kind: str) -> Task[Any]:
