@@ -193,9 +193,7 @@ def otherwise_part(name: str) -> str:
             shown = ", ".join(f"`{field}={value}`" for field, value in sorted(changed)) or "as above"
             lines.append((shown, mean_of(list(values.values())).percent(), str(len(values)), *compared))
         columns = ("", metric, "seeds", "difference", "95% interval")
-        text.append(
-            Table(f"{variant.title[0].upper()}{variant.title[1:]}, trained in other ways", columns, lines).markdown()
-        )
+        text.append(Table(f"{metric} of {variant.title}, trained in other ways", columns, lines).markdown())
     return "\n".join(text)
 
 
