@@ -93,20 +93,26 @@ DETECTORS = {
     "rfcn": ("voc.rfcn", ("layers-0", "layers-3", "roi", "both")),
     "class-aware-rpn": ("voc.class_aware_rpn", ("layers-0", "layers-3")),
 }
-SEGMENTERS_OTHERWISE = {
+LONG = {  # studies that are also trained for several times as many steps: some networks, the steps and the curve
+    "coffee-leaf-seg-from-conv3": (("layers-0", "layers-3", "layers-6", "dilation-6", "dilation-8"), "1600", 8),
+    "bccd-faster-rcnn-authors": (("layers-0", "layers-3", "both"), "1800", 6),
+}
+CONVOLUTION_OTHERWISE = {
     "offset-rate-0.1": {"offset_lr_mult": "0.1"},
     "offset-rate-10": {"offset_lr_mult": "10"},
     "without-clip": {"clip": "none"},
     "from-dilation-4": {"dilation": "4"},
     "modulated": {"modulated": "true"},
 }
-ROI_OFFSETS = {
+ROI_OTHERWISE = {
     "zero-offsets": {"roi_offset_lr_mult": "0"},
     "roi-offset-rate-1": {"roi_offset_lr_mult": "1"},
 }
-TRAINED_OTHERWISE = {
-    **dict.fromkeys(SEGMENTED, ("layers-3", SEGMENTERS_OTHERWISE)),
-    "bccd-faster-rcnn-authors": ("roi", ROI_OFFSETS),
+OTHERWISE: dict[str, dict[tuple[str, ...], Mapping[str, Mapping[str, str]]]] = {
+    # Networks of a study, and the settings with which they are trained again, each in a study of its own.
+    **{key: {("layers-3",): CONVOLUTION_OTHERWISE} for key in SEGMENTED},
+    "bccd-faster-rcnn-authors": {("layers-3",): CONVOLUTION_OTHERWISE, ("roi", "both"): ROI_OTHERWISE},
+    "bccd-rfcn-authors": {("roi",): ROI_OTHERWISE},
 }
 COMPARED = ("mIoU", "mAP@0.5", "AP")  # of the metrics
 
@@ -124,10 +130,17 @@ def _studies() -> dict[str, Study]:
             found[f"bccd-{name}-{sampling}" if "roi" in networks else f"bccd-{name}"] = Study(
                 recipe, "bccd", networks, settings, curve=4
             )
-    for name, (network, changes) in TRAINED_OTHERWISE.items():
+    dilated = ("layers-0", "layers-3", *DILATED, "roi", "both")
+    found["bccd-faster-rcnn-authors"] = replace(found["bccd-faster-rcnn-authors"], networks=dilated)
+    for name, (networks, steps, curve) in LONG.items():
+        settings = {**found[name].settings, "max_steps": steps}
+        found[f"{name}-long"] = replace(found[name], networks=networks, settings=settings, curve=curve)
+    for name, ways in OTHERWISE.items():
         base = found[name]
-        for to, fields in changes.items():
-            found[f"{name}-{to}"] = replace(base, networks=(network,), settings={**base.settings, **fields})
+        for networks, changes in ways.items():
+            for to, fields in changes.items():
+                settings = {**base.settings, **fields}
+                found[f"{name}-{to}"] = replace(base, networks=networks, settings=settings)
     return found
 
 
@@ -172,11 +185,17 @@ def study_part(name: str) -> str:
 
 
 def otherwise_part(name: str) -> str:
-    """One network of a study, trained with other settings: a table for each metric that is compared."""
-    key, changes = TRAINED_OTHERWISE[name]
-    read = {
-        each: read_cells(RESULTS / each) for each in (name, *(f"{name}-{to}" for to in changes)) if each in started()
-    }
+    """Networks of a study, trained with other settings: a table for each network and metric that is compared."""
+    text = []
+    for networks, changes in OTHERWISE[name].items():
+        others = [each for to in changes if (each := f"{name}-{to}") in started()]
+        for key in networks if others else ():
+            text += _otherwise_tables(name, key, others)
+    return "\n".join(text)
+
+
+def _otherwise_tables(name: str, key: str, others: Sequence[str]) -> list[str]:
+    read = {each: read_cells(RESULTS / each) for each in (name, *others)}
     text = []
     for metric, result in metrics_of(read[name][1]).items():
         if metric not in COMPARED:
@@ -194,7 +213,7 @@ def otherwise_part(name: str) -> str:
             lines.append((shown, mean_of(list(values.values())).percent(), str(len(values)), *compared))
         columns = ("", metric, "seeds", "difference", "95% interval")
         text.append(Table(f"{metric} of {variant.title}, trained in other ways", columns, lines).markdown())
-    return "\n".join(text)
+    return text
 
 
 def sampling_part(data: str) -> str:
