@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 from ablations import cell_record
 
+from pliant.outputs import wrote
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -95,6 +97,12 @@ def test_cells_are_those_of_their_study(evidence: ModuleType) -> None:
             assert record["machine"]
             if "failed" not in record:
                 assert record["curve"][-1]["step"] == record["step"] == asked["steps"]
+
+
+def test_studies_continue_where_they_stopped(evidence: ModuleType) -> None:
+    for name in started(evidence):
+        for file in (evidence.PLAN, *evidence.REPORT):
+            assert wrote(evidence.RESULTS / name / file), f"{name}/{file} would be refused: it is not in its list"
 
 
 def test_means_by_another_arithmetic(evidence: ModuleType) -> None:
