@@ -94,8 +94,8 @@ DETECTORS = {
     "class-aware-rpn": ("voc.class_aware_rpn", ("layers-0", "layers-3")),
 }
 LONG = {  # studies that are also trained for several times as many steps: some networks, the steps and the curve
-    "coffee-leaf-seg-from-conv3": (("layers-0", "layers-3", "layers-6", "dilation-6", "dilation-8"), "1600", 8),
-    "bccd-faster-rcnn-authors": (("layers-0", "layers-3", "both"), "1800", 6),
+    "coffee-leaf-seg-from-conv3": (("layers-0", "layers-3", "layers-6", "dilation-6", "dilation-8"), "1200", 6),
+    "bccd-faster-rcnn-authors": (("layers-0", "layers-3", "both"), "1500", 5),
 }
 CONVOLUTION_OTHERWISE = {
     "offset-rate-0.1": {"offset_lr_mult": "0.1"},
