@@ -98,7 +98,8 @@ def command(asked: Mapping[str, Any]) -> str:
 def _where(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """The versions and machines of the cells, with how many cells are of each."""
     places = [
-        f"pliant {record['versions']['pliant']} ({record['commit']}), torch {record['versions']['torch']}, "
+        f"pliant {record['versions'].get('pliant', 'from its sources')} ({record['commit']}), "
+        f"torch {record['versions']['torch']}, "
         f"{record['machine']}, threads: {record['versions']['threads']}, {record['date']}"
         for record in records
     ]
