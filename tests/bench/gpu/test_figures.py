@@ -97,10 +97,8 @@ def test_tables_are_made_of_the_last_measurement() -> None:
     assert f"| {problem}, 32 groups; 1, channels last | - | 44 ms |" in found
     assert "abc, 2026-11-26; torch 2.11, driver 580" in found
     assert "On an NVIDIA H100" in found
-    assert (
-        "is 1.5 to 1.5 of the plain convolution's on the device, 0.1 to 0.1 of torchvision's on the device and" in found
-    )
-    assert "and 0.72 to 0.72 of torchvision's in eager calls" in found
+    assert "is 1.5 of the plain convolution's on the device, 0.1 of torchvision's on the device and" in found
+    assert "and 0.72 of torchvision's in eager calls" in found
     assert "9.00" not in found
     assert "77" not in found
     assert "55.0" not in found
@@ -128,6 +126,9 @@ def test_the_other_tables() -> None:
     common = {name: value for name, value in measured("Pliant", 1.0).items() if name in
               ("gpu", "commit", "date", "versions", "driver")}  # fmt: skip
     lines = [line | common for line in (*checks, *steps)]
+    timed = [measured("Pliant", 3.0), measured("conv2d (cuDNN)", 2.0, last=True)]
+    found = page.rewritten("<!-- gpu: summary -->\n<!-- /gpu: summary -->", [*timed, *lines])
+    assert "A training step there (x) takes 1.2 of the plain network's time." in found
     found = page.rewritten(
         "<!-- gpu: right -->\n<!-- /gpu: right --><!-- gpu: training -->\n<!-- /gpu: training -->", lines
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pliant.bench.gpu import training
 from pliant.bench.gpu.ledger import DEFAULT, Line
 from pliant.bench.rows import ConvRow
 
@@ -237,14 +238,39 @@ def _summary(lines: Sequence[Line]) -> str:
         ):
             ratios = sorted(_ratios(*some, clock))
             if ratios:
-                found.append(f"{ratios[0]:.2g} to {ratios[-1]:.2g} of {said}")
+                found.append(f"{_range(ratios)} of {said}")
         if found:
             listed = " and ".join([", ".join(found[:-1]), found[-1]] if found[1:] else found)
             sentences.append(
                 f"On an {gpu}, in half precision and with {_MANY} channels or more, the time of forward and backward "
                 f"is {listed} ([{len(mine)} measurements](docs/performance.md#on-a-gpu))."
             )
+            sentences += _training_sentence([line for line in lines if line["gpu"] == gpu])
     return "\n".join(sentences) + "\n" if sentences else _NEVER_RAN
+
+
+def _training_sentence(lines: Iterable[Line]) -> list[str]:
+    """Make the sentence on training steps, if there are any."""
+    medians: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if line.get("kind") == "training" and "device" in line:
+            medians.setdefault(line["step"], {})[line["implementation"]] = line["device"]["median_ms"]
+    plain = training.PLAIN
+    ratios = {
+        name: sorted(each[name] / each[plain] for each in medians.values() if {name, plain} <= each.keys())
+        for name in (training.PLIANT, training.TORCHVISION)
+    }
+    if not (own := ratios[training.PLIANT]):
+        return []
+    networks = "; ".join(step.removeprefix("training ") for step in medians)
+    peer = ratios[training.TORCHVISION]
+    beside = f", and {_range(peer)} with torchvision's operator" if peer else ""
+    return [f"A training step there ({networks}) takes {_range(own)} of the plain network's time{beside}."]
+
+
+def _range(ratios: Sequence[float]) -> str:
+    """The first and the last of sorted ratios; a single one where they are printed alike."""
+    return " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
 
 
 def _ratios(lines: Sequence[Line], other: str, clock: str) -> list[float]:
