@@ -236,7 +236,30 @@ def sampling_part(data: str) -> str:
     return "\n".join(text)
 
 
-PARTS = {"study": study_part, "otherwise": otherwise_part, "sampling": sampling_part}
+def longer_part(name: str) -> str:
+    """What the networks of a study gain over its plain one, after its steps and after those of the long study."""
+    lengths = [read_cells(RESULTS / each) for each in (name, f"{name}-long")]
+    recipe = lengths[0][1]
+    text = []
+    for metric, result in metrics_of(recipe).items():
+        if metric not in COMPARED:
+            continue
+        plain = lengths[0][0][0].variant
+        lines: list[Sequence[str]] = []
+        for variant in {cell.variant.key: cell.variant for cell in lengths[1][0]}.values():
+            if variant.key == plain.key:
+                continue
+            found = [
+                difference_of(*(values_of(cells, each, result) for each in (plain, variant))) for cells, _, _ in lengths
+            ]
+            lines.append((variant.title, *(part for each in found for part in (each.points(), each.interval()))))
+        after = [f"after {asked['steps']} steps" for _, _, asked in lengths]
+        columns = ("", after[0], "95% interval", after[1], "95% interval")
+        text.append(Table(f"{metric}, difference to {plain.title}", columns, lines).markdown())
+    return "\n".join(text)
+
+
+PARTS = {"study": study_part, "longer": longer_part, "otherwise": otherwise_part, "sampling": sampling_part}
 
 
 def rewritten(page: str) -> str:
