@@ -121,7 +121,7 @@ struct Cells {
 template <class T>
 Vector<T> part_of_row(const Cells<const T>& plane, int64_t y, int64_t x, int64_t count) {
     const T* const from = plane.at(y, x);
-    if (plane.has_vector(y, x)) return first_lanes<T>(vector_at(from), count);
+    if (plane.has_vector(y, x)) return first_lanes(vector_at(from), count);
     return load<T>(from, std::min<int64_t>(count, lanes<T>));
 }
 
@@ -184,8 +184,8 @@ void add_slopes_of_vectors(const T* cells, int64_t row, int64_t cell, const BinR
         }
     for (int v = 0; v < V; ++v) {
         const Vector<T> factor = bin.share * vector_at(line + v * lanes<T>);
-        slopes.y += first_lanes<T>(by_y[v] * factor, channels - v * lanes<T>);
-        slopes.x += first_lanes<T>(by_x[v] * factor, channels - v * lanes<T>);
+        slopes.y += first_lanes(by_y[v] * factor, channels - v * lanes<T>);
+        slopes.x += first_lanes(by_x[v] * factor, channels - v * lanes<T>);
     }
 }
 

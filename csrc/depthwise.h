@@ -84,12 +84,12 @@ void sum_factors(const Rows<T>& rows, const T* zeros, const Samples<T>& samples,
             for (int i = 0; i < 4; ++i) cell[i] = samples.cell[i][m] < 0 ? zeros : rows.data + samples.cell[i][m];
             Vector<T> dot[4] = {};
             for (int64_t c = 0; c < channels; c += lanes<T>) {
-                const Vector<T> grad = grads.vector(c);
+                const Vector<T> grad = grads.template vector<Vector<T>>(c);
                 Vector<T> column{};
                 for (int i = 0; i < 4; ++i) {
                     const Vector<T> value = vector_at(cell[i] + c);
                     column += samples.weight[i][m] * value;
-                    dot[i] += c < whole ? Vector<T>(grad * value) : first_lanes<T>(grad * value, channels - whole);
+                    dot[i] += c < whole ? Vector<T>(grad * value) : first_lanes(grad * value, channels - whole);
                 }
                 const Vector<T> before = c == 0 ? held : vector_at(sum + c);
                 const Vector<T> total = before + vector_at(grads.grad + c) * column;
@@ -101,7 +101,7 @@ void sum_factors(const Rows<T>& rows, const T* zeros, const Samples<T>& samples,
             }
             for (int i = 0; i < 4; ++i) parts[i][m - first] = dot[i];
         }
-        for (int i = 0; i < 4; ++i) store(dots[i] + first, sums_of_rows<T>(parts[i]));
+        for (int i = 0; i < 4; ++i) store(dots[i] + first, sums_of_rows(parts[i]));
     }
 }
 

@@ -92,22 +92,31 @@ constexpr int kPartials = 4;
 template <class T>
 void add_grouped_factors(int64_t rows, const Bundles<T>& bundles, const T* a, int64_t a_row, const T* c, int64_t c_row,
                          T* b, int64_t apart) {
-    constexpr int R = kPartials;
+    constexpr int R = kPartials, K = PLIANT_VECTOR_REGISTERS / 8;  // rows and lines of b that are summed together
     bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
-        Lanes<T> at = first;
-        for (int64_t k = 0; k < bundles.depth; ++k, at += 1) {
+        const auto add_lines = [&](auto lines, int64_t k) {
+            constexpr int some = lines;
             T* const total = b + place + k * lanes<T>;
-            Vector<T> sum[R];
-            for (int i = 0; i < R; ++i) sum[i] = vector_at(total + i * apart);
+            Lanes<T> at[some];
+            Vector<T> sum[some][R];
+            for (int j = 0; j < some; ++j) {
+                at[j] = first + static_cast<int>(k + j);
+                for (int i = 0; i < R; ++i) sum[j][i] = vector_at(total + j * lanes<T> + i * apart);
+            }
             const auto add = [&](int i, int64_t m) {
-                sum[i] += vector_at(c + m * c_row + to) * chosen<T>(vector_at(a + m * a_row + from), at);
+                const Vector<T> factors = vector_at(c + m * c_row + to), others = vector_at(a + m * a_row + from);
+                for (int j = 0; j < some; ++j) sum[j][i] += factors * chosen<T>(others, at[j]);
             };
             int64_t m = 0;
             for (; m + R <= rows; m += R)
                 for (int i = 0; i < R; ++i) add(i, m + i);
             for (int i = 0; m + i < rows; ++i) add(i, m + i);
-            for (int i = 0; i < R; ++i) store(total + i * apart, sum[i]);
-        }
+            for (int j = 0; j < some; ++j)
+                for (int i = 0; i < R; ++i) store(total + j * lanes<T> + i * apart, sum[j][i]);
+        };
+        int64_t k = 0;
+        for (; k + K <= bundles.depth; k += K) add_lines(std::integral_constant<int, K>{}, k);
+        for (; k < bundles.depth; ++k) add_lines(std::integral_constant<int, 1>{}, k);
     });
 }
 

@@ -167,19 +167,35 @@ int64_t without_zeros(Samples<T>& samples, int64_t count, int32_t* kept) {
     return some;
 }
 
+// Whether rows of a table have so few channels that half a vector holds them. A whole one would reach into the next cell,
+// and what is read there next would wait for what was just written.
+template <class T>
+bool is_narrow(const Rows<T>& rows, int64_t channels) {
+    return rows.table && channels <= lanes<T> / 2;
+}
+
 // The columns of one tap, [count, channels]: weighted sums of four cells. `zeros` stands for cells outside.
 template <class T, class E>
 void gather(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels, E* columns,
             int64_t row) {
+    [[maybe_unused]] const bool narrow = is_narrow(rows, channels);
     for (int64_t m = 0; m < count; ++m, columns += row) {
         const T* cell[4];
         for (int i = 0; i < 4; ++i) cell[i] = samples.cell[i][m] < 0 ? zeros : rows.data + samples.cell[i][m];
         const T w0 = samples.weight[0][m], w1 = samples.weight[1][m];
         const T w2 = samples.weight[2][m], w3 = samples.weight[3][m];
+        const auto sum = [&](auto none, int64_t c) {
+            using V = decltype(none);
+            return V(w0 * load_as<V>(cell[0] + c) + w1 * load_as<V>(cell[1] + c) + w2 * load_as<V>(cell[2] + c) +
+                     w3 * load_as<V>(cell[3] + c));
+        };
+        if constexpr (std::is_same_v<T, E>)
+            if (narrow) {
+                store_as(columns, sum(Narrow<T>{}, 0));
+                continue;
+            }
         if (rows.table) {
-            for (int64_t c = 0; c < channels; c += lanes<T>)
-                store(columns + c, Vector<T>(w0 * vector_at(cell[0] + c) + w1 * vector_at(cell[1] + c) +
-                                             w2 * vector_at(cell[2] + c) + w3 * vector_at(cell[3] + c)));
+            for (int64_t c = 0; c < channels; c += lanes<T>) store(columns + c, sum(Vector<T>{}, c));
             continue;
         }
         int64_t step[4];
@@ -191,34 +207,35 @@ void gather(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int6
 }
 
 // A vector's first lanes; the others are zero, whatever they were.
-template <class T>
-inline Vector<T> first_lanes(const Vector<T>& vector, int64_t count) {
-    Lanes<T> lane;
-    for (int i = 0; i < lanes<T>; ++i) lane[i] = i;
-    return lane < static_cast<int>(count) ? vector : Vector<T>{};
+template <class V>
+inline V first_lanes(const V& vector, int64_t count) {
+    decltype(V{} < V{}) lane;
+    for (int i = 0; i < lanes_of<V>; ++i) lane[i] = i;
+    return lane < static_cast<int>(count) ? vector : V{};
 }
 
-// `gather`, and in `dots` the product of the gradient of each column with each of its four cells.
-template <class T>
-void gather_with_dots(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
-                      const T* grad, T* columns, int64_t row, T (&dots)[4][kTile]) {
-    const int64_t whole = channels / lanes<T> * lanes<T>;
-    for (int64_t first = 0; first < count; first += lanes<T>) {
-        Vector<T> parts[4][lanes<T>] = {};
-        for (int64_t m = first; m < std::min(count, first + lanes<T>); ++m) {
+// `gather`, and in `dots` the product of the gradient of each column with each of its four cells, by vectors V.
+template <class V, class T>
+void gather_with_dots_by(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count,
+                         int64_t channels, const T* grad, T* columns, int64_t row, T (&dots)[4][kTile]) {
+    constexpr int L = lanes_of<V>;
+    const int64_t whole = channels / L * L;
+    for (int64_t first = 0; first < count; first += L) {
+        V parts[4][L] = {};
+        for (int64_t m = first; m < std::min(count, first + L); ++m) {
             const T *cell[4], *const grads = grad + m * row;
             for (int i = 0; i < 4; ++i) cell[i] = samples.cell[i][m] < 0 ? zeros : rows.data + samples.cell[i][m];
-            Vector<T> dot[4] = {};
+            V dot[4] = {};
             if (rows.table) {
-                for (int64_t c = 0; c < channels; c += lanes<T>) {
-                    Vector<T> column{}, grad_column = vector_at(grads + c);
+                for (int64_t c = 0; c < channels; c += L) {
+                    V column{}, grad_column = load_as<V>(grads + c);
                     for (int i = 0; i < 4; ++i) {
-                        const Vector<T> value = vector_at(cell[i] + c);
+                        const V value = load_as<V>(cell[i] + c);
                         column += samples.weight[i][m] * value;
-                        const Vector<T> product = grad_column * value;
-                        dot[i] += c < whole ? product : first_lanes<T>(product, channels - whole);
+                        const V product = grad_column * value;
+                        dot[i] += c < whole ? product : first_lanes(product, channels - whole);
                     }
-                    store(columns + m * row + c, column);
+                    store_as(columns + m * row + c, column);
                 }
             } else {
                 for (int64_t c = 0; c < channels; ++c) {
@@ -233,42 +250,63 @@ void gather_with_dots(const Rows<T>& rows, const T* zeros, const Samples<T>& sam
             }
             for (int i = 0; i < 4; ++i) parts[i][m - first] = dot[i];
         }
-        for (int i = 0; i < 4; ++i) store(dots[i] + first, sums_of_rows<T>(parts[i]));
+        for (int i = 0; i < 4; ++i) store_as(dots[i] + first, sums_of_rows(parts[i]));
     }
+}
+template <class T>
+void gather_with_dots(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
+                      const T* grad, T* columns, int64_t row, T (&dots)[4][kTile]) {
+    if (is_narrow(rows, channels))
+        gather_with_dots_by<Narrow<T>>(rows, zeros, samples, count, channels, grad, columns, row, dots);
+    else
+        gather_with_dots_by<Vector<T>>(rows, zeros, samples, count, channels, grad, columns, row, dots);
 }
 
 // The gradient of a column: what a product gave, or that of the output times the weight of each channel.
 template <class T>
 struct Plain {
     const T* grad;
-    Vector<T> vector(int64_t c) const { return vector_at(grad + c); }
+    template <class V>
+    V vector(int64_t c) const {
+        return load_as<V>(grad + c);
+    }
     T number(int64_t c) const { return grad[c]; }
 };
 template <class T>
 struct Filtered {
     const T *grad, *weight;
-    Vector<T> vector(int64_t c) const { return vector_at(grad + c) * vector_at(weight + c); }
+    template <class V>
+    V vector(int64_t c) const {
+        return load_as<V>(grad + c) * load_as<V>(weight + c);
+    }
     T number(int64_t c) const { return grad[c] * weight[c]; }
 };
+
+// Adds the gradient of a column, times a weight, to a row of a table, by vectors V.
+template <class V, class T, class Grad>
+void add_to_row(T* row, T weight, int64_t channels, const Grad& grad) {
+    const int64_t whole = channels / lanes_of<V> * lanes_of<V>;
+    for (int64_t c = 0; c < channels; c += lanes_of<V>) {
+        const V part = weight * grad.template vector<V>(c);
+        store_as(row + c, V(load_as<V>(row + c) + (c < whole ? part : first_lanes(part, channels - whole))));
+    }
+}
 
 // The transpose of `gather` for cells from .. to of one sample: adds the gradient of its column to them.
 template <class T, class Grad>
 void scatter(const Rows<T>& rows, const Samples<T>& samples, int64_t m, int from, int to, int64_t channels,
              const Grad& grad) {
-    const int64_t whole = channels / lanes<T> * lanes<T>;
+    const bool narrow = is_narrow(rows, channels);
     for (int i = from; i < to; ++i) {
         if (samples.cell[i][m] < 0) continue;
         const T weight = samples.weight[i][m];
         T* const cell = rows.data + samples.cell[i][m];
-        if (rows.table) {
-            for (int64_t c = 0; c < channels; c += lanes<T>) {
-                const Vector<T> part = weight * grad.vector(c);
-                store(cell + c, Vector<T>(vector_at(cell + c) +
-                                          (c < whole ? part : first_lanes<T>(part, channels - whole))));
-            }
-            continue;
-        }
-        for (int64_t c = 0; c < channels; ++c) cell[c * rows.channel] += weight * grad.number(c);
+        if (narrow)
+            add_to_row<Narrow<T>>(cell, weight, channels, grad);
+        else if (rows.table)
+            add_to_row<Vector<T>>(cell, weight, channels, grad);
+        else
+            for (int64_t c = 0; c < channels; ++c) cell[c * rows.channel] += weight * grad.number(c);
     }
 }
 

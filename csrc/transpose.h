@@ -10,9 +10,9 @@ namespace pliant {
 namespace PLIANT_ISA {
 
 // Lanes of a and b alternately: those of their first halves, or of their second.
-template <class T, int Half, size_t... I>
-Vector<T> interleaved(const Vector<T>& a, const Vector<T>& b, std::index_sequence<I...>) {
-    return __builtin_shufflevector(a, b, (I / 2 + Half * lanes<T> / 2 + I % 2 * lanes<T>)...);
+template <int Half, class V, size_t... I>
+V interleaved(const V& a, const V& b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I / 2 + Half * lanes_of<V> / 2 + I % 2 * lanes_of<V>)...);
 }
 
 // Each step moves the row's highest bit behind the column's lowest, and the column's highest behind the row's lowest.
@@ -23,20 +23,21 @@ void transpose(Vector<T> (&square)[lanes<T>]) {
     for (int step = 1; step < L; step *= 2) {
         Vector<T> next[L];
         for (int i = 0; i < L / 2; ++i) {
-            next[2 * i] = interleaved<T, 0>(square[i], square[i + L / 2], all);
-            next[2 * i + 1] = interleaved<T, 1>(square[i], square[i + L / 2], all);
+            next[2 * i] = interleaved<0>(square[i], square[i + L / 2], all);
+            next[2 * i + 1] = interleaved<1>(square[i], square[i + L / 2], all);
         }
         for (int i = 0; i < L; ++i) square[i] = next[i];
     }
 }
 
 // The sum of the lanes of each row.
-template <class T>
-Vector<T> sums_of_rows(Vector<T> (&rows)[lanes<T>]) {
-    constexpr auto all = std::make_index_sequence<lanes<T>>();
-    for (int half = lanes<T> / 2; half > 0; half /= 2)
+template <class V, int N>
+V sums_of_rows(V (&rows)[N]) {
+    static_assert(N == lanes_of<V>, "a square");
+    constexpr auto all = std::make_index_sequence<N>();
+    for (int half = N / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i)
-            rows[i] = interleaved<T, 0>(rows[i], rows[i + half], all) + interleaved<T, 1>(rows[i], rows[i + half], all);
+            rows[i] = interleaved<0>(rows[i], rows[i + half], all) + interleaved<1>(rows[i], rows[i + half], all);
     return rows[0];
 }
 

@@ -56,16 +56,40 @@ struct VectorOf<double> {
 template <class T>
 using Vector = typename VectorOf<T>::type;
 
+// A vector of half that width, for rows of few numbers.
+template <class T>
+struct NarrowOf;
+template <>
+struct NarrowOf<float> {
+    typedef float type __attribute__((vector_size(PLIANT_VECTOR_BYTES / 2)));
+};
+template <>
+struct NarrowOf<double> {
+    typedef double type __attribute__((vector_size(PLIANT_VECTOR_BYTES / 2)));
+};
+template <class T>
+using Narrow = typename NarrowOf<T>::type;
+
 // Integers of the same size, which are also the results of vector comparisons.
 template <class T>
 using Lanes = decltype(Vector<T>{} < Vector<T>{});
 
 template <class T>
 constexpr int lanes = PLIANT_VECTOR_BYTES / sizeof(T);
+template <class V>
+constexpr int lanes_of = sizeof(V) / sizeof(V{}[0]);
 
 template <class T>
 Vector<T> vector_at(const T* data) {
     return *reinterpret_cast<const typename VectorOf<T>::anywhere*>(data);
+}
+
+// The same for a vector of any width.
+template <class V, class T>
+V load_as(const T* data) {
+    V vector;
+    std::memcpy(&vector, data, sizeof vector);
+    return vector;
 }
 
 // The sum of all lanes, by halves.
@@ -220,6 +244,11 @@ inline void store_in_pairs(BFloat16* to, const Vector<float>& vector) {
     _mm512_mask_storeu_epi16(to, 0x55555555, (__m512i)wide);
 }
 #endif
+
+template <class V, class T>
+void store_as(T* to, const V& vector) {
+    std::memcpy(to, &vector, sizeof vector);
+}
 
 // The first `count` lanes of a vector, converted. The others are zero.
 template <class T, class S>
