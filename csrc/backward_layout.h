@@ -190,7 +190,7 @@ class BackwardLayout {
         const int64_t read = (positions - 1) / conv.out_width * conv.stride[0] + reach;
         const bool single = threads == 1 || enough_channels();
         int shift = 0;
-        while (conv.height - 1 >> shift && (single || read >> shift >= wanted || conv.height - 1 >> shift >= 512))
+        while ((conv.height - 1) >> shift && (single || read >> shift >= wanted || (conv.height - 1) >> shift >= 512))
             ++shift;
         return shift;
     }

@@ -261,6 +261,11 @@ def test_the_report_is_made_from_the_files_alone(tmp_path: Path) -> None:
     assert "pliant ablate --data leaves --recipe voc.deeplab --seeds 3 --curve 2 --only layers-0,layers-3" in text
     assert "- 6 cells: pliant 1.0 (1234567), torch 2.14, a processor, threads: 1, 2026-11-26" in text
     assert "curves.svg" in text
+    record = cell_record(0.5, steps)
+    del record["versions"]["pliant"]  # that of a cell which ran without an installation
+    (tmp_path / "cells" / "layers-0_seed0.json").write_text(json.dumps(record))
+    text = write_report(Outputs(tmp_path, REPORT)).read_text()
+    assert "- 1 cell: pliant from its sources (1234567), torch 2.14" in text
     cells, recipe, _ = read_cells(tmp_path)
     figure = draw_curves(cells, recipe)
     assert figure is not None
