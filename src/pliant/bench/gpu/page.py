@@ -231,12 +231,13 @@ def _summary(lines: Sequence[Line]) -> str:
         mine = [line for line in timed if line["gpu"] == gpu and line["key"]["dtype"] in ("bfloat16", "float16")]
         beside = [line for line in lines if line.get("kind") == "beside" and line["gpu"] == gpu]
         found = []
-        for some, clock, said in (
-            ((mine, _CUDNN), "device", "the plain convolution's on the device"),
-            ((beside, _TORCHVISION), "device", "torchvision's on the device"),
-            ((mine, _TORCHVISION), "eager", "torchvision's in eager calls, where the host's launches count"),
+        for some, other, clock, said in (
+            (mine, _CUDNN, "device", "the plain convolution's on the device"),
+            (beside, _TORCHVISION, "device", "torchvision's on the device"),
+            (mine, _TORCHVISION, "eager", "torchvision's in eager calls, where the host's launches count"),
         ):
-            ratios = sorted(_ratios(*some, clock))
+            whole = [line for line in some if line["pass"] == _TRAINING]
+            ratios = sorted(_ratios(whole, _PLIANT, other, clock))
             if ratios:
                 found.append(f"{_range(ratios)} of {said}")
         if found:
@@ -251,19 +252,13 @@ def _summary(lines: Sequence[Line]) -> str:
 
 def _training_sentence(lines: Iterable[Line]) -> list[str]:
     """Make the sentence on training steps, if there are any."""
-    medians: dict[str, dict[str, float]] = {}
-    for line in lines:
-        if line.get("kind") == "training" and "device" in line:
-            medians.setdefault(line["step"], {})[line["implementation"]] = line["device"]["median_ms"]
-    plain = training.PLAIN
-    ratios = {
-        name: sorted(each[name] / each[plain] for each in medians.values() if {name, plain} <= each.keys())
-        for name in (training.PLIANT, training.TORCHVISION)
-    }
-    if not (own := ratios[training.PLIANT]):
+    timed = [line for line in lines if line.get("kind") == "training" and "device" in line]
+    own, peer = (
+        sorted(_ratios(timed, name, training.PLAIN, "device")) for name in (training.PLIANT, training.TORCHVISION)
+    )
+    if not own:
         return []
-    networks = "; ".join(step.removeprefix("training ") for step in medians)
-    peer = ratios[training.TORCHVISION]
+    networks = "; ".join(dict.fromkeys(line["step"].removeprefix("training ") for line in timed))
     beside = f", and {_range(peer)} with torchvision's operator" if peer else ""
     return [f"A training step there ({networks}) takes {_range(own)} of the plain network's time{beside}."]
 
@@ -273,14 +268,14 @@ def _range(ratios: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])))
 
 
-def _ratios(lines: Sequence[Line], other: str, clock: str) -> list[float]:
-    """Return the ratio of Pliant's time in training to another implementation's for each problem."""
+def _ratios(lines: Iterable[Line], one: str, other: str, clock: str) -> list[float]:
+    """Return the ratio of one implementation's time to another's for each problem."""
     medians: dict[str, dict[str, float]] = {}
     for line in lines:
-        if line["pass"] == _TRAINING and clock in line:
+        if clock in line:
             same = {name: value for name, value in line["key"].items() if name != "dtype" or line["kind"] != "beside"}
             medians.setdefault(str(same), {})[line["implementation"]] = line[clock]["median_ms"]
-    return [each[_PLIANT] / each[other] for each in medians.values() if _PLIANT in each and other in each]
+    return [each[one] / each[other] for each in medians.values() if one in each and other in each]
 
 
 def _source(lines: Sequence[Line], how: str = "`python -m pliant.bench.gpu`") -> str:
