@@ -33,8 +33,9 @@ def cases() -> list[Any]:
         return row.batch * row.height * row.width * row.out_channels * row.channels // row.groups * row.kernel**2
 
     def marks(row: ConvRow, threads: int) -> list[Any]:
-        if row.kernel == 7 and threads == 64:  # its span has fewer than 64 rows, and its weight 60 blocks
-            return [pytest.mark.xfail(raises=AssertionError, strict=True, reason="1.18 of the mean")]
+        if row.kernel == 7 and threads == 64:  # its span has fewer than 64 rows, and its weight 60 blocks of 16 lanes
+            wide = _native.available()[0].startswith(("avx512", "amx"))
+            return [pytest.mark.xfail(wide, raises=AssertionError, strict=True, reason="1.18 of the mean")]
         return [pytest.mark.slow] if work(row) > FEW else []
 
     return [
