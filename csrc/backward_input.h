@@ -87,13 +87,13 @@ class InputTables {
 // Sorts the samples of a tile by the bucket of the rows that they read, and in a bucket by position, then tap. A sample
 // whose two rows are in different buckets has two entries. `rows` are [taps, upper | lower, kTile], -1 outside.
 template <class T, class E>
-void list_samples(const BackwardLayout<T, E>& layout, const int32_t* rows, int64_t count, BucketEntry* entries,
+void list_samples(const BackwardLayout<T, E>& layout, const Index<T>* rows, int64_t count, BucketEntry* entries,
                   int32_t* begins) {
     const auto for_entries = [&](const auto& visitor) {
         for (int64_t m = 0; m < count; ++m)
             for (int64_t tap = 0; tap < layout.conv.taps(); ++tap) {
-                const int32_t upper = rows[2 * tap * kTile + m], lower = rows[(2 * tap + 1) * kTile + m];
-                const int32_t first = upper >> layout.shift, second = lower >> layout.shift;  // -1 outside
+                const Index<T> upper = rows[2 * tap * kTile + m], lower = rows[(2 * tap + 1) * kTile + m];
+                const Index<T> first = upper >> layout.shift, second = lower >> layout.shift;  // -1 outside
                 const uint32_t place = static_cast<uint32_t>(tap * kTile + m);
                 if (first == second) {
                     if (first >= 0) visitor(first, BucketEntry{place, 0, 4});
@@ -105,9 +105,9 @@ void list_samples(const BackwardLayout<T, E>& layout, const int32_t* rows, int64
     };
     const int64_t buckets = layout.buckets;
     std::fill(begins, begins + buckets + 1, 0);
-    for_entries([&](int32_t bucket, const BucketEntry&) { ++begins[bucket]; });
+    for_entries([&](int64_t bucket, const BucketEntry&) { ++begins[bucket]; });
     std::exclusive_scan(begins, begins + buckets + 1, begins, 0);
-    for_entries([&](int32_t bucket, const BucketEntry& entry) { entries[begins[bucket]++] = entry; });
+    for_entries([&](int64_t bucket, const BucketEntry& entry) { entries[begins[bucket]++] = entry; });
     std::copy_backward(begins, begins + buckets, begins + buckets + 1);
     begins[0] = 0;
 }
@@ -125,12 +125,13 @@ std::vector<Scatter> scatters_of(const BackwardLayout<T, E>& layout, const Span<
     std::vector<Scatter> found;
     const int64_t buckets = layout.buckets, images = layout.tile_of(tiles - 1).image;
     layout.for_runs([&](const RunPlace& place) {
-        // The last vector of a cell reaches into the next one if it is not whole, so that a single task writes both.
-        const int64_t channels = place.run.channels;
-        const int64_t vectors = channels / lanes<T>, threads = layout.threads;
+        const int64_t channels = place.run.channels, parts = channels / kApart<T>, threads = layout.threads;
         int64_t piece = channels;
-        if (channels % lanes<T> == 0 && buckets == 1) piece = (vectors + threads - 1) / threads * lanes<T>;
-        if (channels % lanes<T> == 0 && buckets > 1 && threads > 4) piece = lanes<T>;
+        if (channels % kApart<T> == 0) {
+            const bool equal = layout.block->runs % threads == 0;  // shares, if each thread has whole runs
+            if (buckets == 1 && !equal) piece = (parts + threads - 1) / threads * kApart<T>;
+            if (buckets > 1 && threads > 4) piece = kApart<T>;
+        }
         for (int64_t image = layout.tile_of(0).image; image <= images; ++image) {
             std::vector<int64_t> counts(buckets);  // of entries
             for (int64_t slot = 0; slot < tiles; ++slot) {
@@ -170,10 +171,10 @@ void scatter_columns(const BackwardLayout<T, E>& layout, const Span<T, E>& span,
         const auto add = [&](int64_t tap, int64_t m, int from, int to) {
             if constexpr (std::is_same_v<T, E>)
                 if (layout.depthwise)
-                    return scatter(rows, samples[tap], m, from, to, part.channels,
+                    return scatter(rows, samples[tap][m], from, to, part.channels,
                                    Filtered<T>{grads + m * layout.conv.out_channels, weight + tap * step});
             const T* const columns = span.columns_grad_at(slot, tap) + m * layout.row + place.column + part.first;
-            scatter(rows, samples[tap], m, from, to, part.channels, Plain<T>{columns});
+            scatter(rows, samples[tap][m], from, to, part.channels, Plain<T>{columns});
         };
         if (layout.buckets == 1) {
             for (int64_t m = 0; m < tile.count; ++m)

@@ -13,6 +13,11 @@ namespace PLIANT_ISA {
 constexpr int64_t kHeldChannels = 128;              // of a block, at most
 constexpr int64_t kSpanBytes = kScratchBytes / 13;  // what the tiles of a span leave, for all threads or for each
 
+// Channels of a run that different tasks may scatter to: whole vectors, since the last one of a cell reaches into the next
+// cell otherwise, and whole cache lines, which would go from one thread to the other and back.
+template <class T>
+constexpr int64_t kApart = std::max<int64_t>(lanes<T>, 64 / sizeof(T));
+
 // Consecutive input channels, and how many elements they need: a row of columns, the table of an image, the packed
 // weight; and how many runs they have.
 struct ChannelBlock {
@@ -37,13 +42,12 @@ struct PositionTile {
 template <class T, class E>
 class BackwardLayout {
   public:
-    BackwardLayout(const Convolution& convolution, const Map& input, int most_threads)
+    BackwardLayout(const Convolution& convolution, DType input, int most_threads)
         : conv(convolution), grouping(conv), outputs(grouping.outputs),
           out_rows(grouping.narrow ? outputs : round_up(outputs, kRows)),
           merged(conv.groups == 1 && conv.offset_groups == 1 && conv.taps() * conv.channels <= kMergedColumns),
           steps(merged ? 1 : conv.taps()),
-          in_place(contiguous(input) &&
-                   reads_in_place<T>(conv, input.dtype, 2 * conv.cells() * lanes<T> * int64_t{sizeof(T)})),
+          in_place(reads_in_place<T>(conv, input, 2 * conv.cells() * lanes<T> * int64_t{sizeof(T)})),
           depthwise(is_depthwise(grouping) && !in_place), blocks(blocks_of_channels()), row(most(&ChannelBlock::row)),
           images(images_held()), threads(threads_for(most_threads)),
           length(tile_length(conv.out_cells(), images, threads, depthwise ? kSummedRows : kPartials)),
@@ -125,10 +129,6 @@ class BackwardLayout {
     }
 
   private:
-    // Samples refer to the input and to its gradient, which is contiguous.
-    bool contiguous(const Map& map) const {
-        return map.stride[1] == conv.cells() && map.stride[2] == conv.width && map.stride[3] == 1;
-    }
     // Rows that a tile leaves for each tap: columns and their gradient, or sums of them.
     int64_t rows_left() const { return depthwise ? kTile / kSummedRows : 2 * kTile; }
 
@@ -178,7 +178,7 @@ class BackwardLayout {
         return std::all_of(blocks.begin(), blocks.end(), [&](const ChannelBlock& each) {
             int64_t parts = 0;
             for (const Slice& slice : each.slices)
-                for (const Run& run : slice.runs) parts += run.channels % lanes<T> ? 1 : run.channels / lanes<T>;
+                for (const Run& run : slice.runs) parts += run.channels % kApart<T> ? 1 : run.channels / kApart<T>;
             return parts >= 2 * threads;
         });
     }

@@ -11,6 +11,7 @@ using Shape = std::vector<int64_t>;
 constexpr int64_t kMostCells = int64_t{1} << 24;     // on a side: float32 cannot distinguish more positions
 constexpr int64_t kMostElements = int64_t{1} << 48;  // of a tensor, and from its first to its last on one axis
 constexpr int64_t kMost = int64_t{1} << 31;          // of other sizes: products of two stay within 64 bits
+constexpr int64_t kMostCopied = int64_t{1} << 26;    // cells of a map, with 16 channels each
 constexpr int kMostThreads = 1 << 16;
 
 void require(bool met, const char* what) {
@@ -87,6 +88,8 @@ struct ConvolutionCall {
         for (const Tensor* tensor : {&given.input, &given.offset, &given.weight, &given.mask}) check_tensor(*tensor);
         const Shape &input = given.input.shape, &offset = given.offset.shape, &weight = given.weight.shape;
         check_map(input);
+        require(size_of(given.input.dtype) > 2 || input[2] * input[3] <= kMostCopied,
+                "input: at most 2^26 cells on a map of 16-bit numbers");
         require(offset.size() == 4 && weight.size() == 4, "offset, weight: four dimensions");
         require(weight[2] < kMost && weight[3] < kMost, "weight: size");
         check_pair(given.stride, 1, "stride"), check_pair(given.padding, 0, "padding");
@@ -166,6 +169,7 @@ struct AttentionCall {
         require(value.size() == 4, "value: four dimensions");
         require(locations.size() == 6, "locations: six dimensions");
         attention.batch = value[0], attention.rows = value[1], attention.heads = value[2], attention.channels = value[3];
+        require(attention.rows < kMost, "value: fewer than 2^31 rows");
         attention.queries = locations[1], attention.points = locations[4];
         attention.levels = given.levels;
         for (const Level& level : given.levels) {
@@ -202,6 +206,7 @@ struct AggregationCall {
         for (double tap : given.taps) require(std::isfinite(tap), "taps: finite");
         require(std::isfinite(given.offset_scale), "offset_scale: finite");
         aggregation.sums.batch = input[0], aggregation.sums.rows = input[1] * input[2];
+        require(aggregation.sums.rows < kMost, "input: fewer than 2^31 cells");
         aggregation.sums.heads = offset[3], aggregation.sums.channels = input[3] / offset[3];
         aggregation.sums.queries = offset[1] * offset[2], aggregation.sums.points = offset[4];
         aggregation.sums.levels = {{input[1], input[2], 0}};

@@ -23,8 +23,8 @@ auto finder(const Aggregation& of, const AttentionTensors& in) {
             moved_taps(taps.data() + 2 * (point % of.sums.points), pairs, count, static_cast<T>(of.offset_scale), row,
                        column, y + m, x + m);
         });
-        find_corners(false, y, x, mask, total, map.height, map.width, map.width * head.step(), head.step(), samples,
-                     slopes);
+        const Naming<T> numbers{false, static_cast<Index<T>>(map.width), 1};
+        find_corners(false, y, x, mask, total, map.height, map.width, numbers, samples, slopes);
     };
 }
 

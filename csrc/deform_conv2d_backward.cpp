@@ -19,7 +19,7 @@ class Backward {
   public:
     Backward(const Convolution& conv, const ConvolutionTensors& in, Map grad, const ConvolutionGradients& to,
              int threads)
-        : conv_(conv), in_(in), grad_(grad), to_(to), layout_(conv, in.input, threads), outputs_(layout_.outputs),
+        : conv_(conv), in_(in), grad_(grad), to_(to), layout_(conv, in.input.dtype, threads), outputs_(layout_.outputs),
           row_(layout_.row), span_(layout_), tables_(layout_, in.input, static_cast<T*>(to.input.data)),
           weight_(layout_, in.weight), zeros_(row_, true), slopes_(layout_.threads),
           rows_(layout_.threads * 2 * conv.taps() * kTile) {}
@@ -67,14 +67,14 @@ class Backward {
         const PositionTile tile = layout_.tile_of(slot);
         copy_grads(tile, slot);
         if (!layout_.depthwise) multiply(tile, slot);
-        int32_t* const rows = rows_.get() + worker * 2 * conv_.taps() * kTile;
+        Index<T>* const rows = rows_.get() + worker * 2 * conv_.taps() * kTile;
         Slopes<T>& slopes = slopes_.get()[worker];
+        const Positions<T> positions(conv_, layout_.image + tile.image, tile.first, tile.count);
         layout_.for_runs([&](const RunPlace& place) {
             const Rows<T> from = tables_.input(tile.image, place);
             for (int64_t tap = 0; tap < conv_.taps(); ++tap) {
                 Samples<T>& samples = span_.samples_at(slot, place.index)[tap];
-                find_samples(conv_, in_, layout_.image + tile.image, tile.first, tile.count, place.run.offset_group,
-                             tap, from, samples, &slopes);
+                find_samples(conv_, in_, positions, place.run.offset_group, tap, 1, from, samples, &slopes);
                 T dots[4][kTile];
                 read_samples(tile, slot, place, tap, from, samples, dots);
                 add_offset_grad(tile, place.run.offset_group * conv_.taps() + tap, slopes, dots);
@@ -132,7 +132,7 @@ class Backward {
                 const Filtered<T> grads{span_.grads_at(slot) + place.run.first,
                                         weight_.get() + place.weight + tap * layout_.tap_size(place.slice) +
                                             place.run.first - place.slice.first};
-                return sum_factors(from, zeros_.get(), samples, tile.count, place.run.channels, grads,
+                return sum_factors(from.data, zeros_.get(), samples, tile.count, place.run.channels, grads,
                                    conv_.out_channels, columns, row_, dots);
             }
         gather_with_dots(from, zeros_.get(), samples, tile.count, place.run.channels,
@@ -163,7 +163,7 @@ class Backward {
     PackedWeight<T, E> weight_;
     const Buffer<T> zeros_;
     const Buffer<Slopes<T>> slopes_;  // of each worker
-    const Buffer<int32_t> rows_;      // of each worker, [taps, upper | lower, positions]
+    const Buffer<Index<T>> rows_;     // of each worker, [taps, upper | lower, positions]
 };
 
 }  // namespace

@@ -30,7 +30,8 @@ class Forward {
           sums_(threads * (kTile + 1) * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true),
           samples_together_(depthwise() ? std::min(conv.taps(), kTapsTogether) : 1),
           samples_(threads * samples_together_),
-          length_(tile_length(conv.out_cells(), images_, threads, kPartials)) {}
+          length_(tile_length(conv.out_cells(), images_, threads, kPartials,
+                              depthwise() ? kPositionsTogether : kTile)) {}
 
     // Blocks of channels in sequence, each added to the output of the previous ones.
     void run() {
@@ -47,7 +48,8 @@ class Forward {
                     return std::min(length_, conv_.out_cells() - task % tiles * length_);
                 };
                 parallel(some * tiles, threads_, [&](int64_t task, int worker) {
-                    compute_tile(image, task / tiles, task % tiles * length_, count(task), worker);
+                    const int64_t table = task / tiles, first = task % tiles * length_;
+                    compute_tile({conv_, image + table, first, count(task)}, table, worker);
                 }, [&](int64_t task) { return count(task) * tile_cost(); });
             }
         }
@@ -166,31 +168,32 @@ class Forward {
         }, [&](int64_t) { return 2 * chunk * (block_end_ - block_); });
     }
 
+    // Of an image, which is in table i.
     Rows<T> rows(int64_t image, int64_t i, const Run& run) const {
-        if (in_place_) return rows_in_place<T>(in_.input.data, in_.input.stride, image + i, run.first);
+        if (in_place_) return rows_in_place<T>(in_.input.data, in_.input.stride, image, run.first);
         return {table_of(run, i), conv_.width * run.channels, run.channels, 1, true};
     }
 
-    void compute_tile(int64_t image, int64_t index, int64_t first, int64_t count, int worker) {
+    // Positions of an image, which is in a table.
+    void compute_tile(const Positions<T>& positions, int64_t table, int worker) {
         T* const sums = sums_.get() + worker * (kTile + 1) * sum_row_;
-        for (int64_t m = 0; m < count; ++m)
+        for (int64_t m = 0; m < positions.count; ++m)
             std::copy(first_sums_.get(), first_sums_.get() + sum_row_, sums + m * sum_row_);
         for (const Slice& slice : slices_) {
             if constexpr (std::is_same_v<T, E>)
                 if (depthwise()) {
-                    sum_channels(slice, image, index, first, count, worker, sums);
+                    sum_channels(slice, positions, table, worker, sums);
                     continue;
                 }
-            multiply_columns(slice, image, index, first, count, worker, sums);
+            multiply_columns(slice, positions, table, worker, sums);
         }
         visit(out_.dtype, [&](auto type) {
-            store_tile(sums, image + index, first, count, static_cast<decltype(type)*>(out_.data));
+            store_tile(sums, positions, static_cast<decltype(type)*>(out_.data));
         });
     }
 
-    // Adds what a slice gives if every channel is a group. The samples of some positions stay in the nearest cache.
-    void sum_channels(const Slice& slice, int64_t image, int64_t index, int64_t first, int64_t count, int worker,
-                      T* sums) {
+    // Adds what a slice gives if every channel is a group.
+    void sum_channels(const Slice& slice, const Positions<T>& positions, int64_t table, int worker, T* sums) {
         Samples<T>* const samples = samples_.get() + worker * samples_together_;
         const int64_t step = bundles_of(slice).size();
         const std::vector<Run>& runs = slice.runs;
@@ -198,18 +201,13 @@ class Forward {
             for (end = at + 1; end < runs.size() && samples_alike(runs[at], runs[end]);) ++end;
             for (int64_t tap = 0, taps; tap < conv_.taps(); tap += taps) {
                 taps = std::min(samples_together_, conv_.taps() - tap);
-                const T* const weight = packed(slice) + tap * step;
-                for (int64_t m = 0; m < count; m += kPositionsTogether) {
-                    const int64_t some = std::min(kPositionsTogether, count - m);
-                    for (int64_t i = 0; i < taps; ++i)
-                        find_samples(conv_, in_, image + index, first + m, some, runs[at].offset_group, tap + i,
-                                     rows(image, index, runs[at]), samples[i]);
-                    for (size_t r = at; r < end; ++r)
-                        add_depthwise<T>({rows(image, index, runs[r]).data, zeros_.get(), samples, taps,
-                                          weight + runs[r].first - slice.first, step},
-                                         some, runs[r].channels, sums + m * sum_row_ + runs[r].first * out_row_,
-                                         sum_row_);
-                }
+                for (int64_t i = 0; i < taps; ++i)
+                    find_samples(conv_, in_, positions, runs[at].offset_group, tap + i, taps,
+                                 rows(positions.image, table, runs[at]), samples[i]);
+                for (size_t r = at; r < end; ++r)
+                    add_depthwise<T>({rows(positions.image, table, runs[r]).data, zeros_.get(), samples, taps,
+                                      packed(slice) + tap * step + runs[r].first - slice.first, step},
+                                     positions.count, runs[r].channels, sums + runs[r].first * out_row_, sum_row_);
             }
         }
     }
@@ -218,8 +216,8 @@ class Forward {
     }
 
     // Adds what a slice gives: its columns times the weight.
-    void multiply_columns(const Slice& slice, int64_t image, int64_t index, int64_t first, int64_t count, int worker,
-                          T* sums) {
+    void multiply_columns(const Slice& slice, const Positions<T>& positions, int64_t table, int worker, T* sums) {
+        const int64_t count = positions.count;
         E* const columns = columns_.get() + worker * kTile * slice_row_;
         Samples<T>& samples = samples_.get()[worker * samples_together_];
         int32_t kept[kTile];
@@ -230,11 +228,11 @@ class Forward {
             taps = std::min(together, conv_.taps() - tap);
             int64_t some = count;
             // Leaving positions out of the product pays off where it is much.
-            const bool few = slice.runs.size() == 1 && taps == 1 && !grouping_.narrow;
+            const bool few = slice.runs.size() == 1 && taps == 1 && !grouping_.narrow && !in_place_;
             for (int64_t i = 0; i < taps; ++i)
                 for (const Run& run : slice.runs) {
-                    const Rows<T> from = rows(image, index, run);
-                    find_samples(conv_, in_, image + index, first, count, run.offset_group, tap + i, from, samples);
+                    const Rows<T> from = rows(positions.image, table, run);
+                    find_samples(conv_, in_, positions, run.offset_group, tap + i, 1, from, samples);
                     if (few) some = without_zeros(samples, count, kept);
                     gather(from, zeros_.get(), samples, some, run.channels,
                            columns + i * channels + run.first - slice.first, slice_row_);
@@ -258,11 +256,12 @@ class Forward {
 
     // Writes the sums [positions, outputs] to the planes of the output, for all groups together if none has padding.
     template <class S>
-    void store_tile(const T* sums, int64_t image, int64_t first, int64_t count, S* out) const {
+    void store_tile(const T* sums, const Positions<T>& positions, S* out) const {
         const int64_t outputs = outputs_ == out_row_ ? conv_.out_channels : outputs_;
         for (int64_t output = 0, group = 0; output < conv_.out_channels; output += outputs, ++group) {
-            S* const planes = out + (image * conv_.out_channels + output) * conv_.out_cells() + first;
-            for_columns<T>(sums + group * out_row_, sum_row_, count, outputs,
+            S* const planes =
+                out + (positions.image * conv_.out_channels + output) * conv_.out_cells() + positions.first;
+            for_columns<T>(sums + group * out_row_, sum_row_, positions.count, outputs,
                            [&](int64_t o, int64_t m, int64_t some, const Vector<T>& values) {
                                S* const to = planes + o * conv_.out_cells() + m;
                                store<T>(to, block_ > 0 ? Vector<T>(values + load<T>(to, some)) : values, some);

@@ -15,7 +15,7 @@ bool is_depthwise(const Grouping<T>& grouping) {
     return grouping.narrow && grouping.inputs == 1 && grouping.outputs == 1;
 }
 
-// Taps and positions whose samples are found before their channels are summed.
+// Taps and positions whose samples are found before their channels are summed, which then stay in the nearest cache.
 constexpr int64_t kTapsTogether = 16, kPositionsTogether = 48;
 
 // The samples of some taps in a table, and the filters [taps, channels] of its channels, whose rows are `step` apart.
@@ -31,19 +31,16 @@ struct Filters {
 // Adds V vectors of channels of position m, from channel c on, to `sum`.
 template <class T, int V>
 inline void add_taps(const Filters<T>& of, int64_t m, int64_t c, Vector<T> (&sum)[V]) {
-    const T *const rows = of.rows, *const zeros = of.zeros;
     for (int64_t tap = 0; tap < of.taps; ++tap) {
-        const Samples<T>& samples = of.samples[tap];
-        const T* cell[4];
-        for (int i = 0; i < 4; ++i) cell[i] = (samples.cell[i][m] < 0 ? zeros : rows + samples.cell[i][m]) + c;
-        const T w0 = samples.weight[0][m], w1 = samples.weight[1][m];
-        const T w2 = samples.weight[2][m], w3 = samples.weight[3][m];
-        const T* const weight = of.weight + tap * of.step + c;
+        const Sample<T>& sample = of.samples[tap][m];
+        const Corners<T> at(of.rows, of.zeros, sample);
+        const T w0 = sample.weight[0], w1 = sample.weight[1], w2 = sample.weight[2], w3 = sample.weight[3];
+        const T* const weight = of.weight + tap * of.step;
         for (int v = 0; v < V; ++v) {
-            const int64_t at = v * lanes<T>;
-            const Vector<T> column = w0 * vector_at(cell[0] + at) + w1 * vector_at(cell[1] + at) +
-                                     w2 * vector_at(cell[2] + at) + w3 * vector_at(cell[3] + at);
-            sum[v] += vector_at(weight + at) * column;
+            const int64_t i = c + v * lanes<T>;
+            const Vector<T> column = w0 * vector_at(at.cell[0] + i) + w1 * vector_at(at.cell[1] + i) +
+                                     w2 * vector_at(at.cell[2] + i) + w3 * vector_at(at.cell[3] + i);
+            sum[v] += vector_at(weight + i) * column;
         }
     }
 }
@@ -54,12 +51,17 @@ void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, T* sum
     constexpr int V = static_cast<int>(std::min<int64_t>(2 * kVectors, kNearChannels / lanes<T>));
     for (int64_t m = 0; m < count; ++m, sums += row) {
         int64_t c = 0;
-        for (; c + V * lanes<T> <= channels; c += V * lanes<T>) {
-            Vector<T> sum[V];
-            for (int v = 0; v < V; ++v) sum[v] = vector_at(sums + c + v * lanes<T>);
-            add_taps<T, V>(of, m, c, sum);
-            for (int v = 0; v < V; ++v) store(sums + c + v * lanes<T>, sum[v]);
-        }
+        const auto add_vectors = [&](auto together) {
+            constexpr int some = together;
+            for (; c + some * lanes<T> <= channels; c += some * lanes<T>) {
+                Vector<T> sum[some];
+                for (int v = 0; v < some; ++v) sum[v] = vector_at(sums + c + v * lanes<T>);
+                add_taps<T, some>(of, m, c, sum);
+                for (int v = 0; v < some; ++v) store(sums + c + v * lanes<T>, sum[v]);
+            }
+        };
+        add_vectors(std::integral_constant<int, V>{});
+        add_vectors(std::integral_constant<int, 2>{});
         for (; c < channels; c += lanes<T>) {
             Vector<T> sum[1] = {vector_at(sums + c)};
             add_taps<T, 1>(of, m, c, sum);
@@ -71,7 +73,7 @@ void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, T* sum
 // For one tap, in `dots` the product of each column's gradient with each of its four cells; and the sums over every
 // kSummedRows positions of column times output's gradient, [positions / kSummedRows, row], the gradient of the weight.
 template <class T>
-void sum_factors(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
+void sum_factors(const T* table, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
                  Filtered<T> grads, int64_t grads_row, T* sums, int64_t row, T (&dots)[4][kTile]) {
     const int64_t whole = channels / lanes<T> * lanes<T>;
     Vector<T> held{};  // the sum of the first vector, to which the next position adds
@@ -80,15 +82,15 @@ void sum_factors(const Rows<T>& rows, const T* zeros, const Samples<T>& samples,
         for (int64_t m = first; m < std::min(count, first + lanes<T>); ++m, grads.grad += grads_row) {
             T* const sum = sums + m / kSummedRows * row;
             if (m % kSummedRows == 0) std::fill(sum, sum + channels, T(0)), held = Vector<T>{};
-            const T* cell[4];
-            for (int i = 0; i < 4; ++i) cell[i] = samples.cell[i][m] < 0 ? zeros : rows.data + samples.cell[i][m];
+            const Sample<T>& sample = samples[m];
+            const Corners<T> at(table, zeros, sample);
             Vector<T> dot[4] = {};
             for (int64_t c = 0; c < channels; c += lanes<T>) {
                 const Vector<T> grad = grads.template vector<Vector<T>>(c);
                 Vector<T> column{};
                 for (int i = 0; i < 4; ++i) {
-                    const Vector<T> value = vector_at(cell[i] + c);
-                    column += samples.weight[i][m] * value;
+                    const Vector<T> value = vector_at(at.cell[i] + c);
+                    column += sample.weight[i] * value;
                     dot[i] += c < whole ? Vector<T>(grad * value) : first_lanes(grad * value, channels - whole);
                 }
                 const Vector<T> before = c == 0 ? held : vector_at(sum + c);

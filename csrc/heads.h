@@ -47,30 +47,30 @@ void for_queries(const Head& head, size_t level, int64_t first, int64_t total, c
     }
 }
 
-// Adds samples m .. m + count - 1 to one row of the output.
+// Adds `count` samples to one row of the output. Cells are `step` apart.
 template <class T, class E>
-void add_samples(const E* cells, const Samples<T>& samples, int64_t m, int64_t count, int64_t channels, T* sum) {
+void add_samples(const E* cells, int64_t step, const Sample<T>* samples, int64_t count, int64_t channels, T* sum) {
     const E zeros[lanes<T>] = {};  // stand for cells outside
     for (int64_t c = 0; c < channels; c += lanes<T>) {
         const int64_t some = std::min<int64_t>(lanes<T>, channels - c);
         Vector<T> total{};
-        for (int64_t s = m; s < m + count; ++s)
+        for (int64_t s = 0; s < count; ++s)
             for (int i = 0; i < 4; ++i) {
-                const E* from = samples.cell[i][s] < 0 ? zeros : cells + samples.cell[i][s] + c;
-                total += samples.weight[i][s] * load<T>(from, some);
+                const int64_t cell = samples[s].cell[i];
+                total += samples[s].weight[i] * load<T>(cell < 0 ? zeros : cells + cell * step + c, some);
             }
         store<T>(sum + c, Vector<T>(vector_at(sum + c) + total));
     }
 }
 
-// Adds sample m to the gradient of its four cells; returns the products of `grad` with what they hold.
+// Adds a sample to the gradient of its four cells; returns the products of `grad` with what they hold.
 template <class T, class E>
-std::array<T, 4> spread_sample(const E* cells, T* grad_cells, const Samples<T>& samples, int64_t m, int64_t channels,
+std::array<T, 4> spread_sample(const E* cells, T* grad_cells, int64_t step, const Sample<T>& sample, int64_t channels,
                                const T* grad) {
     const E zeros[lanes<T>] = {};
     std::array<T, 4> dots;
     for (int i = 0; i < 4; ++i) {
-        const int64_t cell = samples.cell[i][m];
+        const int64_t cell = sample.cell[i] * step;
         Vector<T> dot{};
         for (int64_t c = 0; c < channels; c += lanes<T>) {
             const int64_t some = std::min<int64_t>(lanes<T>, channels - c);
@@ -78,7 +78,7 @@ std::array<T, 4> spread_sample(const E* cells, T* grad_cells, const Samples<T>& 
             dot += part * load<T>(cell < 0 ? zeros : cells + cell + c, some);
             if (cell < 0) continue;
             T* to = grad_cells + cell + c;
-            store<T>(to, Vector<T>(load<T>(to, some) + samples.weight[i][m] * part), some);
+            store<T>(to, Vector<T>(load<T>(to, some) + sample.weight[i] * part), some);
         }
         dots[i] = sum_of<T>(dot);
     }
@@ -98,13 +98,14 @@ void sum_samples(const Attention& attention, Array value, Array out, int threads
         for (size_t level = 0; level < attention.levels.size(); ++level)
             for (int64_t first = from * points; first < to * points; first += kTile) {
                 const int64_t total = std::min(kTile, to * points - first);
-                Samples<T> samples;
+                alignas(64) Samples<T> samples;
                 find(head, level, first, total, samples, nullptr);
                 visit(value.dtype, [&](auto type) {
                     const auto* cells =
                         static_cast<const decltype(type)*>(value.data) + head.cell(attention.levels[level]);
                     for_queries(head, level, first, total, [&](int64_t query, int64_t m, int64_t count, int64_t) {
-                        add_samples(cells, samples, m, count, channels, sums.get() + (query - from) * row);
+                        T* const sum = sums.get() + (query - from) * row;
+                        add_samples(cells, head.step(), &samples[m], count, channels, sum);
                     });
                 });
             }
@@ -142,7 +143,7 @@ void spread_samples(const Attention& attention, Array value, Array grad, const A
             for (int64_t first = 0; first < attention.queries * points; first += kTile) {
                 const int64_t total = std::min(kTile, attention.queries * points - first);
                 const int64_t cells = head.cell(attention.levels[level]);
-                Samples<T> samples;
+                alignas(64) Samples<T> samples;
                 Slopes<T> slopes;
                 find(head, level, first, total, samples, &slopes);
                 for_queries(head, level, first, total, [&](int64_t query, int64_t m, int64_t count, int64_t point) {
@@ -151,7 +152,7 @@ void spread_samples(const Attention& attention, Array value, Array grad, const A
                         std::array<T, 4> dots;
                         visit(value.dtype, [&](auto type) {
                             dots = spread_sample(static_cast<const decltype(type)*>(value.data) + cells,
-                                                 grad_value + cells, samples, s, channels, above.get());
+                                                 grad_value + cells, head.step(), samples[s], channels, above.get());
                         });
                         T of_x = 0, of_y = 0, of_weight = 0;
                         for (int i = 0; i < 4; ++i) {

@@ -67,7 +67,8 @@ inline void multiply(Vector<float> (&sum)[V], const BFloat16* factor, const BFlo
 
 // V vectors of R rows of c.
 template <class T, class E, int R, int V>
-inline void product_block(int64_t depth, Left<E> a, Right<E> b, Sums<T> c, int64_t first) {
+__attribute__((always_inline)) inline void product_block(int64_t depth, Left<E> a, Right<E> b, Sums<T> c,
+                                                         int64_t first) {
     Vector<T> sum[R][V];
     for (int m = 0; m < R; ++m)
         for (int v = 0; v < V; ++v) sum[m][v] = vector_at(c[first + m] + v * lanes<T>);
@@ -120,9 +121,9 @@ void product_by_tiles(int64_t rows, int64_t depth, Left<BFloat16> a, Right<BFloa
 }
 #endif
 
-// V vectors of all rows.
+// V vectors of all rows. Not inlined, where callers' variables would take its registers.
 template <class T, class E, int V>
-void product_column(int64_t rows, int64_t depth, Left<E> a, Right<E> b, Sums<T> c) {
+__attribute__((noinline)) void product_column(int64_t rows, int64_t depth, Left<E> a, Right<E> b, Sums<T> c) {
 #ifdef PLIANT_TILES
     if constexpr (std::is_same_v<E, BFloat16>) return product_by_tiles<V>(rows, depth, a, b, c);
 #endif
