@@ -11,7 +11,7 @@ using Shape = std::vector<int64_t>;
 constexpr int64_t kMostCells = int64_t{1} << 24;     // on a side: float32 cannot distinguish more positions
 constexpr int64_t kMostElements = int64_t{1} << 48;  // of a tensor, and from its first to its last on one axis
 constexpr int64_t kMost = int64_t{1} << 31;          // of other sizes: products of two stay within 64 bits
-constexpr int64_t kMostCopied = int64_t{1} << 26;    // cells of a map, with 16 channels each
+constexpr int64_t kMostCopied = int64_t{1} << 26;    // cells of a map whose copy has 16 channels: counted in 32 bits
 constexpr int kMostThreads = 1 << 16;
 
 void require(bool met, const char* what) {

@@ -172,6 +172,15 @@ def test_indices_beyond_two_to_the_31() -> None:
     assert deform_conv2d(tall, beyond, weight, stride=(1 << 15, 1 << 15)).count_nonzero() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_map_of_16_bit_numbers_has_a_largest_size(dtype: torch.dtype) -> None:
+    """It is always copied: one row more than 2^26 cells, all rows in the memory of one."""
+    tall = torch.zeros(1, 1, 1, 1 << 13, dtype=dtype).expand(1, 1, (1 << 13) + 1, 1 << 13)
+    offset, weight = torch.zeros(1, 2, 2, 1, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=dtype)
+    with pytest.raises(ValueError, match=r"at most 2\^26 cells"):
+        deform_conv2d(tall, offset, weight, stride=(1 << 13, 1 << 13))
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("far", [2**30, 2**31 - 1])
 def test_taps_that_lie_far_outside_read_nothing(far: int, groups: int) -> None:
