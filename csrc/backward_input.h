@@ -18,62 +18,56 @@ class InputTables {
     InputTables(const BackwardLayout<T, E>& layout, const Map& input, T* grad)
         : layout_(layout), conv_(layout.conv), given_(input), given_grad_(grad), input_(size()), grad_(size()) {}
 
-    Rows<T> input(int64_t i, const RunPlace& place) const {
-        if (layout_.in_place) return rows_in_place<T>(given_.data, given_.stride, layout_.image + i, place.run.first);
-        return rows_of(input_, i, place);
+    // Of an image at hand: a run's table, and the table of its gradient.
+    Table<T> input(int64_t i, const Run& run) const { return table(input_, i, run); }
+    Table<T> grad(int64_t i, const Run& run) const { return table(grad_, i, run); }
+    // In place.
+    MapInPlace<T> input_in_place(int64_t i, const Run& run) const {
+        return map_in_place<T>(conv_, given_.data, given_.stride, layout_.image + i, run.first);
     }
-    Rows<T> grad(int64_t i, const RunPlace& place) const {
+    MapInPlace<T> grad_in_place(int64_t i, const Run& run) const {
         const int64_t planes[4] = {conv_.channels * conv_.cells(), conv_.cells(), conv_.width, 1};
-        if (layout_.in_place) return rows_in_place<T>(given_grad_, planes, layout_.image + i, place.run.first);
-        return rows_of(grad_, i, place);
+        return map_in_place<T>(conv_, given_grad_, planes, layout_.image + i, run.first);
     }
 
     // Copies the images, and sets the gradient to zero.
     void start() const {
         if (layout_.in_place) return;
-        for_tables([&](int64_t i, const RunPlace& place, int64_t from, int64_t to) {
-            const int64_t row = layout_.map_row(place.run), channels = place.run.channels;
-            copy_rows(given_, conv_.width, layout_.image + i, place.run.first, channels, from * conv_.width,
-                      to * conv_.width, input(i, place).data + from * row, channels);
-            T* const grads = grad(i, place).data;
-            std::fill(grads + from * row, grads + to * row, T(0));
+        for_tables([&](int64_t i, const Run& run, int64_t from, int64_t to) {
+            input(i, run).copy(given_, layout_.image + i, run.first, from, to);
+            grad(i, run).clear(from, to);
         });
     }
 
     // Adds the gradient in the tables to the planes that were given.
     void finish() const {
         if (layout_.in_place) return;
-        for_tables([&](int64_t i, const RunPlace& place, int64_t from, int64_t to) {
-            T* const plane = given_grad_ + ((layout_.image + i) * conv_.channels + place.run.first) * conv_.cells();
-            for_columns<T>(grad(i, place).data + from * layout_.map_row(place.run), place.run.channels,
-                           (to - from) * conv_.width, place.run.channels,
-                           [&](int64_t c, int64_t cell, int64_t count, const Vector<T>& values) {
-                               T* const at = plane + c * conv_.cells() + from * conv_.width + cell;
-                               store<T>(at, load<T>(at, count) + values, count);
-                           });
+        for_tables([&](int64_t i, const Run& run, int64_t from, int64_t to) {
+            const Table<T> table = grad(i, run);
+            T* const plane = given_grad_ + ((layout_.image + i) * conv_.channels + run.first) * conv_.cells();
+            for (int64_t y = from; y < to; ++y)
+                for_columns<T>(table.first + y * table.y, table.x, conv_.width, run.channels,
+                               [&](int64_t c, int64_t x, int64_t count, const Vector<T>& values) {
+                                   T* const at = plane + c * conv_.cells() + y * conv_.width + x;
+                                   store<T>(at, load<T>(at, count) + values, count);
+                               });
         });
     }
 
   private:
-    int64_t size() const {
-        return layout_.in_place ? 0 : layout_.images * layout_.most(&ChannelBlock::table) + lanes<T>;
-    }
-    Rows<T> rows_of(const Buffer<T>& tables, int64_t i, const RunPlace& place) const {
-        T* const table = tables.get() + i * layout_.block->table + place.table;
-        return {table, layout_.map_row(place.run), place.run.channels, 1, true};
+    int64_t size() const { return layout_.in_place ? 0 : layout_.images * layout_.most(&ChannelBlock::tables); }
+    Table<T> table(const Buffer<T>& tables, int64_t i, const Run& run) const {
+        return {conv_, run.channels, tables.get() + i * layout_.block->tables + run.table};
     }
 
-    // Calls visitor(i, place of a run, first row, last row) for parts of the tables, as tasks.
+    // Calls visitor(i, run, first row, last row) for parts of the tables, as tasks.
     template <class Visitor>
     void for_tables(const Visitor& visitor) const {
         const int64_t some = std::max<int64_t>(1, conv_.height / (4 * layout_.threads));
         const int64_t parts = (conv_.height + some - 1) / some;
         parallel(layout_.some * parts, layout_.threads, [&](int64_t task, int) {
             const int64_t from = task % parts * some, to = std::min(conv_.height, from + some);
-            layout_.for_runs([&](const RunPlace& place) {
-                const int64_t step = place.run.channels % lanes<T> ? 1 : to - from;  // rows without a gap go together
-                for (int64_t y = from; y < to; y += step) visitor(task / parts, place, y, y + step);
-            });
+            layout_.for_runs([&](const RunPlace& place) { visitor(task / parts, place.run, from, to); });
         }, [&](int64_t) { return 4 * some * conv_.width * layout_.block->channels; });
     }
 
@@ -85,15 +79,16 @@ class InputTables {
 };
 
 // Sorts the samples of a tile by the bucket of the rows that they read, and in a bucket by position, then tap. A sample
-// whose two rows are in different buckets has two entries. `rows` are [taps, upper | lower, kTile], -1 outside.
+// whose two rows are in different buckets has two entries; rows outside the map are left out.
 template <class T, class E>
-void list_samples(const BackwardLayout<T, E>& layout, const Index<T>* rows, int64_t count, BucketEntry* entries,
+void list_samples(const BackwardLayout<T, E>& layout, const Samples<T>* samples, int64_t count, BucketEntry* entries,
                   int32_t* begins) {
     const auto for_entries = [&](const auto& visitor) {
         for (int64_t m = 0; m < count; ++m)
             for (int64_t tap = 0; tap < layout.conv.taps(); ++tap) {
-                const Index<T> upper = rows[2 * tap * kTile + m], lower = rows[(2 * tap + 1) * kTile + m];
-                const Index<T> first = upper >> layout.shift, second = lower >> layout.shift;  // -1 outside
+                const int64_t upper = samples[tap].row[m], lower = upper + 1, height = layout.conv.height;
+                const int64_t first = upper < height ? upper >> layout.shift : -1;
+                const int64_t second = lower < height ? lower >> layout.shift : -1;
                 const uint32_t place = static_cast<uint32_t>(tap * kTile + m);
                 if (first == second) {
                     if (first >= 0) visitor(first, BucketEntry{place, 0, 4});
@@ -155,12 +150,11 @@ std::vector<Scatter> scatters_of(const BackwardLayout<T, E>& layout, const Span<
     return found;
 }
 
-// Adds to `rows`, the table of the gradient. If depthwise, a column's gradient is its output's times its weight.
-template <class T, class E>
+// Adds to `cells`, which hold the gradient. If depthwise, a column's gradient is its output's times its weight.
+template <class T, class E, class Cells>
 void scatter_columns(const BackwardLayout<T, E>& layout, const Span<T, E>& span, const E* weight, const Scatter& part,
-                     Rows<T> rows, int64_t tiles) {
+                     const Cells& cells, int64_t tiles) {
     const RunPlace& place = part.place;
-    rows.data += part.first * rows.channel;
     const int64_t step = layout.tap_size(place.slice);
     weight += place.weight + place.run.first - place.slice.first + part.first;
     for (int64_t slot = 0; slot < tiles; ++slot) {
@@ -168,13 +162,13 @@ void scatter_columns(const BackwardLayout<T, E>& layout, const Span<T, E>& span,
         if (tile.image != part.image) continue;
         const Samples<T>* const samples = span.samples_at(slot, place.index);
         const T* const grads = span.grads_at(slot) + place.run.first + part.first;
-        const auto add = [&](int64_t tap, int64_t m, int from, int to) {
+        const auto add = [&](int64_t tap, int64_t m, int from, int to) __attribute__((always_inline)) {
             if constexpr (std::is_same_v<T, E>)
                 if (layout.depthwise)
-                    return scatter(rows, samples[tap][m], from, to, part.channels,
+                    return scatter(cells, samples[tap], m, from, to, part.channels,
                                    Filtered<T>{grads + m * layout.conv.out_channels, weight + tap * step});
             const T* const columns = span.columns_grad_at(slot, tap) + m * layout.row + place.column + part.first;
-            scatter(rows, samples[tap][m], from, to, part.channels, Plain<T>{columns});
+            scatter(cells, samples[tap], m, from, to, part.channels, Plain<T>{columns});
         };
         if (layout.buckets == 1) {
             for (int64_t m = 0; m < tile.count; ++m)

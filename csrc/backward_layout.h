@@ -18,19 +18,19 @@ constexpr int64_t kSpanBytes = kScratchBytes / 13;  // what the tiles of a span 
 template <class T>
 constexpr int64_t kApart = std::max<int64_t>(lanes<T>, 64 / sizeof(T));
 
-// Consecutive input channels, and how many elements they need: a row of columns, the table of an image, the packed
+// Consecutive input channels, and how many elements they need: a row of columns, the tables of an image, the packed
 // weight; and how many runs they have.
 struct ChannelBlock {
     int64_t first, channels;
     std::vector<Slice> slices;
-    int64_t row = 0, table = 0, weight = 0, runs = 0;
+    int64_t row = 0, tables = 0, weight = 0, runs = 0;
 };
 
-// A run of the block at hand: its columns in a row, the packed weights of its slice, its table, and its number.
+// A run of the block at hand: its columns in a row, the packed weights of its slice, and its number.
 struct RunPlace {
     const Run& run;
     const Slice& slice;
-    int64_t column, weight, table, index;
+    int64_t column, weight, index;
 };
 
 // Consecutive positions of the output of one of the images at hand.
@@ -47,7 +47,7 @@ class BackwardLayout {
           out_rows(grouping.narrow ? outputs : round_up(outputs, kRows)),
           merged(conv.groups == 1 && conv.offset_groups == 1 && conv.taps() * conv.channels <= kMergedColumns),
           steps(merged ? 1 : conv.taps()),
-          in_place(reads_in_place<T>(conv, input, 2 * conv.cells() * lanes<T> * int64_t{sizeof(T)})),
+          in_place(reads_in_place<T>(conv, input, 2)),
           depthwise(is_depthwise(grouping) && !in_place), blocks(blocks_of_channels()), row(most(&ChannelBlock::row)),
           images(images_held()), threads(threads_for(most_threads)),
           length(tile_length(conv.out_cells(), images, threads, depthwise ? kSummedRows : kPartials)),
@@ -95,10 +95,6 @@ class BackwardLayout {
     int64_t column_of(const Slice& slice, int64_t tap, int64_t c) const {
         return merged ? tap * slice.channels + c : c;
     }
-    // A row of the map in a table. Vectors of the last cell reach beyond it, where the next row must not begin.
-    int64_t map_row(const Run& run) const {
-        return conv.width * run.channels + (run.channels % lanes<T> ? lanes<T> : 0);
-    }
 
     int64_t tiles() const { return (conv.out_cells() + length - 1) / length; }  // of an image
     PositionTile tile_at(int64_t index) const {                                 // of the images at hand
@@ -119,12 +115,10 @@ class BackwardLayout {
     // Calls visitor(place) for the runs of the block.
     template <class Visitor>
     void for_runs(const Visitor& visitor) const {
-        int64_t table = 0, index = 0;
+        int64_t index = 0;
         for_slices([&](const Slice& slice, int64_t column, int64_t weight) {
-            for (const Run& run : slice.runs) {
-                visitor(RunPlace{run, slice, column + run.first - slice.first, weight, table, index++});
-                table += conv.height * map_row(run);
-            }
+            for (const Run& run : slice.runs)
+                visitor(RunPlace{run, slice, column + run.first - slice.first, weight, index++});
         });
     }
 
@@ -135,7 +129,7 @@ class BackwardLayout {
     std::vector<ChannelBlock> blocks_of_channels() const {
         const int64_t size = sizeof(T), of_offset = conv.channels / conv.offset_groups;
         const int64_t narrowest = std::min(grouping.narrow ? conv.channels : grouping.inputs, of_offset);
-        const int64_t table = in_place ? 0 : 2 * conv.cells() * size;
+        const int64_t table = in_place ? 0 : 2 * Table<T>::size(conv, narrowest) * size / narrowest;
         const int64_t rows = grouping.narrow ? 5 * outputs * grouping.lanes_of_group() / grouping.inputs : 2 * out_rows;
         const int64_t weight = conv.taps() * rows * size;
         const int64_t tile = conv.taps() * (rows_left() * size + int64_t{sizeof(Samples<T>)} / narrowest);
@@ -145,11 +139,10 @@ class BackwardLayout {
         std::vector<ChannelBlock> blocks;
         for (int64_t first = 0; first < conv.channels; first += held) {
             ChannelBlock block{first, std::min(held, conv.channels - first), {}};
-            block.slices = slices_of(conv, grouping, first, first + block.channels);
+            block.slices = slices_of(conv, grouping, first, first + block.channels, kSliceChannels, block.tables);
             for (const Slice& slice : block.slices) {
                 block.row += width_of(slice), block.weight += steps * tap_size(slice);
                 block.runs += static_cast<int64_t>(slice.runs.size());
-                for (const Run& run : slice.runs) block.table += conv.height * map_row(run);
             }
             blocks.push_back(std::move(block));
         }
@@ -157,7 +150,7 @@ class BackwardLayout {
     }
     int64_t images_held() const {
         if (in_place) return conv.batch;
-        const int64_t size = sizeof(T), image = 2 * most(&ChannelBlock::table) * size;
+        const int64_t size = sizeof(T), image = 2 * most(&ChannelBlock::tables) * size;
         return std::clamp<int64_t>((kTableBytes - 2 * most(&ChannelBlock::weight) * size) / image, 1, conv.batch);
     }
     // What a tile leaves. `length` is not known yet.

@@ -54,14 +54,13 @@ struct Reading {
             counted = 0;
             for (int64_t i = 0; i < count; ++i) {
                 const Axis<T> at = clamped(start + static_cast<T>(i) * step, size);
-                const bool inside = at.cell[0] >= 0;
-                counted += inside;
-                from = inside && at.cell[0] < from ? at.cell[0] : from;
-                to = at.cell[1] > to ? at.cell[1] : to;
-                for (int j = 0; j < 2; ++j) {
-                    weights += cells == at.cell[j] ? zero + at.weight[j] : zero;
-                    slopes += cells == at.cell[j] ? zero + at.slope[j] : zero;
-                }
+                const int32_t next = at.fraction > 0 ? at.cell + 1 : at.cell;
+                counted += at.inside;
+                from = at.inside && at.cell < from ? at.cell : from;
+                to = at.inside && next > to ? next : to;
+                weights += cells == at.cell ? zero + (at.inside ? 1 - at.fraction : T(0)) : zero;
+                weights += cells == next ? zero + at.fraction : zero;
+                slopes += (cells == next ? zero + at.steep : zero) - (cells == at.cell ? zero + at.steep : zero);
             }
             store(weight + k, weights);
             store(slope + k, slopes);

@@ -11,7 +11,7 @@ using Shape = std::vector<int64_t>;
 constexpr int64_t kMostCells = int64_t{1} << 24;     // on a side: float32 cannot distinguish more positions
 constexpr int64_t kMostElements = int64_t{1} << 48;  // of a tensor, and from its first to its last on one axis
 constexpr int64_t kMost = int64_t{1} << 31;          // of other sizes: products of two stay within 64 bits
-constexpr int64_t kMostCopied = int64_t{1} << 26;    // cells of a map whose copy has 16 channels: counted in 32 bits
+constexpr int64_t kMostCopied = int64_t{1} << 26;    // cells of a map and its border, copied: 16 channels, in 32 bits
 constexpr int kMostThreads = 1 << 16;
 
 void require(bool met, const char* what) {
@@ -88,8 +88,8 @@ struct ConvolutionCall {
         for (const Tensor* tensor : {&given.input, &given.offset, &given.weight, &given.mask}) check_tensor(*tensor);
         const Shape &input = given.input.shape, &offset = given.offset.shape, &weight = given.weight.shape;
         check_map(input);
-        require(size_of(given.input.dtype) > 2 || input[2] * input[3] <= kMostCopied,
-                "input: at most 2^26 cells on a map of 16-bit numbers");
+        require(size_of(given.input.dtype) > 2 || (input[2] + 2) * (input[3] + 2) <= kMostCopied,
+                "input: at most 2^26 cells on a map of 16-bit numbers, with a border of one cell");
         require(offset.size() == 4 && weight.size() == 4, "offset, weight: four dimensions");
         require(weight[2] < kMost && weight[3] < kMost, "weight: size");
         check_pair(given.stride, 1, "stride"), check_pair(given.padding, 0, "padding");

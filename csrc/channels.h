@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "vector.h"
+#include "cells.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
@@ -35,19 +35,23 @@ struct Grouping {
 };
 
 // Consecutive input channels that are processed together: of one offset group, and of one group of the weight unless
-// those are narrow.
+// those are narrow. Each run has a table of its own, so that the values that one tap reads of neighbouring cells are
+// contiguous.
 struct Run {
     int64_t first, channels, group, offset_group;
+    int64_t table;  // elements of the tables before its own
 };
 
 template <class T>
-std::vector<Run> runs_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to, int64_t most) {
+std::vector<Run> runs_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to, int64_t most,
+                         int64_t& tables) {
     const int64_t group = grouping.inputs, offset_group = conv.channels / conv.offset_groups;
     std::vector<Run> runs;
     for (int64_t first = from, end; first < to; first = end) {
         end = std::min({to, first + most, (first / offset_group + 1) * offset_group});
         if (!grouping.narrow) end = std::min(end, (first / group + 1) * group);
-        runs.push_back({first, end - first, first / group, first / offset_group});
+        runs.push_back({first, end - first, first / group, first / offset_group, tables});
+        tables += Table<T>::size(conv, end - first);
     }
     return runs;
 }
@@ -63,9 +67,10 @@ struct Slice {
     std::vector<Run> runs;  // its parts that share offsets
 };
 
+// Adds to `tables` the elements that their tables have.
 template <class T>
 std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to,
-                             int64_t run_channels = kSliceChannels) {
+                             int64_t run_channels, int64_t& tables) {
     const int64_t most = grouping.units(kSliceChannels), of_run = grouping.units(run_channels), group = grouping.inputs;
     const int64_t offset_group = conv.channels / conv.offset_groups;
     std::vector<Slice> slices;
@@ -75,7 +80,7 @@ std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& groupin
         // Narrow groups need not be multiplied together, so vectors of one offset group stay in the nearest cache.
         if (grouping.narrow && offset_group % grouping.unit() == 0)
             end = std::min(end, (first / offset_group + 1) * offset_group);
-        slices.push_back({first, end - first, first / group, runs_of(conv, grouping, first, end, of_run)});
+        slices.push_back({first, end - first, first / group, runs_of(conv, grouping, first, end, of_run, tables)});
     }
     return slices;
 }

@@ -23,8 +23,7 @@ auto finder(const Aggregation& of, const AttentionTensors& in) {
             moved_taps(taps.data() + 2 * (point % of.sums.points), pairs, count, static_cast<T>(of.offset_scale), row,
                        column, y + m, x + m);
         });
-        const Naming<T> numbers{false, static_cast<Index<T>>(map.width), 1};
-        find_corners(false, y, x, mask, total, map.height, map.width, numbers, samples, slopes);
+        find_cells(false, y, x, mask, total, map.height, map.width, MapInPlace<T>::naming(), samples, slopes);
     };
 }
 

@@ -21,8 +21,7 @@ class Backward {
              int threads)
         : conv_(conv), in_(in), grad_(grad), to_(to), layout_(conv, in.input.dtype, threads), outputs_(layout_.outputs),
           row_(layout_.row), span_(layout_), tables_(layout_, in.input, static_cast<T*>(to.input.data)),
-          weight_(layout_, in.weight), zeros_(row_, true), slopes_(layout_.threads),
-          rows_(layout_.threads * 2 * conv.taps() * kTile) {}
+          weight_(layout_, in.weight), slopes_(layout_.threads) {}
 
     // Blocks of channels in sequence, and for each the images that fit in the tables.
     void run() {
@@ -42,10 +41,7 @@ class Backward {
 
   private:
     void run_span(int64_t tiles) {
-        parallel(tiles, layout_.threads, [&](int64_t slot, int worker) { run_tile(slot, worker); }, [&](int64_t slot) {
-            const int64_t samples = conv_.taps() * layout_.tile_of(slot).count;
-            return samples * (layout_.block->runs * 130 + layout_.block->channels * (20 + outputs_));
-        });
+        run_tiles(tiles);
         const std::vector<Scatter> scatters = scatters_of(layout_, span_, tiles);
         const auto parts = weight_.parts();
         const int64_t first = static_cast<int64_t>(scatters.size());
@@ -58,41 +54,73 @@ class Backward {
         parallel(static_cast<int64_t>(tasks.size()), layout_.threads, [&](int64_t i, int) {
             if (tasks[i] >= first) return weight_.add(parts[tasks[i] - first], span_, tiles);
             const Scatter& part = scatters[tasks[i]];
-            scatter_columns(layout_, span_, weight_.get(), part, tables_.grad(part.image, part.place), tiles);
+            if (layout_.in_place)
+                scatter_columns(layout_, span_, weight_.get(), part,
+                                tables_.grad_in_place(part.image, part.place.run).from(part.first), tiles);
+            else
+                scatter_columns(layout_, span_, weight_.get(), part,
+                                tables_.grad(part.image, part.place.run).from(part.first), tiles);
         }, [&](int64_t i) { return cost(tasks[i]); });
     }
 
-    // One tile: everything but the gradients of weight and input, for which it leaves columns and samples.
-    void run_tile(int64_t slot, int worker) {
-        const PositionTile tile = layout_.tile_of(slot);
-        copy_grads(tile, slot);
-        if (!layout_.depthwise) multiply(tile, slot);
-        Index<T>* const rows = rows_.get() + worker * 2 * conv_.taps() * kTile;
-        Slopes<T>& slopes = slopes_.get()[worker];
-        const Positions<T> positions(conv_, layout_.image + tile.image, tile.first, tile.count);
-        layout_.for_runs([&](const RunPlace& place) {
-            const Rows<T> from = tables_.input(tile.image, place);
-            for (int64_t tap = 0; tap < conv_.taps(); ++tap) {
-                Samples<T>& samples = span_.samples_at(slot, place.index)[tap];
-                find_samples(conv_, in_, positions, place.run.offset_group, tap, 1, from, samples, &slopes);
-                T dots[4][kTile];
-                read_samples(tile, slot, place, tap, from, samples, dots);
-                add_offset_grad(tile, place.run.offset_group * conv_.taps() + tap, slopes, dots);
-                if (layout_.buckets > 1) std::memcpy(rows + 2 * tap * kTile, slopes.row, sizeof slopes.row);
+    // Everything but the gradients of weight and input, for which a tile leaves columns and samples. A task is a tile; or one
+    // run of a tile, if nothing is multiplied and no vector reaches into the next run. The tiles of a run then follow each
+    // other, so that its table stays in the cache.
+    void run_tiles(int64_t tiles) {
+        std::vector<RunPlace> places;
+        layout_.for_runs([&](const RunPlace& place) { places.push_back(place); });
+        const bool apart = layout_.depthwise && std::all_of(places.begin(), places.end(), [](const RunPlace& place) {
+            return place.run.channels % lanes<T> == 0;
+        });
+        const int64_t parts = apart ? static_cast<int64_t>(places.size()) : 1;
+        parallel(parts * tiles, layout_.threads, [&](int64_t task, int worker) {
+            const int64_t slot = task % tiles;
+            const PositionTile tile = layout_.tile_of(slot);
+            const Positions<T> positions(conv_, layout_.image + tile.image, tile.first, tile.count);
+            if (apart) {
+                const RunPlace& place = places[task / tiles];
+                copy_grads(tile, slot, place.run.first, place.run.channels);
+                return run_tile(tile, slot, place, positions, worker);
             }
-            if (layout_.buckets > 1)
-                list_samples(layout_, rows, tile.count, span_.entries_at(slot, place.index),
-                             span_.begins_at(slot, place.index));
+            const int64_t inputs = layout_.grouping.inputs, last = layout_.block->first + layout_.block->channels - 1;
+            const int64_t first = layout_.block->first / inputs * outputs_;
+            copy_grads(tile, slot, first, (last / inputs + 1) * outputs_ - first);
+            if (!layout_.depthwise) multiply(tile, slot);
+            for (const RunPlace& place : places) run_tile(tile, slot, place, positions, worker);
+        }, [&](int64_t task) {
+            const int64_t runs = apart ? 1 : layout_.block->runs;
+            const int64_t channels = apart ? places[task / tiles].run.channels : layout_.block->channels;
+            return conv_.taps() * layout_.tile_of(task % tiles).count * (runs * 130 + channels * (20 + outputs_));
         });
     }
+    void run_tile(const PositionTile& tile, int64_t slot, const RunPlace& place, const Positions<T>& positions,
+                  int worker) {
+        Slopes<T>& slopes = slopes_.get()[worker];
+        if (layout_.in_place)
+            run_tile(tile, slot, place, positions, tables_.input_in_place(tile.image, place.run), slopes);
+        else
+            run_tile(tile, slot, place, positions, tables_.input(tile.image, place.run), slopes);
+    }
+    template <class Cells>
+    void run_tile(const PositionTile& tile, int64_t slot, const RunPlace& place, const Positions<T>& positions,
+                  const Cells& cells, Slopes<T>& slopes) {
+        Samples<T>* const samples = span_.samples_at(slot, place.index);
+        for (int64_t tap = 0; tap < conv_.taps(); ++tap) {
+            find_samples(conv_, in_, positions, place.run.offset_group, tap, 1, cells.naming(), samples[tap], &slopes);
+            T dots[4][kTile];
+            read_samples(tile, slot, place, tap, cells, samples[tap], dots);
+            add_offset_grad(tile, place.run.offset_group * conv_.taps() + tap, slopes, dots);
+        }
+        if (layout_.buckets > 1)
+            list_samples(layout_, samples, tile.count, span_.entries_at(slot, place.index),
+                         span_.begins_at(slot, place.index));
+    }
 
-    // The gradients of the outputs that depend on the block.
-    void copy_grads(const PositionTile& tile, int64_t slot) const {
-        const int64_t row = conv_.out_channels, last = layout_.block->first + layout_.block->channels - 1;
-        const int64_t inputs = layout_.grouping.inputs;
-        const int64_t first = layout_.block->first / inputs * outputs_, end = (last / inputs + 1) * outputs_;
+    // The gradients of some outputs.
+    void copy_grads(const PositionTile& tile, int64_t slot, int64_t first, int64_t outputs) const {
+        const int64_t row = conv_.out_channels, end = first + outputs;
         T* const grads = span_.grads_at(slot);
-        copy_rows(grad_, conv_.out_width, layout_.image + tile.image, first, end - first, tile.first,
+        copy_rows(grad_, conv_.out_width, layout_.image + tile.image, first, outputs, tile.first,
                   tile.first + tile.count, grads + first, row);
         if constexpr (!std::is_same_v<T, E>)
             for (int64_t m = 0; m < tile.count; ++m)
@@ -124,32 +152,35 @@ class Backward {
 
     // Reads the cells of a run's samples for one tap: leaves the columns, or what depthwise weights need of them, and
     // gives the product of each column's gradient with each cell.
-    void read_samples(const PositionTile& tile, int64_t slot, const RunPlace& place, int64_t tap, const Rows<T>& from,
+    template <class Cells>
+    void read_samples(const PositionTile& tile, int64_t slot, const RunPlace& place, int64_t tap, const Cells& cells,
                       const Samples<T>& samples, T (&dots)[4][kTile]) const {
         T* const columns = span_.columns_at(slot, tap) + place.column;
-        if constexpr (std::is_same_v<T, E>)
+        if constexpr (std::is_same_v<T, E> && std::is_same_v<Cells, Table<T>>)
             if (layout_.depthwise) {
                 const Filtered<T> grads{span_.grads_at(slot) + place.run.first,
                                         weight_.get() + place.weight + tap * layout_.tap_size(place.slice) +
                                             place.run.first - place.slice.first};
-                return sum_factors(from.data, zeros_.get(), samples, tile.count, place.run.channels, grads,
+                return sum_factors(cells, samples, tile.count, place.run.channels, grads,
                                    conv_.out_channels, columns, row_, dots);
             }
-        gather_with_dots(from, zeros_.get(), samples, tile.count, place.run.channels,
+        gather_with_dots(cells, samples, tile.count, place.run.channels,
                          span_.columns_grad_at(slot, tap) + place.column, columns, row_, dots);
     }
 
     void add_offset_grad(const PositionTile& tile, int64_t map, const Slopes<T>& slopes, const T (&dots)[4][kTile]) {
         const int64_t plane = (layout_.image + tile.image) * conv_.offset_groups * conv_.taps() + map;
         const int64_t cells = conv_.out_cells();
-        T* const offset = static_cast<T*>(to_.offset.data) + 2 * plane * cells + tile.first;
-        const auto add = [&](const T (&slope)[4][kTile], T* to) {
-            for (int64_t m = 0; m < tile.count; ++m)
-                to[m] += dots[0][m] * slope[0][m] + dots[1][m] * slope[1][m] + dots[2][m] * slope[2][m] +
-                         dots[3][m] * slope[3][m];
-        };
-        add(slopes.y, offset), add(slopes.x, offset + cells);
-        if (to_.mask.data) add(slopes.unmasked, static_cast<T*>(to_.mask.data) + plane * cells + tile.first);
+        T* const of_y = static_cast<T*>(to_.offset.data) + 2 * plane * cells + tile.first;
+        T* const of_x = of_y + cells;
+        for (int64_t m = 0; m < tile.count; ++m) {
+            of_y[m] += slopes.of_y(m, dots[0][m], dots[1][m], dots[2][m], dots[3][m]);
+            of_x[m] += slopes.of_x(m, dots[0][m], dots[1][m], dots[2][m], dots[3][m]);
+        }
+        if (!to_.mask.data) return;
+        T* const of_mask = static_cast<T*>(to_.mask.data) + plane * cells + tile.first;
+        for (int64_t m = 0; m < tile.count; ++m)
+            of_mask[m] += slopes.of_mask(m, dots[0][m], dots[1][m], dots[2][m], dots[3][m]);
     }
 
     const Convolution& conv_;
@@ -161,9 +192,7 @@ class Backward {
     const Span<T, E> span_;
     const InputTables<T, E> tables_;
     PackedWeight<T, E> weight_;
-    const Buffer<T> zeros_;
     const Buffer<Slopes<T>> slopes_;  // of each worker
-    const Buffer<Index<T>> rows_;     // of each worker, [taps, upper | lower, positions]
 };
 
 }  // namespace

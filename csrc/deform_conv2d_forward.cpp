@@ -18,62 +18,70 @@ class Forward {
     Forward(const Convolution& conv, const ConvolutionTensors& in, Array bias, Array out, int threads)
         : conv_(conv), in_(in), bias_(bias), out_(out), threads_(threads), grouping_(conv), outputs_(grouping_.outputs),
           out_row_(grouping_.lanes_of_group()), sum_row_(conv.groups * out_row_ + lanes<T>),
-          in_place_(reads_in_place<T>(conv, in.input.dtype, conv.cells() * lanes<T> * int64_t{sizeof(T)})),
-          held_(channels_held()),
+          in_place_(reads_in_place<T>(conv, in.input.dtype, 1)), depthwise_(is_depthwise(grouping_) && !in_place_),
+          held_(channels_held()), blocks_(blocks_of_channels()), tables_size_(most_tables()),
           slice_row_(round_up(std::clamp(held_, kMergedColumns, kSliceChannels), lanes<T>) + lanes<T>),
           images_(in_place_ ? conv.batch
-                            : std::clamp<int64_t>(kTableBytes / (conv.cells() * held_ * int64_t{sizeof(T)}), 1,
-                                                  conv.batch)),
-          table_(in_place_ ? 0 : images_ * conv.cells() * held_ + lanes<T>),
+                            : std::clamp<int64_t>(kTableBytes / (tables_size_ * int64_t{sizeof(T)}), 1, conv.batch)),
+          tables_(in_place_ ? 0 : images_ * tables_size_),
           packed_(conv.taps() * out_row_ * (round_up(held_, grouping_.unit()) + conv.groups)),
           columns_(threads * kTile * slice_row_, true),
-          sums_(threads * (kTile + 1) * sum_row_, true), first_sums_(sum_row_), zeros_(slice_row_, true),
-          samples_together_(depthwise() ? std::min(conv.taps(), kTapsTogether) : 1),
+          sums_(threads * (kTile + 1) * sum_row_, true), first_sums_(sum_row_),
+          samples_together_(depthwise_ ? std::min(conv.taps(), kTapsTogether) : 1),
           samples_(threads * samples_together_),
-          length_(tile_length(conv.out_cells(), images_, threads, kPartials,
-                              depthwise() ? kPositionsTogether : kTile)) {}
+          length_(tile_length(conv.out_cells(), images_, threads, kPartials, depthwise_ ? kPositionsTogether : kTile)) {}
 
     // Blocks of channels in sequence, each added to the output of the previous ones.
     void run() {
-        for (block_ = 0; block_ < conv_.channels; block_ = block_end_) {
-            block_end_ = std::min(conv_.channels, block_ + held_);
-            slices_ = slices_of(conv_, grouping_, block_, block_end_, depthwise() ? kNearChannels : kSliceChannels);
+        for (const Block& block : blocks_) {
+            block_ = &block;
             start_sums();
             pack_weight();
             for (int64_t image = 0; image < conv_.batch; image += images_) {
                 const int64_t some = std::min(images_, conv_.batch - image);
                 if (!in_place_) copy_images(image, some);
-                const int64_t tiles = (conv_.out_cells() + length_ - 1) / length_;
-                const auto count = [&](int64_t task) {
-                    return std::min(length_, conv_.out_cells() - task % tiles * length_);
-                };
-                parallel(some * tiles, threads_, [&](int64_t task, int worker) {
-                    const int64_t table = task / tiles, first = task % tiles * length_;
-                    compute_tile({conv_, image + table, first, count(task)}, table, worker);
-                }, [&](int64_t task) { return count(task) * tile_cost(); });
+                depthwise_ ? sum_channels(image, some) : multiply_columns(image, some);
             }
         }
     }
 
   private:
-    bool depthwise() const { return is_depthwise(grouping_) && !in_place_; }
+    // Input channels that are held at once, and the elements of their tables for an image.
+    struct Block {
+        int64_t first, end, tables;
+        std::vector<Slice> slices;
+    };
 
     int64_t channels_held() const {
-        const int64_t size = sizeof(T);
+        const int64_t of_offset = conv_.channels / conv_.offset_groups;
+        const int64_t narrowest = std::min(grouping_.narrow ? conv_.channels : grouping_.inputs, of_offset);
         int64_t held = kPackedBytes / (conv_.taps() * out_row_ * int64_t{sizeof(E)});
-        if (!in_place_) held = std::min(held, kTableBytes / (conv_.cells() * size));
+        if (!in_place_)
+            held = std::min(held, kTableBytes / int64_t{sizeof(T)} * narrowest / Table<T>::size(conv_, narrowest));
         return std::min(grouping_.units(held), conv_.channels);
     }
-
-    // For one position: samples, columns, products.
-    int64_t tile_cost() const {
-        const int64_t channels = block_end_ - block_;
-        return conv_.taps() * (conv_.offset_groups * 130 + channels * (15 + 2 * outputs_));
+    std::vector<Block> blocks_of_channels() const {
+        std::vector<Block> blocks;
+        for (int64_t first = 0; first < conv_.channels; first += held_) {
+            Block block{first, std::min(conv_.channels, first + held_), 0, {}};
+            const int64_t of_run = depthwise_ ? kNearChannels : kSliceChannels;
+            block.slices = slices_of(conv_, grouping_, first, block.end, of_run, block.tables);
+            blocks.push_back(std::move(block));
+        }
+        return blocks;
     }
+    int64_t most_tables() const {
+        int64_t most = 0;
+        for (const Block& block : blocks_) most = std::max(most, block.tables);
+        return most;
+    }
+
+    // Whether the block adds to the output of earlier ones. If depthwise, it has outputs of its own.
+    bool adds() const { return block_->first > 0 && !depthwise_; }
 
     void start_sums() {
         std::fill(first_sums_.get(), first_sums_.get() + sum_row_, T(0));
-        if (!bias_.data || block_ > 0) return;
+        if (!bias_.data || adds()) return;
         for (int64_t group = 0; group < conv_.groups; ++group)
             read(bias_, group * outputs_, outputs_, first_sums_.get() + group * out_row_);
     }
@@ -81,7 +89,7 @@ class Forward {
     // Each slice as panels [outputs / lanes, taps, channels / pair, lanes, pair] of taps that are multiplied together,
     // outputs padded with zeros; narrow groups as [tap, bundles].
     E* packed(const Slice& slice) const {
-        return packed_.get() + conv_.taps() * out_row_ * (slice.first - block_ + (grouping_.narrow ? 0 : slice.group));
+        return packed_.get() + conv_.taps() * out_row_ * (slice.first - block_->first + (grouping_.narrow ? 0 : slice.group));
     }
     int64_t packed_channels(const Slice& slice) const { return round_up(slice.channels, pair_of<E>); }
     int64_t taps_together(const Slice& slice) const {
@@ -96,20 +104,20 @@ class Forward {
 
     void pack_weight() {
         if (grouping_.narrow) {
-            parallel(static_cast<int64_t>(slices_.size()), threads_, [&](int64_t task, int) {
+            parallel(static_cast<int64_t>(block_->slices.size()), threads_, [&](int64_t task, int) {
                 visit(in_.weight.dtype, [&](auto type) {
-                    pack_bundles(slices_[task], static_cast<const decltype(type)*>(in_.weight.data));
+                    pack_bundles(block_->slices[task], static_cast<const decltype(type)*>(in_.weight.data));
                 });
-            }, [&](int64_t task) { return conv_.taps() * slices_[task].channels * outputs_; });
+            }, [&](int64_t task) { return conv_.taps() * block_->slices[task].channels * outputs_; });
             return;
         }
         const int64_t panels = out_row_ / lanes<T>;
-        parallel(static_cast<int64_t>(slices_.size()) * panels, threads_, [&](int64_t task, int) {
-            const Slice& slice = slices_[task / panels];
+        parallel(static_cast<int64_t>(block_->slices.size()) * panels, threads_, [&](int64_t task, int) {
+            const Slice& slice = block_->slices[task / panels];
             visit(in_.weight.dtype, [&](auto type) {
                 pack_panel(slice, task % panels * lanes<T>, static_cast<const decltype(type)*>(in_.weight.data));
             });
-        }, [&](int64_t task) { return conv_.taps() * slices_[task / panels].channels * lanes<T>; });
+        }, [&](int64_t task) { return conv_.taps() * block_->slices[task / panels].channels * lanes<T>; });
     }
 
     template <class S>
@@ -151,51 +159,48 @@ class Forward {
                         to[tap * bundles.size() + bundles.place(group, c, o)] = convert<E>(*from++);
     }
 
-    // Every run has its own table, so that the values that one tap reads of neighbouring cells are contiguous.
-    T* table_of(const Run& run, int64_t i) const {
-        return table_.get() + (i * (block_end_ - block_) + run.first - block_) * conv_.cells();
-    }
-
     void copy_images(int64_t image, int64_t some) {
-        const int64_t cells = conv_.cells();
-        const int64_t chunk = std::max<int64_t>(16, cells / (4 * threads_)), chunks = (cells + chunk - 1) / chunk;
+        const int64_t chunk = std::max<int64_t>(1, conv_.height / (4 * threads_));
+        const int64_t chunks = (conv_.height + chunk - 1) / chunk;
         parallel(some * chunks, threads_, [&](int64_t task, int) {
-            const int64_t i = task / chunks, from = task % chunks * chunk, to = std::min(cells, from + chunk);
-            for (const Slice& slice : slices_)
-                for (const Run& run : slice.runs)
-                    copy_rows(in_.input, conv_.width, image + i, run.first, run.channels, from, to,
-                              table_of(run, i) + from * run.channels, run.channels);
-        }, [&](int64_t) { return 2 * chunk * (block_end_ - block_); });
+            const int64_t i = task / chunks, from = task % chunks * chunk, to = std::min(conv_.height, from + chunk);
+            for (const Slice& slice : block_->slices)
+                for (const Run& run : slice.runs) table_of(run, i).copy(in_.input, image + i, run.first, from, to);
+        }, [&](int64_t) { return 2 * chunk * conv_.width * (block_->end - block_->first); });
     }
 
-    // Of an image, which is in table i.
-    Rows<T> rows(int64_t image, int64_t i, const Run& run) const {
-        if (in_place_) return rows_in_place<T>(in_.input.data, in_.input.stride, image, run.first);
-        return {table_of(run, i), conv_.width * run.channels, run.channels, 1, true};
+    Table<T> table_of(const Run& run, int64_t i) const {
+        return {conv_, run.channels, tables_.get() + i * tables_size_ + run.table};
     }
 
-    // Positions of an image, which is in a table.
-    void compute_tile(const Positions<T>& positions, int64_t table, int worker) {
-        T* const sums = sums_.get() + worker * (kTile + 1) * sum_row_;
-        for (int64_t m = 0; m < positions.count; ++m)
-            std::copy(first_sums_.get(), first_sums_.get() + sum_row_, sums + m * sum_row_);
-        for (const Slice& slice : slices_) {
+    int64_t tiles_of_image() const { return (conv_.out_cells() + length_ - 1) / length_; }
+    int64_t positions_in(int64_t tile) const { return std::min(length_, conv_.out_cells() - tile * length_); }
+    Positions<T> positions_of(int64_t image, int64_t tile) const {
+        return {conv_, image, tile * length_, positions_in(tile)};
+    }
+    // For one position: samples, columns, products.
+    int64_t cost_of(int64_t offset_groups, int64_t channels) const {
+        return conv_.taps() * (offset_groups * 130 + channels * (15 + 2 * outputs_));
+    }
+
+    // The output, if every channel is a group. A task is a tile of positions of one slice. Those of a slice follow each
+    // other, so that its tables stay in the cache.
+    void sum_channels(int64_t image, int64_t some) {
+        const int64_t slices = static_cast<int64_t>(block_->slices.size()), tiles = tiles_of_image();
+        parallel(some * slices * tiles, threads_, [&](int64_t task, int worker) {
+            const int64_t table = task / tiles / slices;
             if constexpr (std::is_same_v<T, E>)
-                if (depthwise()) {
-                    sum_channels(slice, positions, table, worker, sums);
-                    continue;
-                }
-            multiply_columns(slice, positions, table, worker, sums);
-        }
-        visit(out_.dtype, [&](auto type) {
-            store_tile(sums, positions, static_cast<decltype(type)*>(out_.data));
+                sum_channels(block_->slices[task / tiles % slices], positions_of(image + table, task % tiles), table, worker);
+        }, [&](int64_t task) {
+            return positions_in(task % tiles) * cost_of(1, block_->slices[task / tiles % slices].channels);
         });
     }
-
-    // Adds what a slice gives if every channel is a group.
-    void sum_channels(const Slice& slice, const Positions<T>& positions, int64_t table, int worker, T* sums) {
+    void sum_channels(const Slice& slice, const Positions<T>& positions, int64_t table, int worker) {
+        const int64_t row = round_up(slice.channels, lanes<T>) + lanes<T>, step = bundles_of(slice).size();
+        T* const sums = sums_.get() + worker * (kTile + 1) * sum_row_;
+        for (int64_t m = 0; m < positions.count; ++m)
+            std::copy_n(first_sums_.get() + slice.first, slice.channels, sums + m * row);
         Samples<T>* const samples = samples_.get() + worker * samples_together_;
-        const int64_t step = bundles_of(slice).size();
         const std::vector<Run>& runs = slice.runs;
         for (size_t at = 0, end; at < runs.size(); at = end) {
             for (end = at + 1; end < runs.size() && samples_alike(runs[at], runs[end]);) ++end;
@@ -203,16 +208,34 @@ class Forward {
                 taps = std::min(samples_together_, conv_.taps() - tap);
                 for (int64_t i = 0; i < taps; ++i)
                     find_samples(conv_, in_, positions, runs[at].offset_group, tap + i, taps,
-                                 rows(positions.image, table, runs[at]), samples[i]);
+                                 table_of(runs[at], table).naming(), samples[i]);
                 for (size_t r = at; r < end; ++r)
-                    add_depthwise<T>({rows(positions.image, table, runs[r]).data, zeros_.get(), samples, taps,
+                    add_depthwise<T>({table_of(runs[r], table), samples, taps,
                                       packed(slice) + tap * step + runs[r].first - slice.first, step},
-                                     positions.count, runs[r].channels, sums + runs[r].first * out_row_, sum_row_);
+                                     positions.count, runs[r].channels, sums + runs[r].first - slice.first, row);
             }
         }
+        store_outputs(sums, row, positions, slice.first, slice.channels);
     }
     static bool samples_alike(const Run& a, const Run& b) {
         return a.offset_group == b.offset_group && a.channels == b.channels;
+    }
+
+    // The output otherwise. A task is a tile of positions.
+    void multiply_columns(int64_t image, int64_t some) {
+        const int64_t tiles = tiles_of_image();
+        parallel(some * tiles, threads_, [&](int64_t task, int worker) {
+            const int64_t table = task / tiles;
+            const Positions<T> positions = positions_of(image + table, task % tiles);
+            T* const sums = sums_.get() + worker * (kTile + 1) * sum_row_;
+            for (int64_t m = 0; m < positions.count; ++m) std::copy_n(first_sums_.get(), sum_row_, sums + m * sum_row_);
+            for (const Slice& slice : block_->slices) multiply_columns(slice, positions, table, worker, sums);
+            if (outputs_ == out_row_) return store_outputs(sums, sum_row_, positions, 0, conv_.out_channels);
+            for (int64_t group = 0; group < conv_.groups; ++group)
+                store_outputs(sums + group * out_row_, sum_row_, positions, group * outputs_, outputs_);
+        }, [&](int64_t task) {
+            return positions_in(task % tiles) * cost_of(conv_.offset_groups, block_->end - block_->first);
+        });
     }
 
     // Adds what a slice gives: its columns times the weight.
@@ -231,11 +254,16 @@ class Forward {
             const bool few = slice.runs.size() == 1 && taps == 1 && !grouping_.narrow && !in_place_;
             for (int64_t i = 0; i < taps; ++i)
                 for (const Run& run : slice.runs) {
-                    const Rows<T> from = rows(positions.image, table, run);
-                    find_samples(conv_, in_, positions, run.offset_group, tap + i, 1, from, samples);
-                    if (few) some = without_zeros(samples, count, kept);
-                    gather(from, zeros_.get(), samples, some, run.channels,
-                           columns + i * channels + run.first - slice.first, slice_row_);
+                    const auto gather_from = [&](const auto& cells) {
+                        find_samples(conv_, in_, positions, run.offset_group, tap + i, 1, cells.naming(), samples);
+                        if (few) some = without_zeros(samples, count, conv_.height, kept);
+                        gather(cells, samples, some, run.channels, columns + i * channels + run.first - slice.first,
+                               slice_row_);
+                    };
+                    if (in_place_)
+                        gather_from(map_in_place<T>(conv_, in_.input.data, in_.input.stride, positions.image, run.first));
+                    else
+                        gather_from(table_of(run, table));
                     if (channels > slice.channels)  // the other half of the last pair
                         for (int64_t m = 0; m < some; ++m) columns[m * slice_row_ + (i + 1) * channels - 1] = E(0);
                 }
@@ -254,19 +282,17 @@ class Forward {
         }
     }
 
-    // Writes the sums [positions, outputs] to the planes of the output, for all groups together if none has padding.
-    template <class S>
-    void store_tile(const T* sums, const Positions<T>& positions, S* out) const {
-        const int64_t outputs = outputs_ == out_row_ ? conv_.out_channels : outputs_;
-        for (int64_t output = 0, group = 0; output < conv_.out_channels; output += outputs, ++group) {
-            S* const planes =
-                out + (positions.image * conv_.out_channels + output) * conv_.out_cells() + positions.first;
-            for_columns<T>(sums + group * out_row_, sum_row_, positions.count, outputs,
+    // Writes sums [positions, outputs] to the planes of the output.
+    void store_outputs(const T* sums, int64_t row, const Positions<T>& positions, int64_t first, int64_t outputs) const {
+        visit(out_.dtype, [&](auto type) {
+            auto* const planes = static_cast<decltype(type)*>(out_.data) +
+                                 (positions.image * conv_.out_channels + first) * conv_.out_cells() + positions.first;
+            for_columns<T>(sums, row, positions.count, outputs,
                            [&](int64_t o, int64_t m, int64_t some, const Vector<T>& values) {
-                               S* const to = planes + o * conv_.out_cells() + m;
-                               store<T>(to, block_ > 0 ? Vector<T>(values + load<T>(to, some)) : values, some);
+                               auto* const to = planes + o * conv_.out_cells() + m;
+                               store<T>(to, adds() ? Vector<T>(values + load<T>(to, some)) : values, some);
                            });
-        }
+        });
     }
 
     const Convolution& conv_;
@@ -275,16 +301,17 @@ class Forward {
     const int threads_;
     const Grouping<T> grouping_;
     const int64_t outputs_, out_row_, sum_row_;  // outputs of a group, padded; a row of sums
-    const bool in_place_;
-    const int64_t held_, slice_row_, images_;  // channels and images held at once; a row of columns
-    const Buffer<T> table_;
+    const bool in_place_, depthwise_;
+    const int64_t held_;  // channels at once, at most
+    const std::vector<Block> blocks_;
+    const int64_t tables_size_, slice_row_, images_;  // the tables of an image; a row of columns; images held at once
+    const Buffer<T> tables_;
     const Buffer<E> packed_, columns_;
-    const Buffer<T> sums_, first_sums_, zeros_;
-    const int64_t samples_together_;  // taps
+    const Buffer<T> sums_, first_sums_;
+    const int64_t samples_together_;    // taps
     const Buffer<Samples<T>> samples_;  // of each worker
-    const int64_t length_;  // positions of a tile
-    int64_t block_ = 0, block_end_ = 0;
-    std::vector<Slice> slices_;
+    const int64_t length_;              // positions of a tile
+    const Block* block_ = nullptr;      // at hand
 };
 
 }  // namespace

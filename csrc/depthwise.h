@@ -2,7 +2,8 @@
 // tap reads goes into the sums at once, and no columns are stored.
 #pragma once
 
-#include "samples.h"
+#include "channels.h"
+#include "columns.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
@@ -21,7 +22,7 @@ constexpr int64_t kTapsTogether = 16, kPositionsTogether = 48;
 // The samples of some taps in a table, and the filters [taps, channels] of its channels, whose rows are `step` apart.
 template <class T>
 struct Filters {
-    const T *rows, *zeros;  // zeros for cells outside
+    Table<T> table;
     const Samples<T>* samples;
     int64_t taps;
     const T* weight;
@@ -32,9 +33,9 @@ struct Filters {
 template <class T, int V>
 inline void add_taps(const Filters<T>& of, int64_t m, int64_t c, Vector<T> (&sum)[V]) {
     for (int64_t tap = 0; tap < of.taps; ++tap) {
-        const Sample<T>& sample = of.samples[tap][m];
-        const Corners<T> at(of.rows, of.zeros, sample);
-        const T w0 = sample.weight[0], w1 = sample.weight[1], w2 = sample.weight[2], w3 = sample.weight[3];
+        const Corners<T> at(of.table, of.samples[tap].cell[m]);
+        const T *const weights = of.samples[tap].weight[m], w0 = weights[0], w1 = weights[1], w2 = weights[2],
+                       w3 = weights[3];
         const T* const weight = of.weight + tap * of.step;
         for (int v = 0; v < V; ++v) {
             const int64_t i = c + v * lanes<T>;
@@ -73,8 +74,7 @@ void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, T* sum
 // For one tap, in `dots` the product of each column's gradient with each of its four cells; and the sums over every
 // kSummedRows positions of column times output's gradient, [positions / kSummedRows, row], the gradient of the weight.
 template <class T>
-void sum_factors(const T* table, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
-                 Filtered<T> grads, int64_t grads_row, T* sums, int64_t row, T (&dots)[4][kTile]) {
+void sum_factors(const Table<T> table, const Samples<T>& samples, int64_t count, int64_t channels, Filtered<T> grads, int64_t grads_row, T* sums, int64_t row, T (&dots)[4][kTile]) {
     const int64_t whole = channels / lanes<T> * lanes<T>;
     Vector<T> held{};  // the sum of the first vector, to which the next position adds
     for (int64_t first = 0; first < count; first += lanes<T>) {
@@ -82,15 +82,14 @@ void sum_factors(const T* table, const T* zeros, const Samples<T>& samples, int6
         for (int64_t m = first; m < std::min(count, first + lanes<T>); ++m, grads.grad += grads_row) {
             T* const sum = sums + m / kSummedRows * row;
             if (m % kSummedRows == 0) std::fill(sum, sum + channels, T(0)), held = Vector<T>{};
-            const Sample<T>& sample = samples[m];
-            const Corners<T> at(table, zeros, sample);
+            const Corners<T> at(table, samples.cell[m]);
             Vector<T> dot[4] = {};
             for (int64_t c = 0; c < channels; c += lanes<T>) {
                 const Vector<T> grad = grads.template vector<Vector<T>>(c);
                 Vector<T> column{};
                 for (int i = 0; i < 4; ++i) {
                     const Vector<T> value = vector_at(at.cell[i] + c);
-                    column += sample.weight[i] * value;
+                    column += samples.weight[m][i] * value;
                     dot[i] += c < whole ? Vector<T>(grad * value) : first_lanes(grad * value, channels - whole);
                 }
                 const Vector<T> before = c == 0 ? held : vector_at(sum + c);

@@ -25,6 +25,10 @@ struct Head {
     int64_t cell(const Level& level) const {
         return (image * attention.rows + level.start) * step() + head * attention.channels;
     }
+    template <class E>
+    MapInPlace<const E> map(const E* value, const Level& level) const {
+        return {level.height, level.width, value + cell(level), level.width * step(), step(), 1};
+    }
     // The first point of a query in one level, and of its row in output and gradient.
     int64_t point(int64_t query, size_t level) const {
         const int64_t levels = static_cast<int64_t>(attention.levels.size());
@@ -47,39 +51,48 @@ void for_queries(const Head& head, size_t level, int64_t first, int64_t total, c
     }
 }
 
-// Adds `count` samples to one row of the output. Cells are `step` apart.
+// Calls visitor(c, count) for vectors of channels c .. c + count - 1, of which all but the last are whole.
+template <class T, class Visitor>
+inline void for_vectors(int64_t channels, const Visitor& visitor) {
+    int64_t c = 0;
+    for (; c + lanes<T> <= channels; c += lanes<T>) visitor(c, int64_t{lanes<T>});
+    if (c < channels) visitor(c, channels - c);
+}
+
+// Adds samples m .. m + count - 1 to one row of the output.
 template <class T, class E>
-void add_samples(const E* cells, int64_t step, const Sample<T>* samples, int64_t count, int64_t channels, T* sum) {
+void add_samples(const MapInPlace<const E>& map, const Samples<T>& samples, int64_t m, int64_t count, int64_t channels,
+                 T* sum) {
     const E zeros[lanes<T>] = {};  // stand for cells outside
-    for (int64_t c = 0; c < channels; c += lanes<T>) {
-        const int64_t some = std::min<int64_t>(lanes<T>, channels - c);
-        Vector<T> total{};
-        for (int64_t s = 0; s < count; ++s)
-            for (int i = 0; i < 4; ++i) {
-                const int64_t cell = samples[s].cell[i];
-                total += samples[s].weight[i] * load<T>(cell < 0 ? zeros : cells + cell * step + c, some);
-            }
-        store<T>(sum + c, Vector<T>(vector_at(sum + c) + total));
+    for (int64_t s = m; s < m + count; ++s) {
+        const CornersInPlace<const E> at(map, samples, s);
+        const T* const weight = samples.weight[s];
+        for_vectors<T>(channels, [&](int64_t c, int64_t some) {
+            Vector<T> total = vector_at(sum + c);
+            for (int i = 0; i < 4; ++i) total += weight[i] * load<T>(at.cell[i] ? at.cell[i] + c : zeros, some);
+            store(sum + c, total);
+        });
     }
 }
 
-// Adds a sample to the gradient of its four cells; returns the products of `grad` with what they hold.
+// Adds sample m to the gradient of its four cells; returns the products of `grad` with what they hold.
 template <class T, class E>
-std::array<T, 4> spread_sample(const E* cells, T* grad_cells, int64_t step, const Sample<T>& sample, int64_t channels,
-                               const T* grad) {
+std::array<T, 4> spread_sample(const MapInPlace<const E>& map, T* grad_first, const Samples<T>& samples, int64_t m,
+                               int64_t channels, const T* grad) {
     const E zeros[lanes<T>] = {};
+    const CornersInPlace<const E> at(map, samples, m);
     std::array<T, 4> dots;
     for (int i = 0; i < 4; ++i) {
-        const int64_t cell = sample.cell[i] * step;
+        const E* const cell = at.cell[i];
+        const T weight = samples.weight[m][i];
         Vector<T> dot{};
-        for (int64_t c = 0; c < channels; c += lanes<T>) {
-            const int64_t some = std::min<int64_t>(lanes<T>, channels - c);
+        for_vectors<T>(channels, [&](int64_t c, int64_t some) {
             const Vector<T> part = vector_at(grad + c);
-            dot += part * load<T>(cell < 0 ? zeros : cells + cell + c, some);
-            if (cell < 0) continue;
-            T* to = grad_cells + cell + c;
-            store<T>(to, Vector<T>(load<T>(to, some) + sample.weight[i] * part), some);
-        }
+            dot += part * load<T>(cell ? cell + c : zeros, some);
+            if (!cell) return;
+            T* const to = grad_first + (cell - map.first) + c;
+            store<T>(to, Vector<T>(load<T>(to, some) + weight * part), some);
+        });
         dots[i] = sum_of<T>(dot);
     }
     return dots;
@@ -101,11 +114,10 @@ void sum_samples(const Attention& attention, Array value, Array out, int threads
                 alignas(64) Samples<T> samples;
                 find(head, level, first, total, samples, nullptr);
                 visit(value.dtype, [&](auto type) {
-                    const auto* cells =
-                        static_cast<const decltype(type)*>(value.data) + head.cell(attention.levels[level]);
+                    const auto map =
+                        head.map(static_cast<const decltype(type)*>(value.data), attention.levels[level]);
                     for_queries(head, level, first, total, [&](int64_t query, int64_t m, int64_t count, int64_t) {
-                        T* const sum = sums.get() + (query - from) * row;
-                        add_samples(cells, head.step(), &samples[m], count, channels, sum);
+                        add_samples(map, samples, m, count, channels, sums.get() + (query - from) * row);
                     });
                 });
             }
@@ -142,7 +154,7 @@ void spread_samples(const Attention& attention, Array value, Array grad, const A
         for (size_t level = task % parts; level < attention.levels.size(); level += parts)
             for (int64_t first = 0; first < attention.queries * points; first += kTile) {
                 const int64_t total = std::min(kTile, attention.queries * points - first);
-                const int64_t cells = head.cell(attention.levels[level]);
+                T* const grad_first = grad_value + head.cell(attention.levels[level]);
                 alignas(64) Samples<T> samples;
                 Slopes<T> slopes;
                 find(head, level, first, total, samples, &slopes);
@@ -151,18 +163,15 @@ void spread_samples(const Attention& attention, Array value, Array grad, const A
                     for (int64_t s = m; s < m + count; ++s, ++point) {
                         std::array<T, 4> dots;
                         visit(value.dtype, [&](auto type) {
-                            dots = spread_sample(static_cast<const decltype(type)*>(value.data) + cells,
-                                                 grad_value + cells, head.step(), samples[s], channels, above.get());
+                            const auto map =
+                                head.map(static_cast<const decltype(type)*>(value.data), attention.levels[level]);
+                            dots = spread_sample(map, grad_first, samples, s, channels, above.get());
                         });
-                        T of_x = 0, of_y = 0, of_weight = 0;
-                        for (int i = 0; i < 4; ++i) {
-                            of_x += slopes.x[i][s] * dots[i];
-                            of_y += slopes.y[i][s] * dots[i];
-                            of_weight += slopes.unmasked[i][s] * dots[i];
-                        }
+                        const T of_x = slopes.of_x(s, dots[0], dots[1], dots[2], dots[3]);
+                        const T of_y = slopes.of_y(s, dots[0], dots[1], dots[2], dots[3]);
                         grad_locations[2 * point] += of_x * step_x(level);
                         grad_locations[2 * point + 1] += of_y * step_y(level);
-                        grad_weights[point] += of_weight;
+                        grad_weights[point] += slopes.of_mask(s, dots[0], dots[1], dots[2], dots[3]);
                     }
                 });
             }

@@ -19,8 +19,7 @@ auto finder(const AttentionTensors& in) {
             read(in.weights, point, count, weight + m);
             positions_of(pairs, count, of.height, of.width, y + m, x + m);
         });
-        const Naming<T> numbers{false, static_cast<Index<T>>(of.width), 1};
-        find_corners(false, y, x, weight, total, of.height, of.width, numbers, samples, slopes);
+        find_cells(false, y, x, weight, total, of.height, of.width, MapInPlace<T>::naming(), samples, slopes);
     };
 }
 

@@ -1,131 +1,113 @@
-// The cells that the taps of a deformable convolution read, and the transfer of values between cells and columns.
+// The samples of a deformable convolution: what each of its taps reads at each position.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 
 #include "bilinear.h"
-#include "channels.h"
+#include "cells.h"
 #include "division.h"
-#include "grouped_product.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
 
-static_assert(kTile % kRows == 0, "a tile fills whole blocks of the product");
-
-// Shares of the scratch memory: the packed weight, and the input in channels-last order.
-constexpr int64_t kPackedBytes = kScratchBytes / 13 * 5;
-constexpr int64_t kTableBytes = kScratchBytes - kPackedBytes;
-
-// Where a cell is, or -1 outside the map.
+// What one tap reads at each position of a tile: four cells, (y0, x0), (y0, x0 + 1), (y0 + 1, x0), (y0 + 1, x0 + 1), of
+// which the first is named. Those outside the map are zero.
 template <class T>
-using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-
-// The four cells that one tap reads at one position, in the order (y0, x0), (y0, x1), (y1, x0), (y1, x1).
-template <class T>
-struct Sample {
-    Index<T> cell[4];  // -1 outside the map; or y0, y1, x0, x1
-    T weight[4];       // of equation 4, times the mask
+struct Samples {
+    Index<T> cell[kTile];  // see Naming
+    Index<T> row[kTile];   // y0, from -1 on; the height if no cell of the map is read
+    T weight[kTile][4];    // of equation 4, times the mask
 };
 
+// The cells of a table that a sample reads.
 template <class T>
-using Samples = std::array<Sample<T>, kTile>;
+struct Corners {
+    T* cell[4];
 
-// What a sample says of a cell: y * step_y + x * step_x, or, `apart`, its row and its column.
-template <class T>
-struct Naming {
-    bool apart;
-    Index<T> step_y, step_x;
-};
-
-// Rows of channels, one per cell: a channels-last copy of the map (a table), or the map in place. In a table, samples name
-// a cell by its first element, and the lanes beyond the last channel may be read and written.
-template <class T>
-struct Rows {
-    T* data;
-    int64_t y, x, channel;  // strides
-    bool table;
-
-    Naming<T> naming() const {
-        if (!table) return {true, 0, 0};
-        return {false, static_cast<Index<T>>(y), static_cast<Index<T>>(x)};
-    }
-    // A cell of a sample in place, null outside.
-    T* in_place(const Sample<T>& sample, int i) const {
-        const int64_t row = sample.cell[i / 2], column = sample.cell[2 + i % 2];
-        return (row | column) < 0 ? nullptr : data + row * y + column * x;
+    Corners(const Table<T>& table, Index<T> first) {
+        cell[0] = table.first + first, cell[1] = cell[0] + table.x;
+        cell[2] = cell[0] + table.y, cell[3] = cell[2] + table.x;
     }
 };
 
-template <class T>
-Rows<T> rows_in_place(void* data, const int64_t* stride, int64_t image, int64_t first) {
-    return {static_cast<T*>(data) + image * stride[0] + first * stride[1], stride[2], stride[3], stride[1], false};
-}
+// The cells of a map in place that a sample reads, null outside the map.
+template <class E>
+struct CornersInPlace {
+    E* cell[4];
 
-// A table costs a copy of the input, which pays off if it fits and enough is read.
-template <class T>
-bool reads_in_place(const Convolution& conv, DType dtype, int64_t table_bytes) {
-    const bool possible = dtype == (sizeof(T) == 8 ? DType::float64 : DType::float32);
-    return possible && (table_bytes > kTableBytes || conv.cells() / 16 > conv.out_cells() * conv.taps());
-}
+    template <class T>
+    CornersInPlace(const MapInPlace<E>& map, const Samples<T>& samples, int64_t m) {
+        const int64_t row = samples.row[m], column = samples.cell[m];
+        E* const corner = map.first + row * map.y + column * map.x;
+        const bool upper = row >= 0 && row < map.height, lower = row + 1 < map.height;
+        const bool left = column >= 0, right = column + 1 < map.width;
+        cell[0] = upper && left ? corner : nullptr, cell[1] = upper && right ? corner + map.x : nullptr;
+        cell[2] = lower && left ? corner + map.y : nullptr, cell[3] = lower && right ? corner + map.y + map.x : nullptr;
+    }
+    E value(int i, int64_t at) const { return cell[i] ? cell[i][at] : E(0); }
+};
 
-// Further values for the backward pass: d weight / d offset, the weight without the mask, and the rows of the cells.
+// What the gradients of positions and masks need of a sample, beside the products of its column's gradient with its cells.
 template <class T>
 struct Slopes {
-    T y[4][kTile], x[4][kTile], unmasked[4][kTile];
-    Index<T> row[2][kTile];  // of the map, -1 outside
+    T down[kTile], across[kTile];      // fractions of a cell
+    T steep_y[kTile], steep_x[kTile];  // their derivatives, times the mask
+
+    T of_y(int64_t m, T upper_left, T upper_right, T lower_left, T lower_right) const {
+        return steep_y[m] * between(across[m], lower_left - upper_left, lower_right - upper_right);
+    }
+    T of_x(int64_t m, T upper_left, T upper_right, T lower_left, T lower_right) const {
+        return steep_x[m] * between(down[m], upper_right - upper_left, lower_right - lower_left);
+    }
+    T of_mask(int64_t m, T upper_left, T upper_right, T lower_left, T lower_right) const {
+        return between(down[m], between(across[m], upper_left, upper_right), between(across[m], lower_left, lower_right));
+    }
+
+  private:
+    static T between(T fraction, T before, T after) { return (1 - fraction) * before + fraction * after; }
 };
 
-// Stores eight vectors of equally many numbers as one record of eight numbers for each lane.
+// Stores four vectors of equally many numbers as four numbers for each lane.
 template <class T>
-void store_records(Vector<T> (&fields)[8], T* records) {
+void store_fours(const Vector<T> (&fields)[4], T* to) {
     constexpr auto all = std::make_index_sequence<lanes<T>>();
-    for (int step = 1; step < 8; step *= 2) {
-        Vector<T> next[8];
-        for (int i = 0; i < 4; ++i) {
-            next[2 * i] = interleaved<0>(fields[i], fields[i + 4], all);
-            next[2 * i + 1] = interleaved<1>(fields[i], fields[i + 4], all);
-        }
-        for (int i = 0; i < 8; ++i) fields[i] = next[i];
+    Vector<T> pairs[4];
+    for (int i = 0; i < 2; ++i) {
+        pairs[2 * i] = interleaved<0>(fields[i], fields[i + 2], all);
+        pairs[2 * i + 1] = interleaved<1>(fields[i], fields[i + 2], all);
     }
-    for (int i = 0; i < 8; ++i) store(records + i * lanes<T>, fields[i]);
+    for (int half = 0; half < 2; ++half) {
+        store(to + 2 * half * lanes<T>, interleaved<0>(pairs[half], pairs[half + 2], all));
+        store(to + (2 * half + 1) * lanes<T>, interleaved<1>(pairs[half], pairs[half + 2], all));
+    }
 }
 
-// The cells that samples at given positions read, a vector of positions at a time; those beyond count are undefined.
+// The samples at given positions, a vector of them at a time; those beyond count are undefined.
 template <class T>
-void find_corners(bool authors, const T* y, const T* x, const T* mask, int64_t count, int64_t height, int64_t width,
-                  const Naming<T>& naming, Samples<T>& samples, Slopes<T>* slopes) {
-    static_assert(kTile % lanes<T> == 0 && sizeof(Sample<T>) == 8 * sizeof(T), "vectors fill a tile");
+void find_cells(bool authors, const T* y, const T* x, const T* mask, int64_t count, int64_t height, int64_t width,
+                const Naming<T>& naming, Samples<T>& samples, Slopes<T>* slopes) {
+    static_assert(kTile % lanes<T> == 0, "vectors fill a tile");
     const auto axis = [&](const T* position, int64_t size) {
         const Vector<T> at = vector_at(position);
-        const int32_t cells = static_cast<int32_t>(size);
-        return authors ? cut_and_replicated(at, cells) : zero_padded(at, cells);
+        return authors ? cut_and_replicated(at, size) : zero_padded(at, size);
     };
+    const Vector<T> zero{}, one = zero + 1;
     for (int64_t m = 0; m < count; m += lanes<T>) {
         const Axis<Vector<T>> down = axis(y + m, height), across = axis(x + m, width);
-        const Vector<T> masks = vector_at(mask + m);
-        Vector<T> fields[8];
-        for (int i = 0; i < 4; ++i) {
-            const Lanes<T> row = down.cell[i / 2], column = across.cell[i % 2], none = Lanes<T>{} - 1;
-            const Vector<T> weight = down.weight[i / 2] * across.weight[i % 2];
-            const Lanes<T> cell = row * naming.step_y + column * naming.step_x;
-            fields[i] = same_bits<Vector<T>>((row | column) < 0 ? none : cell);
-            fields[4 + i] = weight * masks;
-            if (!slopes) continue;
-            store<T>(slopes->unmasked[i] + m, weight);
-            store<T>(slopes->y[i] + m, down.slope[i / 2] * across.weight[i % 2] * masks);
-            store<T>(slopes->x[i] + m, down.weight[i / 2] * across.slope[i % 2] * masks);
-            if (i % 2 == 0) std::memcpy(slopes->row[i / 2] + m, &row, sizeof row);
-        }
-        if (naming.apart)
-            for (int i = 0; i < 2; ++i) {
-                fields[i] = same_bits<Vector<T>>(down.cell[i]);
-                fields[2 + i] = same_bits<Vector<T>>(across.cell[i]);
-            }
-        store_records<T>(fields, reinterpret_cast<T*>(&samples[m]));
+        const Lanes<T> inside = down.inside & across.inside, none{};
+        const Lanes<T> cell = inside ? down.cell * naming.y + across.cell * naming.x : none + naming.nowhere;
+        const Lanes<T> row = inside ? down.cell : none + static_cast<Index<T>>(height);
+        std::memcpy(samples.cell + m, &cell, sizeof cell);
+        std::memcpy(samples.row + m, &row, sizeof row);
+        const Vector<T> masks = vector_at(mask + m), whole = (inside ? one : zero) * masks;
+        const Vector<T> lower = whole * down.fraction, upper = whole - lower;
+        const Vector<T> upper_right = upper * across.fraction, lower_right = lower * across.fraction;
+        store_fours<T>({upper - upper_right, upper_right, lower - lower_right, lower_right}, samples.weight[m]);
+        if (!slopes) continue;
+        store(slopes->down + m, down.fraction), store(slopes->across + m, across.fraction);
+        store<T>(slopes->steep_y + m, down.steep * masks), store<T>(slopes->steep_x + m, across.steep * masks);
     }
 }
 
@@ -178,7 +160,7 @@ void add_offsets(const Array& offset, int64_t first, int64_t count, const T* sta
 // What a tap reads at some positions. The offsets of the tap that is `ahead` of it are expected soon.
 template <class T>
 void find_samples(const Convolution& conv, const ConvolutionTensors& in, const Positions<T>& positions,
-                  int64_t offset_group, int64_t tap, int64_t ahead, const Rows<T>& rows, Samples<T>& samples,
+                  int64_t offset_group, int64_t tap, int64_t ahead, const Naming<T>& naming, Samples<T>& samples,
                   Slopes<T>* slopes = nullptr) {
     const int64_t channel = (positions.image * conv.offset_groups + offset_group) * conv.taps() + tap;
     const int64_t next = channel + ahead, cells = conv.out_cells(), first = positions.first, count = positions.count;
@@ -200,206 +182,22 @@ void find_samples(const Convolution& conv, const ConvolutionTensors& in, const P
         read(in.mask, channel * cells + first, count, mask);
     else
         std::fill(mask, mask + count, T(1));
-    find_corners(conv.authors_border, y, x, mask, count, conv.height, conv.width, rows.naming(), samples, slopes);
+    find_cells(conv.authors_border, y, x, mask, count, conv.height, conv.width, naming, samples, slopes);
 }
 
-// Drops positions whose sample in a table is zero because it is outside the map. Returns how many remain, and in `kept`
-// which.
+// Drops positions whose sample reads no cell of the map, so that it is zero. Returns how many remain, and in `kept` which.
 template <class T>
-int64_t without_zeros(Samples<T>& samples, int64_t count, int32_t* kept) {
+int64_t without_zeros(Samples<T>& samples, int64_t count, int64_t height, int32_t* kept) {
     int64_t some = 0;
     for (int64_t m = 0; m < count; ++m) {
-        const Sample<T> sample = samples[m];
-        const Index<T> outside = sample.cell[0] & sample.cell[1] & sample.cell[2] & sample.cell[3];
-        if (outside < 0) {
-            const T weights = sample.weight[0] + sample.weight[1] + sample.weight[2] + sample.weight[3];
-            if (weights == weights) continue;  // a NaN shows
-        }
-        samples[some] = sample;
+        const T(&weight)[4] = samples.weight[m];
+        // A NaN shows.
+        if (samples.row[m] == height && weight[0] + weight[1] + weight[2] + weight[3] == 0) continue;
+        samples.cell[some] = samples.cell[m];
+        std::copy(weight, weight + 4, samples.weight[some]);
         kept[some++] = static_cast<int32_t>(m);
     }
     return some;
-}
-
-// Whether rows of a table have so few channels that half a vector holds them. A whole one would reach into the next cell,
-// and what is read there next would wait for what was just written.
-template <class T>
-bool is_narrow(const Rows<T>& rows, int64_t channels) {
-    return rows.table && channels <= lanes<T> / 2;
-}
-
-// The rows of a table that a sample reads; `zeros` stands for cells outside.
-template <class T>
-struct Corners {
-    const T* cell[4];
-
-    Corners(const T* table, const T* zeros, const Sample<T>& sample) {
-        for (int i = 0; i < 4; ++i) cell[i] = sample.cell[i] < 0 ? zeros : table + sample.cell[i];
-    }
-};
-
-// The cells of a map in place that a sample reads.
-template <class T>
-struct CornersInPlace {
-    const T* cell[4];
-    int64_t step[4];  // from channel to channel
-
-    CornersInPlace(const Rows<T>& rows, const T* zeros, const Sample<T>& sample) {
-        for (int i = 0; i < 4; ++i) {
-            const T* const inside = rows.in_place(sample, i);
-            cell[i] = inside ? inside : zeros, step[i] = inside ? rows.channel : 0;
-        }
-    }
-    T operator()(int i, int64_t c) const { return cell[i][c * step[i]]; }
-};
-
-// The columns of one tap, [count, channels]: weighted sums of four cells.
-template <class T, class E>
-void gather(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels, E* columns,
-            int64_t row) {
-    [[maybe_unused]] const bool narrow = is_narrow(rows, channels);
-    for (int64_t m = 0; m < count; ++m, columns += row) {
-        const T *const weight = samples[m].weight, w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
-        if (!rows.table) {
-            const CornersInPlace<T> at(rows, zeros, samples[m]);
-            for (int64_t c = 0; c < channels; ++c)
-                columns[c] = convert<E>(w0 * at(0, c) + w1 * at(1, c) + w2 * at(2, c) + w3 * at(3, c));
-            continue;
-        }
-        const Corners<T> at(rows.data, zeros, samples[m]);
-        const auto sum = [&](auto none, int64_t c) {
-            using V = decltype(none);
-            return V(w0 * load_as<V>(at.cell[0] + c) + w1 * load_as<V>(at.cell[1] + c) +
-                     w2 * load_as<V>(at.cell[2] + c) + w3 * load_as<V>(at.cell[3] + c));
-        };
-        if constexpr (std::is_same_v<T, E>)
-            if (narrow) {
-                store_as(columns, sum(Narrow<T>{}, 0));
-                continue;
-            }
-        for (int64_t c = 0; c < channels; c += lanes<T>) store(columns + c, sum(Vector<T>{}, c));
-    }
-}
-
-// A vector's first lanes; the others are zero, whatever they were.
-template <class V>
-inline V first_lanes(const V& vector, int64_t count) {
-    decltype(V{} < V{}) lane;
-    for (int i = 0; i < lanes_of<V>; ++i) lane[i] = i;
-    return lane < static_cast<int>(count) ? vector : V{};
-}
-
-// `gather` from a table by vectors V, and in `dots` the product of the gradient of each column with each of its four
-// cells.
-template <class V, class T>
-void gather_with_dots_by(const T* table, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
-                         const T* grad, T* columns, int64_t row, T (&dots)[4][kTile]) {
-    constexpr int L = lanes_of<V>;
-    const int64_t whole = channels / L * L;
-    for (int64_t first = 0; first < count; first += L) {
-        V parts[4][L] = {};
-        for (int64_t m = first; m < std::min(count, first + L); ++m) {
-            const Sample<T>& sample = samples[m];
-            const Corners<T> at(table, zeros, sample);
-            const T* const grads = grad + m * row;
-            V dot[4] = {};
-            for (int64_t c = 0; c < channels; c += L) {
-                V column{}, grad_column = load_as<V>(grads + c);
-                for (int i = 0; i < 4; ++i) {
-                    const V value = load_as<V>(at.cell[i] + c);
-                    column += sample.weight[i] * value;
-                    const V product = grad_column * value;
-                    dot[i] += c < whole ? product : first_lanes(product, channels - whole);
-                }
-                store_as(columns + m * row + c, column);
-            }
-            for (int i = 0; i < 4; ++i) parts[i][m - first] = dot[i];
-        }
-        for (int i = 0; i < 4; ++i) store_as(dots[i] + first, sums_of_rows(parts[i]));
-    }
-}
-template <class T>
-void gather_with_dots(const Rows<T>& rows, const T* zeros, const Samples<T>& samples, int64_t count, int64_t channels,
-                      const T* grad, T* columns, int64_t row, T (&dots)[4][kTile]) {
-    if (is_narrow(rows, channels))
-        return gather_with_dots_by<Narrow<T>>(rows.data, zeros, samples, count, channels, grad, columns, row, dots);
-    if (rows.table)
-        return gather_with_dots_by<Vector<T>>(rows.data, zeros, samples, count, channels, grad, columns, row, dots);
-    for (int64_t m = 0; m < count; ++m, grad += row, columns += row) {
-        const CornersInPlace<T> at(rows, zeros, samples[m]);
-        for (int i = 0; i < 4; ++i) dots[i][m] = 0;
-        for (int64_t c = 0; c < channels; ++c) {
-            columns[c] = 0;
-            for (int i = 0; i < 4; ++i) {
-                columns[c] += samples[m].weight[i] * at(i, c);
-                dots[i][m] += grad[c] * at(i, c);
-            }
-        }
-    }
-}
-
-// The gradient of a column: what a product gave, or that of the output times the weight of each channel.
-template <class T>
-struct Plain {
-    const T* grad;
-    template <class V>
-    V vector(int64_t c) const {
-        return load_as<V>(grad + c);
-    }
-    T number(int64_t c) const { return grad[c]; }
-};
-template <class T>
-struct Filtered {
-    const T *grad, *weight;
-    template <class V>
-    V vector(int64_t c) const {
-        return load_as<V>(grad + c) * load_as<V>(weight + c);
-    }
-    T number(int64_t c) const { return grad[c] * weight[c]; }
-};
-
-// Adds the gradient of a column, times a weight, to a row of a table, by vectors V.
-template <class V, class T, class Grad>
-void add_to_row(T* row, T weight, int64_t channels, const Grad& grad) {
-    const int64_t whole = channels / lanes_of<V> * lanes_of<V>;
-    for (int64_t c = 0; c < channels; c += lanes_of<V>) {
-        const V part = weight * grad.template vector<V>(c);
-        store_as(row + c, V(load_as<V>(row + c) + (c < whole ? part : first_lanes(part, channels - whole))));
-    }
-}
-
-// The same for cells from .. to of a sample, and N vectors of channels.
-template <int N, class T, class Grad>
-void add_to_rows(T* table, const Sample<T>& sample, int from, int to, const Grad& grad) {
-    Vector<T> grads[N];
-    for (int n = 0; n < N; ++n) grads[n] = grad.template vector<Vector<T>>(n * lanes<T>);
-    for (int i = from; i < to; ++i) {
-        if (sample.cell[i] < 0) continue;
-        T* const row = table + sample.cell[i];
-        for (int n = 0; n < N; ++n)
-            store(row + n * lanes<T>, Vector<T>(vector_at(row + n * lanes<T>) + sample.weight[i] * grads[n]));
-    }
-}
-
-// The transpose of `gather` for cells from .. to of one sample: adds the gradient of its column to them.
-template <class T, class Grad>
-void scatter(const Rows<T>& rows, const Sample<T>& sample, int from, int to, int64_t channels, const Grad& grad) {
-    if (rows.table && channels == lanes<T>) return add_to_rows<1>(rows.data, sample, from, to, grad);
-    if (rows.table && channels == 2 * lanes<T>) return add_to_rows<2>(rows.data, sample, from, to, grad);
-    const bool narrow = is_narrow(rows, channels);
-    for (int i = from; i < to; ++i) {
-        const T weight = sample.weight[i];
-        if (!rows.table) {
-            if (T* const cell = rows.in_place(sample, i))
-                for (int64_t c = 0; c < channels; ++c) cell[c * rows.channel] += weight * grad.number(c);
-            continue;
-        }
-        if (sample.cell[i] < 0) continue;
-        if (narrow)
-            add_to_row<Narrow<T>>(rows.data + sample.cell[i], weight, channels, grad);
-        else
-            add_to_row<Vector<T>>(rows.data + sample.cell[i], weight, channels, grad);
-    }
 }
 
 }  // namespace PLIANT_ISA

@@ -64,5 +64,39 @@ void for_columns(const S* from, int64_t row, int64_t rows, int64_t columns, cons
         }
 }
 
+// Copies channels `first` to `first + channels` of cells `from` to `to` of one image, channels last: cell q, counted
+// row by row, goes to table[(q - from) * row].
+template <class T>
+void copy_rows(const Map& map, int64_t width, int64_t image, int64_t first, int64_t channels, int64_t from, int64_t to,
+               T* table, int64_t row) {
+    const bool seamless = map.stride[2] == width * map.stride[3];
+    visit(map.dtype, [&](auto type) {
+        const auto* base = static_cast<const decltype(type)*>(map.data) + image * map.stride[0] + first * map.stride[1];
+        for (int64_t cell = from, some; cell < to; cell += some) {
+            const int64_t y = cell / width, x = cell % width;
+            some = seamless ? to - cell : std::min(to - cell, width - x);
+            const auto* source = base + y * map.stride[2] + x * map.stride[3];
+            T* target = table + (cell - from) * row;
+            if (map.stride[3] == 1) {
+                const int64_t whole = some - some % lanes<T>;
+                for (int64_t c = 0; c < channels; c += lanes<T>) {  // reads few planes at a time, each without a gap
+                    const auto copy = [&](int64_t at, int64_t count) {
+                        for_columns<T>(source + c * map.stride[1] + at, map.stride[1],
+                                       std::min<int64_t>(lanes<T>, channels - c), count,
+                                       [&](int64_t i, int64_t, int64_t those, const Vector<T>& values) {
+                                           store<T>(target + (at + i) * row + c, values, those);
+                                       });
+                    };
+                    copy(0, whole > 0 ? whole : some);
+                    if (0 < whole && whole < some) copy(some - lanes<T>, lanes<T>);  // some cells twice, by whole vectors
+                }
+            } else
+                for (int64_t i = 0; i < some; ++i)
+                    for (int64_t c = 0; c < channels; ++c)
+                        target[i * row + c] = convert<T>(source[c * map.stride[1] + i * map.stride[3]]);
+        }
+    });
+}
+
 }  // namespace PLIANT_ISA
 }  // namespace pliant

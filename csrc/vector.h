@@ -250,6 +250,59 @@ void store_as(T* to, const V& vector) {
     std::memcpy(to, &vector, sizeof vector);
 }
 
+// Which lanes are among the first `count`.
+template <class V>
+inline auto lanes_before(int64_t count) {
+    decltype(V{} < V{}) lane;
+    for (int i = 0; i < lanes_of<V>; ++i) lane[i] = i;
+    return lane < static_cast<int>(count);
+}
+// A vector's first lanes; the others are zero, whatever they were.
+template <class V>
+inline V first_lanes(const V& vector, int64_t count) {
+    return lanes_before<V>(count) ? vector : V{};
+}
+
+// The first numbers of a vector in memory, of which there need not be more.
+#if defined(__AVX512F__)
+inline Vector<float> load_some(const float* from, int64_t count) {
+    return (Vector<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+}
+inline Vector<double> load_some(const double* from, int64_t count) {
+    return (Vector<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+}
+inline void store_some(float* to, const Vector<float>& vector, int64_t count) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)vector);
+}
+inline void store_some(double* to, const Vector<double>& vector, int64_t count) {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), (__m512d)vector);
+}
+#elif defined(__AVX__)
+inline Vector<float> load_some(const float* from, int64_t count) {
+    return (Vector<float>)_mm256_maskload_ps(from, (__m256i)lanes_before<Vector<float>>(count));
+}
+inline Vector<double> load_some(const double* from, int64_t count) {
+    return (Vector<double>)_mm256_maskload_pd(from, (__m256i)lanes_before<Vector<double>>(count));
+}
+inline void store_some(float* to, const Vector<float>& vector, int64_t count) {
+    _mm256_maskstore_ps(to, (__m256i)lanes_before<Vector<float>>(count), (__m256)vector);
+}
+inline void store_some(double* to, const Vector<double>& vector, int64_t count) {
+    _mm256_maskstore_pd(to, (__m256i)lanes_before<Vector<double>>(count), (__m256d)vector);
+}
+#else
+template <class T>
+Vector<T> load_some(const T* from, int64_t count) {
+    Vector<T> vector{};
+    for (int64_t i = 0; i < count; ++i) vector[i] = from[i];
+    return vector;
+}
+template <class T>
+void store_some(T* to, const Vector<T>& vector, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = vector[i];
+}
+#endif
+
 // The first `count` lanes of a vector, converted. The others are zero.
 template <class T, class S>
 Vector<T> load(const S* from, int64_t count) {
@@ -261,8 +314,7 @@ Vector<T> load(const S* from, int64_t count) {
             std::memcpy(&bits, from, static_cast<size_t>(count) * sizeof(S));
         return widened<S>(bits);
     }
-    if constexpr (std::is_same_v<T, S>)
-        if (count == lanes<T>) return vector_at(from);
+    if constexpr (std::is_same_v<T, S>) return count == lanes<T> ? vector_at(from) : load_some(from, count);
     Vector<T> vector{};
     for (int64_t i = 0; i < count; ++i) vector[i] = convert<T>(from[i]);
     return vector;
@@ -277,8 +329,10 @@ void store(S* to, const Vector<T>& vector, int64_t count) {
             std::memcpy(to, &bits, static_cast<size_t>(count) * sizeof(S));
         return;
     }
-    if constexpr (std::is_same_v<T, S>)
+    if constexpr (std::is_same_v<T, S>) {
         if (count == lanes<T>) return store(to, vector);
+        return store_some(to, vector, count);
+    }
     for (int64_t i = 0; i < count; ++i) to[i] = convert<S>(vector[i]);
 }
 
