@@ -106,7 +106,8 @@ class Backward {
                   const Cells& cells, Slopes<T>& slopes) {
         Samples<T>* const samples = span_.samples_at(slot, place.index);
         for (int64_t tap = 0; tap < conv_.taps(); ++tap) {
-            find_samples(conv_, in_, positions, place.run.offset_group, tap, 1, cells.naming(), samples[tap], &slopes);
+            find_samples(conv_, in_, positions, place.run.offset_group, tap, Next::tap, cells.naming(), samples[tap],
+                         &slopes);
             T dots[4][kTile];
             read_samples(tile, slot, place, tap, cells, samples[tap], dots);
             add_offset_grad(tile, place.run.offset_group * conv_.taps() + tap, slopes, dots);

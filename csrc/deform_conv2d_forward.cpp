@@ -11,6 +11,8 @@ namespace pliant {
 namespace PLIANT_ISA {
 namespace {
 
+constexpr int64_t kNearTables = 600 << 10;  // bytes that the tables of narrow groups have at once, for each thread
+
 // T is the type of the sums, E that of columns and packed weight.
 template <class T, class E>
 class Forward {
@@ -21,8 +23,7 @@ class Forward {
           in_place_(reads_in_place<T>(conv, in.input.dtype, 1)), depthwise_(is_depthwise(grouping_) && !in_place_),
           held_(channels_held()), blocks_(blocks_of_channels()), tables_size_(most_tables()),
           slice_row_(round_up(std::clamp(held_, kMergedColumns, kSliceChannels), lanes<T>) + lanes<T>),
-          images_(in_place_ ? conv.batch
-                            : std::clamp<int64_t>(kTableBytes / (tables_size_ * int64_t{sizeof(T)}), 1, conv.batch)),
+          images_(in_place_ ? conv.batch : std::clamp<int64_t>(numbers_in_tables() / tables_size_, 1, conv.batch)),
           tables_(in_place_ ? 0 : images_ * tables_size_),
           packed_(conv.taps() * out_row_ * (round_up(held_, grouping_.unit()) + conv.groups)),
           columns_(threads * kTile * slice_row_, true),
@@ -52,12 +53,16 @@ class Forward {
         std::vector<Slice> slices;
     };
 
+    // At most. Blocks of narrow groups do not add to each other's outputs, so they may be as small as fits in the caches.
+    int64_t numbers_in_tables() const {
+        const int64_t near = std::min(kTableBytes, kNearTables * std::max(threads_, 2));
+        return (grouping_.narrow ? near : kTableBytes) / int64_t{sizeof(T)};
+    }
     int64_t channels_held() const {
         const int64_t of_offset = conv_.channels / conv_.offset_groups;
         const int64_t narrowest = std::min(grouping_.narrow ? conv_.channels : grouping_.inputs, of_offset);
         int64_t held = kPackedBytes / (conv_.taps() * out_row_ * int64_t{sizeof(E)});
-        if (!in_place_)
-            held = std::min(held, kTableBytes / int64_t{sizeof(T)} * narrowest / Table<T>::size(conv_, narrowest));
+        if (!in_place_) held = std::min(held, numbers_in_tables() * narrowest / Table<T>::size(conv_, narrowest));
         return std::min(grouping_.units(held), conv_.channels);
     }
     std::vector<Block> blocks_of_channels() const {
@@ -76,8 +81,11 @@ class Forward {
         return most;
     }
 
-    // Whether the block adds to the output of earlier ones. If depthwise, it has outputs of its own.
-    bool adds() const { return block_->first > 0 && !depthwise_; }
+    // Groups to whose outputs the block adds. Narrow ones are whole, so the block has their outputs for itself.
+    int64_t first_group() const { return grouping_.narrow ? block_->first / grouping_.inputs : 0; }
+    int64_t end_group() const { return grouping_.narrow ? block_->end / grouping_.inputs : conv_.groups; }
+    // Whether the output of earlier blocks is added to.
+    bool adds() const { return block_->first > 0 && !grouping_.narrow; }
 
     void start_sums() {
         std::fill(first_sums_.get(), first_sums_.get() + sum_row_, T(0));
@@ -207,7 +215,7 @@ class Forward {
             for (int64_t tap = 0, taps; tap < conv_.taps(); tap += taps) {
                 taps = std::min(samples_together_, conv_.taps() - tap);
                 for (int64_t i = 0; i < taps; ++i)
-                    find_samples(conv_, in_, positions, runs[at].offset_group, tap + i, taps,
+                    find_samples(conv_, in_, positions, runs[at].offset_group, tap + i, Next::positions,
                                  table_of(runs[at], table).naming(), samples[i]);
                 for (size_t r = at; r < end; ++r)
                     add_depthwise<T>({table_of(runs[r], table), samples, taps,
@@ -228,11 +236,13 @@ class Forward {
             const int64_t table = task / tiles;
             const Positions<T> positions = positions_of(image + table, task % tiles);
             T* const sums = sums_.get() + worker * (kTile + 1) * sum_row_;
-            for (int64_t m = 0; m < positions.count; ++m) std::copy_n(first_sums_.get(), sum_row_, sums + m * sum_row_);
+            const int64_t first = first_group(), groups = end_group() - first;
+            for (int64_t m = 0; m < positions.count; ++m)
+                std::copy_n(first_sums_.get() + first * out_row_, groups * out_row_, sums + m * sum_row_ + first * out_row_);
             for (const Slice& slice : block_->slices) multiply_columns(slice, positions, table, worker, sums);
-            if (outputs_ == out_row_) return store_outputs(sums, sum_row_, positions, 0, conv_.out_channels);
-            for (int64_t group = 0; group < conv_.groups; ++group)
-                store_outputs(sums + group * out_row_, sum_row_, positions, group * outputs_, outputs_);
+            const int64_t together = outputs_ == out_row_ ? groups : 1;  // without padding, all are stored at once
+            for (int64_t group = first; group < first + groups; group += together)
+                store_outputs(sums + group * out_row_, sum_row_, positions, group * outputs_, together * outputs_);
         }, [&](int64_t task) {
             return positions_in(task % tiles) * cost_of(conv_.offset_groups, block_->end - block_->first);
         });
@@ -255,7 +265,7 @@ class Forward {
             for (int64_t i = 0; i < taps; ++i)
                 for (const Run& run : slice.runs) {
                     const auto gather_from = [&](const auto& cells) {
-                        find_samples(conv_, in_, positions, run.offset_group, tap + i, 1, cells.naming(), samples);
+                        find_samples(conv_, in_, positions, run.offset_group, tap + i, Next::tap, cells.naming(), samples);
                         if (few) some = without_zeros(samples, count, conv_.height, kept);
                         gather(cells, samples, some, run.channels, columns + i * channels + run.first - slice.first,
                                slice_row_);

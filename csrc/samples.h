@@ -157,17 +157,22 @@ void add_offsets(const Array& offset, int64_t first, int64_t count, const T* sta
     });
 }
 
-// What a tap reads at some positions. The offsets of the tap that is `ahead` of it are expected soon.
+// Whose offsets are read soon: those of the next tap, or of the next positions.
+enum class Next { tap, positions };
+
+// What a tap reads at some positions.
 template <class T>
 void find_samples(const Convolution& conv, const ConvolutionTensors& in, const Positions<T>& positions,
-                  int64_t offset_group, int64_t tap, int64_t ahead, const Naming<T>& naming, Samples<T>& samples,
+                  int64_t offset_group, int64_t tap, Next expected, const Naming<T>& naming, Samples<T>& samples,
                   Slopes<T>* slopes = nullptr) {
     const int64_t channel = (positions.image * conv.offset_groups + offset_group) * conv.taps() + tap;
-    const int64_t next = channel + ahead, cells = conv.out_cells(), first = positions.first, count = positions.count;
-    if (next < conv.batch * conv.offset_groups * conv.taps()) {
-        expect(in.offset, 2 * next * cells + first, count);
-        expect(in.offset, (2 * next + 1) * cells + first, count);
-        if (in.mask.data) expect(in.mask, next * cells + first, count);
+    const int64_t cells = conv.out_cells(), first = positions.first, count = positions.count;
+    const int64_t next = expected == Next::tap ? channel + 1 : channel;
+    const int64_t from = expected == Next::tap ? first : first + count;
+    if (next < conv.batch * conv.offset_groups * conv.taps() && from + count <= cells) {
+        expect(in.offset, 2 * next * cells + from, count);
+        expect(in.offset, (2 * next + 1) * cells + from, count);
+        if (in.mask.data) expect(in.mask, next * cells + from, count);
     }
     T y[kTile], x[kTile], mask[kTile];
     int64_t step_y = tap / conv.kernel[1] * conv.dilation[0], step_x = tap % conv.kernel[1] * conv.dilation[1];
