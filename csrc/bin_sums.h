@@ -262,13 +262,10 @@ void spread_over_plane(const Cells<T>& cells, int64_t first, const BinReading<T>
             T* const at = cells.at(y, x);
             const Vector<T> before = whole ? vector_at<T>(at) : load<T>(at, some);
             const Vector<T> after = before + bin.share * value * bin.y.weight[i] * vector_at(bin.x.weight + j);
-            if (whole) {
-                Lanes<T> lane;
-                for (int k = 0; k < lanes<T>; ++k) lane[k] = k;
-                store(at, Vector<T>(lane < static_cast<int>(some) ? after : before));
-            } else {
+            if (whole)
+                store(at, Vector<T>(lanes_before<Vector<T>>(some) ? after : before));
+            else
                 store<T>(at, after, some);
-            }
         }
 }
 

@@ -185,6 +185,27 @@ def test_groups_of_few_channels_give_what_the_reference_does(
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance * most, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "offset_groups"), [(1, 1, 75, 3), (1, 1, 64, 1), (8, 8, 8, 2), (3, 5, 16, 1)]
+)
+def test_groups_of_few_channels_of_a_map_that_is_taken_in_parts(
+    inputs: int, outputs: int, groups: int, offset_groups: int
+) -> None:
+    """The kernels hold some of the channels at once, which fit in the caches."""
+    case = ConvCase(
+        channels=inputs * groups,
+        out_channels=outputs * groups,
+        groups=groups,
+        offset_groups=offset_groups,
+        size=(90, 120),
+    )
+    tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
+    out = call(tensors, case)
+    with _native.use(_native.REFERENCE):
+        expected = call(tensors, case)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize(("inputs", "outputs", "groups", "offset_groups"), GROUPS)
 def test_groups_of_few_channels_are_the_same_to_the_bit_on_any_number_of_threads(
     inputs: int, outputs: int, groups: int, offset_groups: int, kernels: str, monkeypatch: pytest.MonkeyPatch
