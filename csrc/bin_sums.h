@@ -5,7 +5,8 @@
 // single channel is a plane, and is processed as vectors of its cells.
 #pragma once
 
-#include "samples.h"
+#include "bilinear.h"
+#include "transpose.h"
 
 namespace pliant {
 namespace PLIANT_ISA {

@@ -1,6 +1,7 @@
 // The bins of RoIs: which RoIs an image has, what their bins read, and their lines of channels in output and gradient.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <vector>
 

@@ -6,6 +6,8 @@
 // Output and gradient of the offsets: a task is one RoI of one class, and owns its bins. Gradient of the input: a task
 // is some channels and rows of a group's maps. So no two tasks write to the same place, and results are the same to the
 // bit for any number of threads.
+#include <cmath>
+
 #include "roi_spread.h"
 
 namespace pliant {
