@@ -161,14 +161,19 @@ GROUPS = [
 ]
 
 
+def grouped(inputs: int, outputs: int, groups: int, offset_groups: int, size: tuple[int, int]) -> ConvCase:
+    """So many channels in and out of a group."""
+    return ConvCase(
+        channels=inputs * groups, out_channels=outputs * groups, groups=groups, offset_groups=offset_groups, size=size
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize(("inputs", "outputs", "groups", "offset_groups"), GROUPS)
 def test_groups_of_few_channels_give_what_the_reference_does(
     inputs: int, outputs: int, groups: int, offset_groups: int, dtype: torch.dtype
 ) -> None:
-    case = ConvCase(
-        channels=inputs * groups, out_channels=outputs * groups, groups=groups, offset_groups=offset_groups, size=(5, 7)
-    )
+    case = grouped(inputs, outputs, groups, offset_groups, (5, 7))
     tensors = case.tensors(dtype)
     with torch.no_grad():
         tensors["input"][0, 1, 2, 3] = torch.nan  # shows in its own group and offset group alone
@@ -192,13 +197,7 @@ def test_groups_of_few_channels_of_a_map_that_is_taken_in_parts(
     inputs: int, outputs: int, groups: int, offset_groups: int
 ) -> None:
     """The kernels hold some of the channels at once, which fit in the caches."""
-    case = ConvCase(
-        channels=inputs * groups,
-        out_channels=outputs * groups,
-        groups=groups,
-        offset_groups=offset_groups,
-        size=(90, 120),
-    )
+    case = grouped(inputs, outputs, groups, offset_groups, (90, 120))
     tensors = {name: value.detach() for name, value in case.tensors(torch.float32).items()}
     out = call(tensors, case)
     with _native.use(_native.REFERENCE):
@@ -212,13 +211,7 @@ def test_groups_of_few_channels_are_the_same_to_the_bit_on_any_number_of_threads
 ) -> None:
     if kernels == _native.REFERENCE:
         pytest.skip("the reference leaves threads to torch")
-    case = ConvCase(
-        channels=inputs * groups,
-        out_channels=outputs * groups,
-        groups=groups,
-        offset_groups=offset_groups,
-        size=(30, 23),
-    )
+    case = grouped(inputs, outputs, groups, offset_groups, (30, 23))
     monkeypatch.setattr(_native, "_SMALL", 0)  # else one thread takes small work
     tensors = case.tensors(torch.float32)
     before = torch.get_num_threads()
