@@ -6,12 +6,12 @@
 #include "depthwise.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "processor.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
 namespace {
 
-constexpr int64_t kNearTables = 600 << 10;  // bytes that the tables of narrow groups have at once, for each thread
 
 // T is the type of the sums, E that of columns and packed weight.
 template <class T, class E>
@@ -53,9 +53,10 @@ class Forward {
         std::vector<Slice> slices;
     };
 
-    // At most. Blocks of narrow groups do not add to each other's outputs, so they may be as small as fits in the caches.
+    // At most. Blocks of narrow groups do not add to each other's outputs, so they may be as small as fits in the threads'
+    // own caches, and a fifth more: smaller ones would compute positions more often.
     int64_t numbers_in_tables() const {
-        const int64_t near = std::min(kTableBytes, kNearTables * std::max(threads_, 2));
+        const int64_t near = std::min(kTableBytes, own_cache_bytes() * 6 / 5 * std::max(threads_, 2));
         return (grouping_.narrow ? near : kTableBytes) / int64_t{sizeof(T)};
     }
     int64_t channels_held() const {

@@ -1,9 +1,13 @@
 #include "processor.h"
 
-#if defined(__linux__) && defined(__x86_64__)
+#include <algorithm>
+
+#if defined(__linux__)
+#include <unistd.h>
+#if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
-#include <unistd.h>
+#endif
 #endif
 
 #define PLIANT_DECLARE(isa) \
@@ -84,6 +88,16 @@ std::vector<const Kernels*> found() { return {&generic::kernels}; }
 const std::vector<const Kernels*>& kernels_of_this_processor() {
     static const std::vector<const Kernels*> tables = found();
     return tables;
+}
+
+int64_t own_cache_bytes() {
+    constexpr int64_t kLeast = 512 << 10, kMost = 4 << 20;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    static const int64_t bytes = std::clamp<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), kLeast, kMost);
+    return bytes;
+#else
+    return kLeast;
+#endif
 }
 
 }  // namespace pliant

@@ -1,6 +1,7 @@
 // Which instruction sets the processor runs.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "kernels.h"
@@ -9,5 +10,8 @@ namespace pliant {
 
 // The kernels of each instruction set that this processor runs, the best first.
 const std::vector<const Kernels*>& kernels_of_this_processor();
+
+// Bytes of the cache that a core has for itself, its second level; 512 KiB where the system does not tell.
+int64_t own_cache_bytes();
 
 }  // namespace pliant
