@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("pliant", "FRAGMENT")
-_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mps": "AutocastMPS"}
+_NAMES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mps": "AutocastMPS"}
+_KEYS = {
+    device: torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+    for device, name in _NAMES.items()
+}  # fmt: skip
 
 
-def register_autocast(op: Any, lowered: Sequence[str]) -> None:
-    """Under autocast, cast the arguments named in `lowered` to the autocast dtype, and leave the others."""
-    names = [argument.name for argument in op._schema.arguments]
-    for device, key in _KEYS.items():
-        _LIBRARY.impl(op, _kernel(op, names, frozenset(lowered), device, key), key)
+class Lowering:
+    """What autocast does with an operator: the arguments named in `lowered` are cast, and the others left.
 
+    Args:
+        op: the operator.
+        lowered: names of arguments.
+    """
 
-def _kernel(op: Any, names: list[str], lowered: frozenset[str], device: str, key: str) -> Any:
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    def __init__(self, op: Any, lowered: Collection[str]) -> None:
+        self._names = [argument.name for argument in op._schema.arguments]
+        self._lowered = frozenset(lowered)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def cast(self, device: str, arguments: Sequence[Any]) -> list[Any]:
+        """The arguments as autocast on a device passes them on."""
         dtype = torch.get_autocast_dtype(device)
+        return [self._cast(name, value, dtype) for name, value in zip(self._names, arguments, strict=False)]
 
-        def lower(name: str, value: Any) -> Any:
-            lowers = name in lowered and isinstance(value, Tensor) and value.dtype != torch.float64
-            return value.to(dtype) if lowers else value
+    def cast_named(self, device: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The same for arguments by their names."""
+        dtype = torch.get_autocast_dtype(device)
+        return {name: self._cast(name, value, dtype) for name, value in arguments.items()}
 
-        lower_args = [lower(name, value) for name, value in zip(names, args, strict=False)]
-        lower_kwargs = {name: lower(name, value) for name, value in kwargs.items()}
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(*lower_args, **lower_kwargs)
+    def _cast(self, name: str, value: Any, dtype: torch.dtype) -> Any:
+        lowers = name in self._lowered and isinstance(value, Tensor) and value.dtype != torch.float64
+        return value.to(dtype) if lowers else value
+
+
+def without(device: str) -> AbstractContextManager[Any]:
+    """Whatever runs inside is not cast again."""
+    guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(_KEYS[device])
+    return guard
+
+
+def register_autocast(op: Any, lowering: Lowering) -> None:
+    """Cast arguments under autocast, on every device."""
+    for device, key in _NAMES.items():
+        _LIBRARY.impl(op, _kernel(op, lowering, device), key)
+
+
+def _kernel(op: Any, lowering: Lowering, device: str) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = lowering.cast(device, args), lowering.cast_named(device, kwargs)  # type: ignore[assignment]
+        with without(device):
+            return op(*args, **kwargs)
 
     return call

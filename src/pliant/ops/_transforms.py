@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pliant._after_import import after_import
+from pliant.ops._autocast import Lowering, register_autocast, without
 
 PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _WITH_DATA = ("cpu", "cuda")
@@ -67,18 +68,22 @@ def transformable(
     kernel: Callable[..., Any],
     save: Callable[[Any, tuple[Any, ...], Any], None],
     differentiate: Callable[..., tuple[Tensor | None, ...]],
+    lowered: Sequence[str] = (),
 ) -> Callable[..., Any]:
-    """An operator that supports `torch.func`, see `function_of`.
+    """An operator that supports `torch.func`, see `function_of`, and autocast.
 
-    In eager mode, when nothing intercepts the dispatcher, the operator is its kernel wrapped in an autograd function.
-    The dispatcher and `register_autograd` do the same in several times the time.
+    In eager mode, when nothing but autocast intercepts the dispatcher, the operator is its kernel wrapped in an
+    autograd function. The dispatcher and `register_autograd` do the same in several times the time.
 
     Args:
         op: the operator registered with torch.library.
         kernel: the function that runs on tensors with data.
         save, differentiate: see `torch.library.register_autograd`.
+        lowered: the arguments that autocast casts to its dtype; it leaves the others.
     """
     function = function_of(op, save, differentiate)
+    lowering = Lowering(op, lowered)
+    register_autocast(op, lowering)
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -105,6 +110,14 @@ def transformable(
             return transformed(*inputs)
         if _watched(inputs):
             return op(*inputs)
+        if not torch._C._is_any_autocast_enabled():
+            return run(inputs)
+        device = next(value.device.type for value in inputs if isinstance(value, Tensor))
+        lowers = torch.is_autocast_enabled(device)
+        with without(device):
+            return run(lowering.cast(device, inputs) if lowers else inputs)
+
+    def run(inputs: Sequence[Any]) -> Any:
         if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
             return Eager.apply(*inputs)
         return kernel(*inputs)
@@ -113,8 +126,8 @@ def transformable(
 
 
 def _watched(inputs: tuple[Any, ...]) -> bool:
-    """Whether anybody takes part in the dispatch of a call: autocast, a tracer, a mode, a tensor's own class."""
-    if torch._C._is_any_autocast_enabled() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+    """Whether anybody but autocast takes part in the dispatch of a call: a tracer, a mode, a tensor's own class."""
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
         return True
     return any(
         isinstance(value, Tensor) and (type(value) not in PLAIN or value.device.type not in _WITH_DATA)

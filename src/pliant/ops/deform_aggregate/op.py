@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pliant.ops import _gpu, _native
-from pliant.ops._autocast import register_autocast
 from pliant.ops._transforms import pull_back, transformable
 from pliant.ops.deform_aggregate import cpu, gpu, reference
 from pliant.ops.deform_aggregate.geometry import Geometry
@@ -83,11 +82,11 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
 _call_backward = transformable(
     torch.ops.pliant.deform_aggregate_backward.default, backward, _save_backward, _differentiate_backward
 )
-call = transformable(torch.ops.pliant.deform_aggregate.default, forward, _save, _differentiate)
+# Offsets are positions: they keep the precision that they came with. Gradients keep that of the forward.
+call = transformable(
+    torch.ops.pliant.deform_aggregate.default, forward, _save, _differentiate, lowered=("input", "mask")
+)
 torch.library.register_autograd("pliant::deform_aggregate", _differentiate, setup_context=_save)
 torch.library.register_autograd(
     "pliant::deform_aggregate_backward", _differentiate_backward, setup_context=_save_backward
 )
-# Offsets are positions: they keep the precision that they came with. Gradients keep that of the forward.
-register_autocast(torch.ops.pliant.deform_aggregate.default, lowered=("input", "mask"))
-register_autocast(torch.ops.pliant.deform_aggregate_backward.default, lowered=())

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pliant.ops import _gpu, _native
-from pliant.ops._autocast import register_autocast
 from pliant.ops._transforms import pull_back, transformable
 from pliant.ops.deform_conv2d import cpu, gpu, reference
 from pliant.ops.deform_conv2d.reference import Geometry
@@ -76,7 +75,7 @@ def _(
     return (
         torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=_gpu.layout(input)),
         offset.new_empty(offset.shape),
-        weight.new_empty(weight.shape),
+        torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=_gpu.layout(weight)),
         input.new_empty(0) if mask is None else mask.new_empty(mask.shape),
     )
 
@@ -116,9 +115,9 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
 _call_backward = transformable(
     torch.ops.pliant.deform_conv2d_backward.default, backward, _save_backward, _differentiate_backward
 )
-call = transformable(torch.ops.pliant.deform_conv2d.default, forward, _save, _differentiate)
+# Offsets are positions: they keep the precision that they came with. Gradients keep the precision of the forward.
+call = transformable(
+    torch.ops.pliant.deform_conv2d.default, forward, _save, _differentiate, lowered=("input", "weight", "bias", "mask")
+)
 torch.library.register_autograd("pliant::deform_conv2d", _differentiate, setup_context=_save)
 torch.library.register_autograd("pliant::deform_conv2d_backward", _differentiate_backward, setup_context=_save_backward)
-# Offsets are positions: they keep the precision that they came with. Gradients keep the precision of the forward.
-register_autocast(torch.ops.pliant.deform_conv2d.default, lowered=("input", "weight", "bias", "mask"))
-register_autocast(torch.ops.pliant.deform_conv2d_backward.default, lowered=())

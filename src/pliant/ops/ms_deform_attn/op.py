@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pliant.ops import _gpu, _native
-from pliant.ops._autocast import register_autocast
 from pliant.ops._transforms import pull_back, transformable
 from pliant.ops.ms_deform_attn import cpu, gpu, reference
 from pliant.ops.ms_deform_attn.levels import levels_of
@@ -75,9 +74,9 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
 _call_backward = transformable(
     torch.ops.pliant.ms_deform_attn_backward.default, backward, _save, _differentiate_backward
 )
-call = transformable(torch.ops.pliant.ms_deform_attn.default, forward, _save, _differentiate)
+# Locations are positions: they keep the precision that they came with. Gradients keep that of the forward.
+call = transformable(
+    torch.ops.pliant.ms_deform_attn.default, forward, _save, _differentiate, lowered=("value", "weights")
+)
 torch.library.register_autograd("pliant::ms_deform_attn", _differentiate, setup_context=_save)
 torch.library.register_autograd("pliant::ms_deform_attn_backward", _differentiate_backward, setup_context=_save)
-# Locations are positions: they keep the precision that they came with. Gradients keep that of the forward.
-register_autocast(torch.ops.pliant.ms_deform_attn.default, lowered=("value", "weights"))
-register_autocast(torch.ops.pliant.ms_deform_attn_backward.default, lowered=())

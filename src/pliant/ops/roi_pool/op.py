@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pliant.ops import _gpu, _native
-from pliant.ops._autocast import register_autocast
 from pliant.ops._transforms import pull_back, transformable
 from pliant.ops.roi_pool import cpu, gpu, reference
 from pliant.ops.roi_pool.reference import Pooling
@@ -92,9 +91,7 @@ def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ..
 _call_backward = transformable(
     torch.ops.pliant.roi_pool_backward.default, backward, _save_backward, _differentiate_backward
 )
-call = transformable(torch.ops.pliant.roi_pool.default, forward, _save, _differentiate)
+# RoIs and offsets are positions: they keep the precision that they came with. Gradients keep that of the forward.
+call = transformable(torch.ops.pliant.roi_pool.default, forward, _save, _differentiate, lowered=("input",))
 torch.library.register_autograd("pliant::roi_pool", _differentiate, setup_context=_save)
 torch.library.register_autograd("pliant::roi_pool_backward", _differentiate_backward, setup_context=_save_backward)
-# RoIs and offsets are positions: they keep the precision that they came with. Gradients keep that of the forward.
-register_autocast(torch.ops.pliant.roi_pool.default, lowered=("input",))
-register_autocast(torch.ops.pliant.roi_pool_backward.default, lowered=())
