@@ -14,7 +14,9 @@ from pliant.ops.deform_conv2d import tiles as launching
 from pliant.ops.deform_conv2d.tiles import Problem, Tiles
 
 CUDA = torch.device("cuda")
-PROBLEM = Problem(torch.bfloat16, CUDA, cells=2394, outs=512, groups=1, unit=512, taps=9, far=False, sampled=512)
+PROBLEM = Problem(
+    torch.bfloat16, CUDA, cells=2394, outs=512, groups=1, unit=512, taps=9, far=False, sampled=512, offset_groups=1
+)
 SHAPE = {"cells": 2394, "outs": 512, "groups": 1, "unit": 512, "taps": 9}
 BEST = Tiles(64, 64, 128, 4, 1)
 

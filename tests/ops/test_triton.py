@@ -18,6 +18,8 @@ from torch import Tensor
 import pliant
 from pliant import ops
 from pliant.ops import _gpu, _native
+from pliant.ops.deform_conv2d import depthwise
+from pliant.ops.deform_conv2d import gpu as convolution
 from pliant.ops.deform_conv2d import tiles as launching
 from pliant.ops.deform_conv2d.tiles import Tiles
 from pliant.ops.roi_pool import gpu as pooling
@@ -52,9 +54,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def launch(kernel, grid, arguments, **options):  # type: ignore[no-untyped-def]
         names.append(kernel.__name__)
-        return run(kernel, grid, arguments, **options)
+        run(kernel, grid, arguments, **options)  # whose result would run again without a word
 
     monkeypatch.setattr(_gpu, "launch", launch)
+    convolution._described.cache_clear()
     return names
 
 
@@ -101,9 +104,11 @@ def test_convolution(name: str, launched: list[str]) -> None:
     if name == "plain":
         del tensors["mask"], tensors["bias"]
     check(lambda **values: ops.deform_conv2d(**values, **case.geometry), tensors, torch.float32)
-    assert launched == ([] if case.batch == 0 else ["forward", "backward_samples", "backward_weight"])
+    assert set(launched) in ([set()] if case.batch == 0 else [FUSED, BY_COLUMNS])
 
 
+FUSED, BY_COLUMNS = {"forward", "backward_samples", "backward_weight"}, {"columns", "list_samples", "gather"}
+DEPTHWISE = {"depthwise_forward", "depthwise_backward", "list_samples", "gather"}
 COLUMNS = {"forward_by_columns": True, "backward_by_columns": True}
 SMALL_TILES = {name: Tiles(16, 16, 0, 4, 1, 4) for name in ("columns", "columns_backward", "gather")}
 DESIGNS = {
@@ -135,10 +140,57 @@ def test_convolution_in_either_design(
 ) -> None:
     monkeypatch.setattr(launching, "CHUNK_BYTES", 1 << 11)  # several chunks, some of them rows of an image
     case = IN_EITHER[name]
-    with launching.forced(**DESIGNS[design]):
+    with launching.forced(depthwise=False, **DESIGNS[design]):
         check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
-    fused, by_columns = {"forward", "backward_samples", "backward_weight"}, {"columns", "list_samples", "gather"}
-    assert set(launched) == (by_columns if "columns" in design else fused)
+    assert set(launched) == (BY_COLUMNS if "columns" in design else FUSED)
+
+
+# Offset groups side by side, as many as there are and some of them; channels that leave a tile in part; one channel.
+DEPTHWISE_CASES = {
+    "packed": ConvCase(channels=16, out_channels=16, kernel=(2, 2), size=(5, 4), groups=16, offset_groups=2),
+    "packed, in part": ConvCase(channels=32, out_channels=32, kernel=(1, 2), size=(3, 4), groups=32, offset_groups=8),
+    "half a tile": ConvCase(channels=12, out_channels=12, kernel=(2, 1), size=(4, 3), groups=12, offset_groups=1),
+    "few channels": ConvCase(channels=6, out_channels=6, kernel=(1, 3), size=(3, 5), groups=6, offset_groups=3),
+}
+
+
+@pytest.mark.parametrize("border", ["paper", "authors"])
+@pytest.mark.parametrize("name", DEPTHWISE_CASES)
+def test_depthwise_convolution(name: str, border: str, launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = DEPTHWISE_CASES[name]
+    tensors = case.tensors()
+    if border == "authors":
+        monkeypatch.setattr(launching, "CHUNK_BYTES", 1 << 11)
+        del tensors["mask"], tensors["bias"]
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry, border=border), tensors, torch.float32)
+    assert set(launched) == DEPTHWISE
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_depthwise_convolution_in_half_precision_and_patches(
+    dtype: torch.dtype, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_gpu, "multiprocessors", lambda device: 1)
+    monkeypatch.setattr(depthwise, "_SHARES", 2)  # of the tiles, which are more
+    case = replace(DEPTHWISE_CASES["packed"], batch=1)
+    small = {name: Tiles(8, 8, 0, 4, 1, 4) for name in ("depthwise_forward", "depthwise_backward", "gather")}
+    with launching.forced(**small):
+        check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), dtype, "channels last")
+    assert set(launched) == DEPTHWISE
+
+
+def test_convolution_of_packed_offset_groups(launched: list[str]) -> None:
+    case = ConvCase(batch=1, channels=16, out_channels=16, size=(4, 5), groups=1, offset_groups=4, kernel=(2, 1))
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
+    assert set(launched) == BY_COLUMNS
+
+
+@pytest.mark.parametrize("offset_groups", [1, 2])
+def test_convolution_of_very_few_channels_goes_by_columns(offset_groups: int, launched: list[str]) -> None:
+    channels = 3 * offset_groups
+    case = ConvCase(channels=channels, out_channels=16, size=(4, 5), groups=1, offset_groups=offset_groups)
+    check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
+    assert set(launched) == BY_COLUMNS
 
 
 @pytest.mark.parametrize("border", ["paper", "authors"])
@@ -295,7 +347,7 @@ def test_deterministic_algorithms_run_the_backward_without_atomics(launched: lis
     try:
         check(lambda **values: ops.deform_conv2d(**values, **case.geometry), case.tensors(), torch.float32)
         check(POOLINGS["deform_roi_pool"], to_pool("deform_roi_pool"), torch.float32)
-        assert launched == ["forward", "forward"]
+        assert launched == ["columns", "forward"]
         assert "deterministic" in str(pliant.explain(torch.ones(1, device=DEVICE)))
     finally:
         torch.use_deterministic_algorithms(False)
@@ -344,7 +396,9 @@ def test_every_tile_is_a_power_of_two_that_a_matrix_product_takes(
 ) -> None:
     monkeypatch.setattr(_native, "interpreting", lambda: False)
     for unit, outs in ((1, 3), (24, 40), (64, 64), (512, 1024)):
-        problem = launching.Problem(dtype, torch.device("cpu"), 2394, outs, 1, unit, 9, far=False, sampled=unit)
+        problem = launching.Problem(
+            dtype, torch.device("cpu"), 2394, outs, 1, unit, 9, far=False, sampled=unit, offset_groups=1
+        )
         for tiles in (launching.tiles(kernel, problem), *launching.candidates(kernel, dtype)):
             multiplied = kernel in ("forward", "backward_samples", "backward_weight")
             for side in (tiles.cells, tiles.channels, *([tiles.outs] if multiplied else [])):

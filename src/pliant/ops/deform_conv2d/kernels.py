@@ -3,15 +3,19 @@
 Maps are laid out channels last, weights as [O, taps, C / groups]: what a sample reads is a row. A unit is a run of
 channels that share a group and an offset group. Sums are float32 throughout.
 
-Legend: P output cells of all images, C input channels, O output channels; BLOCK_P, BLOCK_C, BLOCK_O a tile of them.
+Legend: P output cells of all images, C input channels, O output channels; BLOCK_P, BLOCK_C, BLOCK_O a tile of them. A
+line of a tile is a cell. Where offset groups have few channels, it is one of PACK offset groups of a cell, which lie
+side by side.
 """
 
 import triton
 import triton.language as tl
 
 # Not worth a variant of the kernel for each of their values.
-_SIZES = ["cells", "out_height", "out_width", "height", "width"]
+_MAPS = ["out_height", "out_width", "height", "width"]
+_SIZES = ["cells", *_MAPS]
 _STEPS = ["offset_image", "offset_channel", "mask_image", "mask_channel"]  # nothing is loaded along these
+_CHUNK = ["first_image", "first_row", "images", "rows"]
 _GRID = ["stride_y", "stride_x", "padding_y", "padding_x", "dilation_y", "dilation_x"]
 
 
@@ -41,12 +45,15 @@ def _axis(position, size, AUTHORS: tl.constexpr):
 
 
 @triton.jit
-def cells_of(tile, cells, out_height, out_width, BLOCK_P: tl.constexpr, PATCH: tl.constexpr):
+def cells_of(
+    tile, cells, out_height, out_width, BLOCK_P: tl.constexpr, PATCH: tl.constexpr, PACK: tl.constexpr = 1
+):  # fmt: skip
     """The output cells of a tile: which exist, their images, rows, columns, and places in the map.
 
-    Tiles are runs of cells across images, or patches PATCH cells wide: their samples share more of the input.
+    Tiles are runs of cells across images, or patches PATCH cells wide: their samples share more of the input. Each cell
+    is there PACK times.
     """
-    lane = tl.arange(0, BLOCK_P)
+    lane = tl.arange(0, BLOCK_P * PACK) // PACK
     if PATCH == 0:
         place = tile * BLOCK_P + lane
         live = place < cells
@@ -63,6 +70,43 @@ def cells_of(tile, cells, out_height, out_width, BLOCK_P: tl.constexpr, PATCH: t
         live = (y < out_height) & (x < out_width)
         cell = y * out_width + x
     return live, image, y.to(tl.int32), x.to(tl.int32), cell
+
+
+@triton.jit
+def cells_of_chunk(
+    tile, first_image, first_row, images, rows, width, BLOCK: tl.constexpr, PATCH: tl.constexpr, PACK: tl.constexpr
+):  # fmt: skip
+    """The cells of a tile's lines: which exist, their places in the chunk, images, rows, columns, places in the map."""
+    lane = tl.arange(0, BLOCK * PACK) // PACK
+    if PATCH == 0:
+        of_chunk = tile * BLOCK + lane
+        live = of_chunk < images * rows * width
+        image = of_chunk // (rows * width)
+        y = of_chunk // width % rows
+        x = of_chunk % width
+    else:
+        across = tl.cdiv(width, PATCH)
+        down = tl.cdiv(rows, BLOCK // PATCH)
+        y = tile // across % down * (BLOCK // PATCH) + lane // PATCH
+        x = tile % across * PATCH + lane % PATCH
+        image = tile // across // down + tl.zeros_like(x)
+        live = (y < rows) & (x < width)
+        of_chunk = (image * rows + y) * width + x
+    y += first_row
+    image += first_image
+    return live, of_chunk, image, y.to(tl.int32), x.to(tl.int32), y * width + x
+
+
+@triton.jit
+def offset_groups_of(block, sampled, BLOCK: tl.constexpr, PACK: tl.constexpr, ALIGNED: tl.constexpr):
+    """The offset groups of a tile's lines, or the one of all, and their first channels, which ALIGNED divides."""
+    if PACK == 1:
+        offset_group = block
+        start = tl.multiple_of(offset_group * sampled, ALIGNED)
+    else:
+        offset_group = block * PACK + tl.arange(0, BLOCK * PACK) % PACK
+        start = tl.multiple_of(offset_group * sampled, [ALIGNED])
+    return offset_group, start
 
 
 @triton.jit
@@ -125,6 +169,22 @@ def _add(grad_input, row, inside, channel, live_channel, value, EVEN: tl.constex
     if not EVEN:
         mask = mask & live_channel[None, :]
     tl.atomic_add(grad_input + row[:, None] + channel[None, :], value, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def position_gradients(
+    grad_offset, grad_mask, line, cell, out_area, live, modulation, dot00, dot01, dot10, dot11,
+    wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Store the gradients of offset and mask: their row in the mask's is `line`, and each corner has a dot product."""
+    if MASKED:
+        of_mask = dot00 * (wy0 * wx0) + dot01 * (wy0 * wx1) + dot10 * (wy1 * wx0) + dot11 * (wy1 * wx1)
+        tl.store(grad_mask + line * out_area + cell, of_mask.to(grad_mask.dtype.element_ty), mask=live)
+    of_y = (dot00 * (sy0 * wx0) + dot01 * (sy0 * wx1) + dot10 * (sy1 * wx0) + dot11 * (sy1 * wx1)) * modulation
+    of_x = (dot00 * (wy0 * sx0) + dot01 * (wy0 * sx1) + dot10 * (wy1 * sx0) + dot11 * (wy1 * sx1)) * modulation
+    at_y = grad_offset + 2 * line * out_area + cell
+    tl.store(at_y, of_y.to(grad_offset.dtype.element_ty), mask=live)
+    tl.store(at_y + out_area, of_x.to(grad_offset.dtype.element_ty), mask=live)
 
 
 # fmt: off
@@ -331,15 +391,10 @@ def backward_samples(
             _add(grad_input, row10 * channels, in10, channel, in_unit, columns * (wy1 * wx0)[:, None], EVEN)
             _add(grad_input, row11 * channels, in11, channel, in_unit, columns * (wy1 * wx1)[:, None], EVEN)
 
-    out_area = out_height * out_width
-    row = image * (tl.num_programs(2) * TAPS) + line  # of the mask's gradient; the offset's has two
-    if MASKED:
-        of_mask = dot00 * (wy0 * wx0) + dot01 * (wy0 * wx1) + dot10 * (wy1 * wx0) + dot11 * (wy1 * wx1)
-        tl.store(grad_mask + row * out_area + cell, of_mask.to(grad_mask.dtype.element_ty), mask=live)
-    of_y = (dot00 * (sy0 * wx0) + dot01 * (sy0 * wx1) + dot10 * (sy1 * wx0) + dot11 * (sy1 * wx1)) * modulation
-    of_x = (dot00 * (wy0 * sx0) + dot01 * (wy0 * sx1) + dot10 * (wy1 * sx0) + dot11 * (wy1 * sx1)) * modulation
-    tl.store(grad_offset + 2 * row * out_area + cell, of_y.to(grad_offset.dtype.element_ty), mask=live)
-    tl.store(grad_offset + (2 * row + 1) * out_area + cell, of_x.to(grad_offset.dtype.element_ty), mask=live)
+    position_gradients(
+        grad_offset, grad_mask, image * (tl.num_programs(2) * TAPS) + line, cell, out_height * out_width, live,
+        modulation, dot00, dot01, dot10, dot11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1, MASKED,
+    )  # fmt: skip
 
 
 # fmt: off

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -16,7 +17,16 @@ KERNELS = ("forward", "backward_samples", "backward_weight", "columns", "columns
 _PRODUCTS = KERNELS[:3]  # the kernels that multiply
 CHUNK_BYTES = 96 << 20  # of columns at a time
 _LEAST = 16  # of a side of a matrix product
-_LEAST_SAMPLED = 8  # channels that are 16 bytes in half precision
+LEAST_SAMPLED = 4  # channels that are read at once: 8 bytes in half precision
+_LINE = 64  # channels that are a line of memory in half precision
+# Lines of a tile that packs offset groups, and its warps: the fastest of a few on an H200.
+_PACKED = {
+    "columns": (128, 4),
+    "columns_backward": (128, 4),
+    "gather": (32, 1),
+    "depthwise_forward": (64, 4),
+    "depthwise_backward": (32, 1),
+}
 
 
 class Tiles(NamedTuple):
@@ -31,6 +41,7 @@ class Tiles(NamedTuple):
     unroll: int = 1  # blocks of channels for which positions are computed once
     early: bool = False  # whether corners are loaded a step ahead, into registers
     registers: int = 0  # the most for a thread; 0 lets the compiler choose
+    pack: int = 1  # offset groups of a cell side by side, where one has too few channels for a line of memory
 
     @property
     def options(self) -> dict[str, int]:
@@ -51,6 +62,7 @@ class Problem(NamedTuple):
     taps: int
     far: bool  # indices need 64 bits
     sampled: int  # channels that share an offset group
+    offset_groups: int
 
 
 _forced: dict[str, Any] = {}
@@ -68,6 +80,11 @@ def forced(**settings: Any) -> Iterator[None]:
         _forced.update(before)
 
 
+def any_forced() -> bool:
+    """Whether a measurement chooses settings."""
+    return bool(_forced)
+
+
 def by_columns(problem: Problem, *, backward: bool) -> bool:
     """Whether columns are written to memory and multiplied by torch; else a kernel multiplies as it gathers."""
     name = "backward_by_columns" if backward else "forward_by_columns"
@@ -82,7 +99,20 @@ def by_columns(problem: Problem, *, backward: bool) -> bool:
     wide = problem.groups == 1 and 96 <= problem.unit <= 192 and problem.outs <= 128
     if wide and not backward and problem.dtype != torch.float32:
         return False  # one tile holds all outputs, and columns take longer to write than to gather
-    return problem.sampled >= _LEAST_SAMPLED and (problem.groups > 1 or problem.outs >= _LEAST)
+    return problem.sampled >= LEAST_SAMPLED and (problem.groups > 1 or problem.outs >= _LEAST)
+
+
+def missing_channels(sampled: int, groups: int, outs: int) -> int:
+    """How many channels of zeros each offset group is given, so that columns are written for torch to multiply."""
+    forbidden = False in (_forced.get("forward_by_columns"), _forced.get("backward_by_columns"))
+    short = groups == 1 and sampled < LEAST_SAMPLED and outs >= _LEAST
+    return LEAST_SAMPLED - sampled if short and not forbidden else 0
+
+
+def depthwise(problem: Problem) -> bool:
+    """Whether each output channel has one input channel."""
+    depthwise = problem.outs == 1 < problem.groups == problem.sampled * problem.offset_groups
+    return depthwise and bool(_forced.get("depthwise", True))
 
 
 def tiles(kernel: str, problem: Problem) -> Tiles:
@@ -90,13 +120,14 @@ def tiles(kernel: str, problem: Problem) -> Tiles:
     if kernel in _forced:
         return _fitted(kernel, _forced[kernel], problem)
     if _native.interpreting():
-        return _fitted(kernel, Tiles(32 if kernel in _PRODUCTS else 128, 16, 32, 1, 1), problem)
+        interpreted = Tiles(32, 16, 32, 1, 1) if kernel in _PRODUCTS else Tiles(128, 16, 0, 1, 1)
+        return _fitted(kernel, interpreted, problem)
     found = shipped.find(kernel, problem)
     return _fitted(kernel, _by_rule(kernel, problem) if found is None else Tiles(**found["tiles"]), problem)
 
 
 def _by_rule(kernel: str, problem: Problem) -> Tiles:
-    """The settings that were best for most shapes on an H100."""
+    """The settings that were best for most shapes on an H100, or for narrow offset groups and filters on an H200."""
     single = problem.dtype == torch.float32
     if kernel == "forward":
         if single and _gpu.precision(problem.dtype) == "ieee":
@@ -106,8 +137,15 @@ def _by_rule(kernel: str, problem: Problem) -> Tiles:
         return Tiles(64, 32, 64, 8, 2) if single else Tiles(64, 64, 64, 4, 3, patch=8)
     if kernel == "backward_weight":
         return Tiles(32, 32, 64, 4, 2) if single else Tiles(64, 64, 128, 8, 2)
+    if (pack := _packed(problem, block(problem.sampled, _LINE, LEAST_SAMPLED))) > 1:
+        lines, warps = _PACKED[kernel]
+        return Tiles(lines // pack, _LINE, 0, warps, 1, patch=0 if kernel == "gather" else min(4, lines // pack))
     if kernel == "gather":
-        return Tiles(8, 256, 0, 4, 1)
+        return Tiles(max(8, 256 // block(problem.sampled, 256, LEAST_SAMPLED)), 256, 0, 4, 1)
+    if kernel == "depthwise_forward":
+        return Tiles(8, 128, 0, 4, 1, patch=4)
+    if kernel == "depthwise_backward":
+        return Tiles(32, 32, 0, 2, 1, patch=8)
     unroll = 1 if kernel == "columns_backward" else 2
     cells, channels = (32, 64) if problem.sampled >= 256 else (64, 32)
     return Tiles(cells, channels, 0, 8, 1, patch=8, unroll=unroll)
@@ -155,8 +193,16 @@ def _fitted(kernel: str, tiles: Tiles, problem: Problem) -> Tiles:
     if kernel in _PRODUCTS:
         outs = block(problem.outs, tiles.outs)
         return tiles._replace(outs=outs, channels=block(problem.unit, tiles.channels))
-    channels = block(problem.sampled, tiles.channels, _LEAST_SAMPLED)
-    return tiles._replace(channels=channels, unroll=max(1, min(tiles.unroll, problem.sampled // channels)))
+    channels = block(problem.sampled, tiles.channels, LEAST_SAMPLED)
+    unroll = max(1, min(tiles.unroll, problem.sampled // channels))
+    return tiles._replace(channels=channels, unroll=unroll, pack=_packed(problem, channels))
+
+
+def _packed(problem: Problem, channels: int) -> int:
+    """How many offset groups lie side by side in a tile: such that a cell's channels fill a line of memory."""
+    if problem.sampled != channels or channels >= _LINE:
+        return 1
+    return math.gcd(problem.offset_groups, _LINE // channels)
 
 
 def block(length: int, most: int, least: int = _LEAST) -> int:
