@@ -129,6 +129,18 @@ def test_memory_is_what_a_call_adds_at_its_peak(gpu: Gpu) -> None:
     assert clock(gpu).peak_bytes(gpu.call("a", 1.0)) == 250
 
 
+def test_a_device_is_busy_while_kernels_run(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def event(name: str, device: str, microseconds: int) -> SimpleNamespace:
+        took = SimpleNamespace(elapsed_us=lambda: microseconds)
+        return SimpleNamespace(name=name, device_type=getattr(torch.autograd.DeviceType, device), time_range=took)
+
+    events = [event("a", "CUDA", 30), event("launch", "CPU", 500), event("b", "CUDA", 12)]
+    watched = SimpleNamespace(events=lambda: [*events, event("Activity Buffer Request", "CUDA", 90)])
+    monkeypatch.setattr("pliant.bench.gpu.clock.profile", lambda activities: contextlib.nullcontext(watched))
+    assert clock(gpu).busy_seconds(gpu.call("a", 1.0)) == pytest.approx([42e-6] * 3)
+    assert Clock(Place("cpu")).busy_seconds(gpu.call("a", 1.0)) == []
+
+
 def test_quartiles_in_milliseconds() -> None:
     assert quartiles([0.001, 0.002, 0.003, 0.004, 0.005]) == {"median_ms": 3.0, "lower_ms": 2.0, "upper_ms": 4.0}
     assert quartiles([0.001])["median_ms"] == 1.0

@@ -137,6 +137,11 @@ def test_the_other_tables() -> None:
     assert "| NVIDIA H100 | abc | compute-sanitizer memcheck | 1 of 1 | - |" in found
     assert "| NVIDIA H100 | abc | stream | 1 of 1 | 2.0e-07 |" in found
     assert "| NVIDIA H100, DeepLab, resnet101, 512×1024, bfloat16 | 20 | 1.25 |" in found
+    busy = [line | {"busy": {"median_ms": ms}} for line, ms in zip(lines[-2:], (8.0, 9.0), strict=True)]
+    found = page.rewritten("<!-- gpu: training -->\n<!-- /gpu: training -->", busy)
+    assert "| NVIDIA H100, DeepLab, resnet101, 512×1024, bfloat16 | 20 | 1.25 | 8 | 1.12 |" in found
+    found = page.rewritten("<!-- gpu: summary -->\n<!-- /gpu: summary -->", [*timed, *busy])
+    assert "Its kernels alone, without the time of their launches, take 1.1." in found
     later = {**checks[3], **common, "kernels": "later", "commit": "def"}  # of other kernels: the others stay
     found = page.rewritten("<!-- gpu: right -->\n<!-- /gpu: right -->", [*lines, later])
     assert "| NVIDIA H100 | abc | stream | 1 of 1 | 2.0e-07 |" in found

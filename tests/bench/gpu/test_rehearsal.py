@@ -16,13 +16,13 @@ from torch import Tensor
 from pliant.bench.gpu import calls, ledger, peers, roofline, small, table, training, tuning, warm
 from pliant.bench.gpu.clock import Clock
 from pliant.bench.gpu.plan import KINDS, plan
-from pliant.bench.gpu.problems import DTYPES, Problem, problems
+from pliant.bench.gpu.problems import DTYPES, ROWS, Problem, problems, shrunk
 from pliant.bench.gpu.report import sentence
 from pliant.bench.gpu.right import compared
 from pliant.bench.gpu.speed import checked
 from pliant.bench.gpu.steps import Place, Step, work
 from pliant.bench.implementation import InTorch
-from pliant.bench.rows import ConvRow
+from pliant.bench.rows import CallRow, ConvRow
 from pliant.ops import _native
 from pliant.ops.deform_conv2d import tiles as launching
 
@@ -110,6 +110,16 @@ def test_an_implementation_is_held_against_the_tensors_that_it_is_given() -> Non
     assert not checked(problem, off)["right"]
     plain = peers.cudnn(problem, tensors)
     assert checked(problem, plain)["right"]
+
+
+def test_everyone_takes_a_mask() -> None:
+    row = next(row for row in ROWS if isinstance(row, CallRow) and row.masked)
+    problem = Problem(shrunk(row), "float32")
+    tensors = problem.tensors("cpu")
+    assert warm.blank(problem, "cpu").keys() == tensors.keys() == {"input", "offset", "weight", "grad", "mask"}
+    made = [maker(problem, tensors) for maker in (peers.cudnn, peers.pliant, peers.torchvision)]
+    assert all(checked(problem, each)["right"] for each in made)
+    assert ["mask" in each.gradients(each.grad) for each in made] == [False, True, True]
 
 
 def test_the_first_steps_are_right_and_then_half_precision_near_the_cell() -> None:

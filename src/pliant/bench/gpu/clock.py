@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from pliant.bench.gpu.steps import Place
 
@@ -17,6 +18,7 @@ Call = Callable[[], object]
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 60
 _EAGER_ROUNDS, _EAGER_SECONDS, _MOST_EAGER_CALLS = 5, 0.01, 50
+_BUSY_ROUNDS = 3
 _AHEAD = 5_000_000  # cycles of the device, some milliseconds
 _FLUSHED = 3  # times the second-level cache
 
@@ -122,6 +124,23 @@ class Clock:
                 found[name].append((time.perf_counter() - start) / counts[name])
         return found
 
+    def busy_seconds(self, call: Call) -> list[float]:
+        """Return the seconds for which kernels ran in each of some calls, without the gaps between them.
+
+        Where the host launches slower than the device runs, a call takes longer than this.
+        """
+        if not self.place.on_gpu:
+            return []
+        call()
+        found = []
+        for _ in range(_BUSY_ROUNDS):
+            self.place.wait()
+            with profile(activities=[ProfilerActivity.CUDA]) as watched:
+                call()
+                self.place.wait()
+            found.append(sum(_on_device(event) for event in watched.events() or ()))
+        return found
+
     def peak_bytes(self, call: Call) -> int | None:
         """Return the bytes that a call allocates at its peak. None if the device does not report them."""
         if not self.place.on_gpu:
@@ -160,6 +179,12 @@ class Clock:
         call()
         pair[1].record()
         return pair
+
+
+def _on_device(event: Any) -> float:
+    """Return the seconds of a kernel, a copy or a fill."""
+    runs = event.device_type == torch.autograd.DeviceType.CUDA and event.name != "Activity Buffer Request"
+    return float(event.time_range.elapsed_us()) / 1e6 if runs else 0.0
 
 
 def _elapsed(pair: Any) -> float:

@@ -204,11 +204,20 @@ def _training(lines: Sequence[Line]) -> str:
         ] = line
     names = list(dict.fromkeys(line["implementation"] for line in timed))
     base = names[0]
-    rows = [
-        [", ".join(key), _ms(found.get(base)), *(_ratio(found.get(name), found.get(base)) for name in names[1:])]
-        for key, found in by_step.items()
-    ]
-    return _source(timed) + _table(["GPU, network, backbone, image, precision", f"{base}, ms", *names[1:]], rows)
+    clocks = [clock for clock in ("device", "busy") if any(clock in line for line in timed)]
+    rows = []
+    for key, found in by_step.items():
+        cells = [", ".join(key)]
+        for clock in clocks:
+            cells += (
+                _ms(found.get(base), clock),
+                *(_ratio(found.get(name), found.get(base), clock) for name in names[1:]),
+            )
+        rows.append(cells)
+    head = ["GPU, network, backbone, image, precision", f"{base}, ms", *names[1:]]
+    if "busy" in clocks:
+        head += f"{base}, ms of kernels", *(f"{name}, kernels" for name in names[1:])
+    return _source(timed) + _table(head, rows)
 
 
 def _summary(lines: Sequence[Line]) -> str:
@@ -260,7 +269,14 @@ def _training_sentence(lines: Iterable[Line]) -> list[str]:
         return []
     networks = "; ".join(dict.fromkeys(line["step"].removeprefix("training ") for line in timed))
     beside = f", and {_range(peer)} with torchvision's operator" if peer else ""
-    return [f"A training step there ({networks}) takes {_range(own)} of the plain network's time{beside}."]
+    said = [f"A training step there ({networks}) takes {_range(own)} of the plain network's time{beside}."]
+    own, peer = (
+        sorted(_ratios(timed, name, training.PLAIN, "busy")) for name in (training.PLIANT, training.TORCHVISION)
+    )
+    if own:
+        beside = f", and {_range(peer)} with torchvision's" if peer else ""
+        said.append(f"Its kernels alone, without the time of their launches, take {_range(own)}{beside}.")
+    return said
 
 
 def _range(ratios: Sequence[float]) -> str:

@@ -55,7 +55,7 @@ def cudnn(problem: Problem, tensors: Tensors) -> InTorch:
     """Return the plain convolution of the same size."""
     row = problem.row
 
-    def call(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+    def call(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.conv2d(input, weight, None, 1, row.padding, row.dilation, row.groups)
 
     made = _made(problem, call, tensors, ("input", "weight"))
@@ -71,15 +71,22 @@ def _made(
     problem: Problem,
     function: Callable[..., Tensor],
     tensors: Tensors,
-    names: tuple[str, ...] = ("input", "offset", "weight"),
+    differentiated: tuple[str, ...] = ("input", "offset", "weight", "mask"),
 ) -> InTorch:
+    names = [name for name in differentiated if name in tensors]
     made = InTorch(function, tensors, names, dtype=DTYPES[problem.dtype])
     made.tolerance = TOLERANCE[problem.dtype]
     return made
 
 
 def _deformable(
-    operator: Callable[..., Tensor], row: ConvRow, input: Tensor, offset: Tensor, weight: Tensor, pair: bool = False
+    operator: Callable[..., Tensor],
+    row: ConvRow,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+    pair: bool = False,
 ) -> Tensor:
     padding, dilation = ((row.padding,) * 2, (row.dilation,) * 2) if pair else (row.padding, row.dilation)
-    return operator(input, offset, weight, padding=padding, dilation=dilation)
+    return operator(input, offset, weight, padding=padding, dilation=dilation, mask=mask)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pliant.bench.gpu.steps import Place
-from pliant.bench.rows import CONVOLUTIONS, ConvRow
+from pliant.bench.rows import CONVOLUTIONS, CallRow, ConvRow
 
 # How float32 is multiplied is a dtype here: in full, or rounded to tf32 for the tensor cores.
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
@@ -23,7 +23,8 @@ SPREADS = (1.0, 0.0, 4.0)
 # With 128 channels at 100x168, which is a row of `pliant bench`, these are c3 to c5 of a pyramid's backbone.
 PYRAMID = (ConvRow(1, 256, 256, 50, 84), ConvRow(1, 512, 512, 25, 42))
 FIRST = (CONVOLUTIONS[0], CONVOLUTIONS[2], *PYRAMID)  # conv5 of the paper, and c3 to c5
-ROWS = tuple(dict.fromkeys((*FIRST, *(replace(row, batch=1) for row in CONVOLUTIONS))))
+_OTHERS = (row for row in CONVOLUTIONS if not (isinstance(row, CallRow) and row.channels_last))  # layouts are ours
+ROWS = tuple(dict.fromkeys((*FIRST, *(replace(row, batch=1) for row in _OTHERS))))
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Problem:
     def key(self) -> dict[str, Any]:
         """The fields that identify the problem in the ledger."""
         return asdict(self.row) | {"dtype": self.dtype, "layout": self.layout}
+
+    @property
+    def masked(self) -> bool:
+        return isinstance(self.row, CallRow) and self.row.masked
 
     @property
     def shape(self) -> dict[str, int]:
@@ -64,7 +69,7 @@ class Problem:
         row, size = self.row, DTYPES[self.dtype].itemsize
         cells = row.batch * row.height * row.width
         values = size * (cells * row.channels + row.out_channels * row.channels // row.groups * row.kernel**2)
-        offsets = 4 * cells * 2 * row.offset_groups * row.kernel**2
+        offsets = (4 * 2 + size * self.masked) * cells * row.offset_groups * row.kernel**2
         output = size * cells * row.out_channels
         return (3 if training else 1) * (values + offsets) + (2 if training else 1) * output
 

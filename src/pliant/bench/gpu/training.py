@@ -84,6 +84,8 @@ def _timed(network: str, precision: str, place: Place) -> Results:
             peak = clock.peak_bytes(call)
             memory = {"peak_mib": None if peak is None else round(peak / 2**20, 1)}
             rounds = {"device": quartiles(seconds[name]) | {"rounds": len(seconds[name])}}
+            if busy := clock.busy_seconds(call):
+                rounds["busy"] = quartiles(busy) | {"rounds": len(busy)}
             yield head | {"implementation": name} | found[name] | rounds | memory
 
 

@@ -103,6 +103,7 @@ def _kernel(problem: Problem, kernel: str, place: Place) -> Results:
         device=torch.device(place.device),
         far=False,
         sampled=problem.row.channels // problem.row.offset_groups,
+        offset_groups=problem.row.offset_groups,
         **problem.shape,
     )
 

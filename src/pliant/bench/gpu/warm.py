@@ -86,10 +86,11 @@ def launcher(problem: Problem, tensors: dict[str, torch.Tensor], backward: bool)
     """Return a call of the forward's or the backward's launcher on a problem's tensors."""
     row = problem.row
     input, offset, weight, grad = (tensors[name] for name in ("input", "offset", "weight", "grad"))
+    mask = tensors.get("mask")
     geometry = Geometry((1, 1), (row.padding,) * 2, (row.dilation,) * 2, "paper")
     if backward:
-        return lambda: convolution.deform_conv2d_backward(grad, input, offset, weight, None, geometry)
-    return lambda: convolution.deform_conv2d(input, offset, weight, None, None, geometry)
+        return lambda: convolution.deform_conv2d_backward(grad, input, offset, weight, mask, geometry)
+    return lambda: convolution.deform_conv2d(input, offset, weight, None, mask, geometry)
 
 
 def launchers(call: Call, dtype: str, layout: str) -> list[Thunk]:
@@ -122,7 +123,12 @@ def blank(problem: Problem, device: str) -> dict[str, torch.Tensor]:
         name: torch.empty(shape, dtype=DTYPES[problem.dtype], device=device, memory_format=layout)
         for name, shape in shapes.items()
     }
-    return found | {"offset": torch.empty((row.batch, 2 * row.offset_groups * taps, *size), device=device)}
+    found["offset"] = torch.empty((row.batch, 2 * row.offset_groups * taps, *size), device=device)
+    if problem.masked:
+        found["mask"] = torch.empty(
+            (row.batch, row.offset_groups * taps, *size), dtype=DTYPES[problem.dtype], device=device
+        )
+    return found
 
 
 class Groups:
