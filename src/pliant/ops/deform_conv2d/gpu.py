@@ -120,9 +120,9 @@ def deform_conv2d_backward(
         grad_input, grad_weight = _backward(call, grad.flatten(2), grad_offset, grad_mask)
     grad_input, grad_weight = (_narrowed(each, narrow, call.offset_groups) for each in (grad_input, grad_weight))
     return (
-        grad_input.permute(0, 3, 1, 2).to(input.dtype).contiguous(memory_format=_gpu.layout(input)),
+        grad_input.permute(0, 3, 1, 2).to(input.dtype),
         grad_offset,
-        grad_weight.permute(0, 3, 1, 2).to(weight.dtype).contiguous(memory_format=_gpu.layout(weight)),
+        grad_weight.permute(0, 3, 1, 2).to(weight.dtype),
         grad_mask,
     )
 

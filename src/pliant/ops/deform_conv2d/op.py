@@ -53,7 +53,8 @@ def backward(
     else:
         grads = reference.deform_conv2d_backward(*arguments)
     grad_input = grads[0].contiguous(memory_format=_gpu.layout(input))
-    return grad_input, *grads[1:3], input.new_empty(0) if grads[3] is None else grads[3]
+    grad_weight = grads[2].contiguous(memory_format=_gpu.layout(weight))
+    return grad_input, grads[1], grad_weight, input.new_empty(0) if grads[3] is None else grads[3]
 
 
 torch.library.impl("pliant::deform_conv2d", "default", forward)
