@@ -44,7 +44,7 @@ def columns(
     live, of_chunk, image, cell_y, cell_x, cell = cells_of_chunk(
         tl.program_id(0).to(INDEX), first_image, first_row, images, rows, out_width, BLOCK_P, PATCH, PACK
     )
-    offset_group, start = offset_groups_of(tl.program_id(1), sampled, BLOCK_P, PACK, BLOCK_C if EVEN else 1)
+    offset_group, start, base = offset_groups_of(tl.program_id(1), sampled, BLOCK_P, PACK, BLOCK_C if EVEN else 1)
     for tap in range(tl.program_id(2), TAPS, parts):
         line = (offset_group * TAPS + tap).to(INDEX)
         base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
@@ -69,8 +69,8 @@ def columns(
                 first = span + block * BLOCK_C
                 if EVEN:
                     first = tl.multiple_of(first, BLOCK_C)
-                channel = first + tl.arange(0, BLOCK_C)
-                in_group = channel < sampled
+                channel = base + first + tl.arange(0, BLOCK_C)
+                in_group = channel < base + sampled
                 at = place[:, None] + channel[None, :]
                 wanted = live[:, None]
                 if not EVEN:

@@ -54,14 +54,14 @@ def depthwise_forward(
         tl.program_id(0).to(INDEX), cells, out_height, out_width, BLOCK_P, PATCH, PACK
     )
     blocks = tl.cdiv(sampled, BLOCK_C)
-    offset_group, start = offset_groups_of(
+    offset_group, start, base = offset_groups_of(
         tl.program_id(1) // blocks, sampled, BLOCK_P, PACK, BLOCK_C if EVEN else 1
     )
     first = tl.program_id(1) % blocks * BLOCK_C
     if EVEN:
         first = tl.multiple_of(first, BLOCK_C)
-    channel = first + tl.arange(0, BLOCK_C)
-    in_group = channel < sampled
+    channel = base + first + tl.arange(0, BLOCK_C)
+    in_group = channel < base + sampled
     regular_y = cell_y * stride_y - padding_y
     regular_x = cell_x * stride_x - padding_x
 
@@ -105,7 +105,7 @@ def depthwise_backward(
     The gradients of offset and mask are whole when it ends. That of the weight is a sum for each share of the tiles,
     [shares, taps, C], which the launcher adds up.
     """
-    offset_group, start = offset_groups_of(tl.program_id(1), sampled, BLOCK_P, PACK, BLOCK_C if EVEN else 1)
+    offset_group, start, base = offset_groups_of(tl.program_id(1), sampled, BLOCK_P, PACK, BLOCK_C if EVEN else 1)
     tiles = tiles_of(cells, out_height, out_width, BLOCK_P, PATCH)
     for tile in range(tl.program_id(0).to(INDEX), tiles, tl.num_programs(0)):
         live, image, cell_y, cell_x, cell = cells_of(
@@ -132,8 +132,8 @@ def depthwise_backward(
             for first in range(0, sampled, BLOCK_C):
                 if EVEN:
                     first = tl.multiple_of(first, BLOCK_C)
-                channel = first + tl.arange(0, BLOCK_C)
-                in_group = channel < sampled
+                channel = base + first + tl.arange(0, BLOCK_C)
+                in_group = channel < base + sampled
                 wanted = live[:, None]
                 if not EVEN:
                     wanted = wanted & in_group[None, :]

@@ -88,14 +88,14 @@ def gather(
     """
     live, row, image, y, x, _ = cells_of_chunk(tl.program_id(0), 0, 0, images, height, width, BLOCK_N, PATCH, PACK)
     blocks = tl.cdiv(sampled, BLOCK_C)
-    offset_group, start = offset_groups_of(
+    offset_group, start, base = offset_groups_of(
         tl.program_id(1) // blocks, sampled, BLOCK_N, PACK, BLOCK_C if EVEN else 1
     )
     first = tl.program_id(1) % blocks * BLOCK_C
     if EVEN:
         first = tl.multiple_of(first, BLOCK_C)
-    channel = first + tl.arange(0, BLOCK_C)
-    in_group = channel < sampled
+    channel = base + first + tl.arange(0, BLOCK_C)
+    in_group = channel < base + sampled
     of_image = (offset_group * images + image) * (height + 1)
     total = tl.zeros((BLOCK_N * PACK, BLOCK_C), tl.float32)
     for lower in tl.static_range(2):

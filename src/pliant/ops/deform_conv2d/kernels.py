@@ -99,14 +99,15 @@ def cells_of_chunk(
 
 @triton.jit
 def offset_groups_of(block, sampled, BLOCK: tl.constexpr, PACK: tl.constexpr, ALIGNED: tl.constexpr):
-    """The offset groups of a tile's lines, or the one of all, and their first channels, which ALIGNED divides."""
+    """The offset groups of a tile's lines and where their channels start, by line, beside the tile's own start.
+
+    A tile of one offset group has all of the start itself: lines would add it to the place of each corner.
+    """
     if PACK == 1:
-        offset_group = block
-        start = tl.multiple_of(offset_group * sampled, ALIGNED)
-    else:
+        return block, 0, tl.multiple_of(block * sampled, ALIGNED)
+    else:  # noqa: RET505  (the compiler wants both branches)
         offset_group = block * PACK + tl.arange(0, BLOCK * PACK) % PACK
-        start = tl.multiple_of(offset_group * sampled, [ALIGNED])
-    return offset_group, start
+        return offset_group, tl.multiple_of(offset_group * sampled, [ALIGNED]), 0
 
 
 @triton.jit
