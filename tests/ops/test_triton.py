@@ -145,6 +145,26 @@ def test_convolution_in_either_design(
     assert set(launched) == (BY_COLUMNS if "columns" in design else FUSED)
 
 
+def test_forced_tiles_are_those_of_a_call_that_ran_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = IN_EITHER["high kernel"]
+    tensors = {name: value.detach() for name, value in on_device(case.tensors(), torch.float32).items()}
+    seen: list[int] = []
+    run = _gpu.launch
+
+    def launch(kernel, grid, arguments, **options):  # type: ignore[no-untyped-def]
+        seen.append(arguments["BLOCK_P"])
+        run(kernel, grid, arguments, **options)
+
+    monkeypatch.setattr(_gpu, "launch", launch)
+    convolution._described.cache_clear()
+    ops.deform_conv2d(**tensors, **case.geometry)
+    with launching.forced(forward=Tiles(16, 16, 16, 4, 1), forward_by_columns=False):
+        ops.deform_conv2d(**tensors, **case.geometry)
+    ops.deform_conv2d(**tensors, **case.geometry)
+    assert seen[1] == 16
+    assert seen[0] == seen[2] != 16
+
+
 # Offset groups side by side, as many as there are and some of them; channels that leave a tile in part; one channel.
 DEPTHWISE_CASES = {
     "packed": ConvCase(channels=16, out_channels=16, kernel=(2, 2), size=(5, 4), groups=16, offset_groups=2),

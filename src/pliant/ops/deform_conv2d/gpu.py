@@ -44,8 +44,8 @@ class Call(NamedTuple):
         return self.problem.offset_groups
 
     def blocks(self, tiles: Tiles) -> dict[str, Any]:
-        """What the kernels are told of a tile."""
-        even = (self.problem.unit if tiles.outs else self.problem.sampled) % (tiles.channels * tiles.unroll) == 0
+        """What the kernels are told of a tile. Those that multiply have a side of outputs, and take units of channels."""
+        channels = self.problem.unit if tiles.outs else self.problem.sampled
         return {
             "BLOCK_P": tiles.cells,
             "BLOCK_C": tiles.channels,
@@ -53,7 +53,7 @@ class Call(NamedTuple):
             "PATCH": tiles.patch,
             "PACK": tiles.pack,
             "UNROLL": tiles.unroll,
-            "EVEN": even,
+            "EVEN": channels % (tiles.channels * tiles.unroll) == 0,
         }
 
     def cell_tiles(self, tiles: Tiles) -> int:
@@ -260,13 +260,14 @@ def run(call: Call, key: Any, described: Callable[[], Launch], tensors: dict[str
         described: returns the launch; it is called for the first of a key.
         tensors: all others that the kernel takes, by name.
     """
-    found = call.prepared.get(key)
+    forced = settings.any_forced()
+    found = None if forced else call.prepared.get(key)
     if found is None:
         launch = described()
         module, name = launch.kernel.split(".")
         kernel = getattr(importlib.import_module(f"pliant.ops.deform_conv2d.{module}"), name)
         arguments = {**call.arguments, **call.blocks(launch.tiles), **launch.arguments}
         found = _gpu.Prepared(kernel, launch.grid, arguments, launch.tiles.options)
-        if not settings.any_forced():
+        if not forced:
             call.prepared[key] = found
     found.run({"input": call.input, "offset": call.offset, "mask": call.mask, **tensors})
