@@ -44,7 +44,7 @@ class Call(NamedTuple):
         return self.problem.offset_groups
 
     def blocks(self, tiles: Tiles) -> dict[str, Any]:
-        """What the kernels are told of a tile. Those that multiply have a side of outputs, and take units of channels."""
+        """What the kernels are told of a tile. Those that multiply have outputs in it, and take units of channels."""
         channels = self.problem.unit if tiles.outs else self.problem.sampled
         return {
             "BLOCK_P": tiles.cells,
