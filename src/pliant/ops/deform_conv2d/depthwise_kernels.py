@@ -13,16 +13,14 @@ from pliant.ops.deform_conv2d.kernels import (
     _GRID,
     _SIZES,
     _STEPS,
-    _corner_rows,
-    _corners,
-    _modulation,
-    _moved,
     _values,
     cells_of,
+    corner_rows,
+    corners_of_tap,
     offset_groups_of,
     position_gradients,
     tiles_of,
-)  # fmt: skip
+)
 
 
 @triton.jit
@@ -67,7 +65,7 @@ def depthwise_forward(
 
     total = tl.zeros((BLOCK_P * PACK, BLOCK_C), tl.float32)
     for tap in range(TAPS):
-        row00, row01, row10, row11, w00, w01, w10, w11 = _corner_rows(
+        row00, row01, row10, row11, w00, w01, w10, w11 = corner_rows(
             offset, mask, (offset_group * TAPS + tap).to(INDEX), tap, regular_y, regular_x, image, cell, live,
             height, width, dilation_y, dilation_x, offset_image, offset_channel, offset_cell,
             mask_image, mask_channel, mask_cell, AUTHORS, MASKED, KERNEL_WIDTH,
@@ -114,13 +112,13 @@ def depthwise_backward(
         of_cell = image * out_image + cell * out_cell + start * out_channel
         for tap in range(tl.program_id(2), TAPS, parts):
             line = (offset_group * TAPS + tap).to(INDEX)
-            base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
-            base_x = cell_x * stride_x - padding_x + tap % KERNEL_WIDTH * dilation_x
-            y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
-            modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
-            row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1 = _corners(
-                y, x, image, live, height, width, AUTHORS
-            )
+            (
+                row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1, modulation,
+            ) = corners_of_tap(
+                offset, mask, line, tap, cell_y * stride_y - padding_y, cell_x * stride_x - padding_x,
+                image, cell, live, height, width, dilation_y, dilation_x, offset_image, offset_channel, offset_cell,
+                mask_image, mask_channel, mask_cell, AUTHORS, MASKED, KERNEL_WIDTH,
+            )  # fmt: skip
             w00 = wy0 * wx0 * modulation
             w01 = wy0 * wx1 * modulation
             w10 = wy1 * wx0 * modulation

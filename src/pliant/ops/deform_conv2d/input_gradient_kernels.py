@@ -19,7 +19,7 @@ from pliant.ops.deform_conv2d.kernels import (
     _moved,
     cells_of_chunk,
     offset_groups_of,
-)  # fmt: skip
+)
 
 
 # fmt: off

@@ -190,20 +190,38 @@ def position_gradients(
 
 # fmt: off
 @triton.jit
-def _corner_rows(
+def corners_of_tap(
+    offset, mask, line, tap, regular_y, regular_x, image, cell, live, height, width, dilation_y, dilation_x,
+    offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell,
+    AUTHORS: tl.constexpr, MASKED: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
+):
+    # fmt: on
+    """What `_corners` has for a tap's positions, and then the modulation. `line` has the offset group and the tap."""
+    base_y = regular_y + tap // KERNEL_WIDTH * dilation_y
+    base_x = regular_x + tap % KERNEL_WIDTH * dilation_x
+    y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
+    row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1 = _corners(
+        y, x, image, live, height, width, AUTHORS
+    )
+    modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
+    return (
+        row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1, modulation
+    )  # fmt: skip
+
+
+# fmt: off
+@triton.jit
+def corner_rows(
     offset, mask, line, tap, regular_y, regular_x, image, cell, live, height, width, dilation_y, dilation_x,
     offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell,
     AUTHORS: tl.constexpr, MASKED: tl.constexpr, KERNEL_WIDTH: tl.constexpr,
 ):
     # fmt: on
     """The four cells around a tap's positions: rows of the map, -1 where none is read, and weights."""
-    base_y = regular_y + tap // KERNEL_WIDTH * dilation_y
-    base_x = regular_x + tap % KERNEL_WIDTH * dilation_x
-    y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
-    modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
-    row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
-        y, x, image, live, height, width, AUTHORS
-    )
+    row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _, modulation = corners_of_tap(
+        offset, mask, line, tap, regular_y, regular_x, image, cell, live, height, width, dilation_y, dilation_x,
+        offset_image, offset_channel, offset_cell, mask_image, mask_channel, mask_cell, AUTHORS, MASKED, KERNEL_WIDTH,
+    )  # fmt: skip
     return (
         tl.where(in00, row00, -1), tl.where(in01, row01, -1), tl.where(in10, row10, -1), tl.where(in11, row11, -1),
         wy0 * wx0 * modulation, wy0 * wx1 * modulation, wy1 * wx0 * modulation, wy1 * wx1 * modulation,
@@ -257,7 +275,7 @@ def forward(
     start = group * group_channels  # of the unit
     tap = 0
     block = 0
-    row00, row01, row10, row11, w00, w01, w10, w11 = _corner_rows(
+    row00, row01, row10, row11, w00, w01, w10, w11 = corner_rows(
         offset, mask, (start // offset_channels * TAPS).to(INDEX), 0, regular_y, regular_x, image, cell, live,
         height, width, dilation_y, dilation_x, offset_image, offset_channel, offset_cell,
         mask_image, mask_channel, mask_cell, AUTHORS, MASKED, KERNEL_WIDTH,
@@ -288,7 +306,7 @@ def forward(
                 tap = 0
                 start += unit
             if step + 1 < steps:
-                row00, row01, row10, row11, w00, w01, w10, w11 = _corner_rows(
+                row00, row01, row10, row11, w00, w01, w10, w11 = corner_rows(
                     offset, mask, (start // offset_channels * TAPS + tap).to(INDEX), tap, regular_y, regular_x, image,
                     cell, live, height, width, dilation_y, dilation_x, offset_image, offset_channel, offset_cell,
                     mask_image, mask_channel, mask_cell, AUTHORS, MASKED, KERNEL_WIDTH,
@@ -348,13 +366,13 @@ def backward_samples(
     tap = tl.program_id(1)
     offset_group = tl.program_id(2)
     line = (offset_group * TAPS + tap).to(INDEX)
-    base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
-    base_x = cell_x * stride_x - padding_x + tap % KERNEL_WIDTH * dilation_x
-    y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
-    modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
-    row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1 = _corners(
-        y, x, image, live, height, width, AUTHORS
-    )
+    (
+        row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, sy0, sy1, sx0, sx1, modulation,
+    ) = corners_of_tap(
+        offset, mask, line, tap, cell_y * stride_y - padding_y, cell_x * stride_x - padding_x, image, cell, live,
+        height, width, dilation_y, dilation_x, offset_image, offset_channel, offset_cell,
+        mask_image, mask_channel, mask_cell, AUTHORS, MASKED, KERNEL_WIDTH,
+    )  # fmt: skip
     of_cell = grad + image * out_image + cell * out_cell
 
     dot00 = tl.zeros((BLOCK_P,), tl.float32)
@@ -432,13 +450,13 @@ def backward_weight(
     tiles = tiles_of(cells, out_height, out_width, BLOCK_P, PATCH)
     for cell_tile in range(tl.program_id(1).to(INDEX), tiles, tl.num_programs(1)):
         live, image, cell_y, cell_x, cell = cells_of(cell_tile, cells, out_height, out_width, BLOCK_P, PATCH)
-        base_y = cell_y * stride_y - padding_y + tap // KERNEL_WIDTH * dilation_y
-        base_x = cell_x * stride_x - padding_x + tap % KERNEL_WIDTH * dilation_x
-        y, x = _moved(base_y, base_x, offset, image, line, cell, live, offset_image, offset_channel, offset_cell)
-        modulation = _modulation(mask, image, line, cell, live, mask_image, mask_channel, mask_cell, MASKED)
-        row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _ = _corners(
-            y, x, image, live, height, width, AUTHORS
-        )
+        (
+            row00, row01, row10, row11, in00, in01, in10, in11, wy0, wy1, wx0, wx1, _, _, _, _, modulation,
+        ) = corners_of_tap(
+            offset, mask, line, tap, cell_y * stride_y - padding_y, cell_x * stride_x - padding_x, image, cell, live,
+            height, width, dilation_y, dilation_x, offset_image, offset_channel, offset_cell,
+            mask_image, mask_channel, mask_cell, AUTHORS, MASKED, KERNEL_WIDTH,
+        )  # fmt: skip
         w00 = wy0 * wx0 * modulation
         w01 = wy0 * wx1 * modulation
         w10 = wy1 * wx0 * modulation
