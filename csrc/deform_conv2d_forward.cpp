@@ -12,7 +12,6 @@ namespace pliant {
 namespace PLIANT_ISA {
 namespace {
 
-
 // T is the type of the sums, E that of columns and packed weight.
 template <class T, class E>
 class Forward {

@@ -1,4 +1,4 @@
-// Which instruction sets the processor runs.
+// Which instruction sets the processor runs, and the size of its caches.
 #pragma once
 
 #include <cstdint>

@@ -11,10 +11,7 @@ from torch import Tensor
 
 _LIBRARY = torch.library.Library("pliant", "FRAGMENT")
 _NAMES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mps": "AutocastMPS"}
-_KEYS = {
-    device: torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
-    for device, name in _NAMES.items()
-}  # fmt: skip
+_KEYS = {device: torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for device, name in _NAMES.items()}
 
 
 class Lowering:

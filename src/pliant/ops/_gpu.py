@@ -138,7 +138,7 @@ _compiled: dict[Any, Any] = {}
 
 
 class Prepared:
-    """A launch all of whose arguments are known but the tensors. Running it again takes a quarter of a launch's time.
+    """A launch all of whose arguments are known but the tensors. To run it again takes a small part of its time.
 
     Args:
         kernel: a function of `triton.jit`.

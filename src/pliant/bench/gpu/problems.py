@@ -23,7 +23,7 @@ SPREADS = (1.0, 0.0, 4.0)
 # With 128 channels at 100x168, which is a row of `pliant bench`, these are c3 to c5 of a pyramid's backbone.
 PYRAMID = (ConvRow(1, 256, 256, 50, 84), ConvRow(1, 512, 512, 25, 42))
 FIRST = (CONVOLUTIONS[0], CONVOLUTIONS[2], *PYRAMID)  # conv5 of the paper, and c3 to c5
-_OTHERS = (row for row in CONVOLUTIONS if not (isinstance(row, CallRow) and row.channels_last))  # layouts are ours
+_OTHERS = [row for row in CONVOLUTIONS if not (isinstance(row, CallRow) and row.channels_last)]  # layouts are ours
 ROWS = tuple(dict.fromkeys((*FIRST, *(replace(row, batch=1) for row in _OTHERS))))
 
 

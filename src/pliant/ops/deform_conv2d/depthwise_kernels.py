@@ -14,6 +14,7 @@ from pliant.ops.deform_conv2d.kernels import (
     _SIZES,
     _STEPS,
     _values,
+    block_of_channels,
     cells_of,
     corner_rows,
     corners_of_tap,
@@ -51,15 +52,9 @@ def depthwise_forward(
     live, image, cell_y, cell_x, cell = cells_of(
         tl.program_id(0).to(INDEX), cells, out_height, out_width, BLOCK_P, PATCH, PACK
     )
-    blocks = tl.cdiv(sampled, BLOCK_C)
-    offset_group, start, base = offset_groups_of(
-        tl.program_id(1) // blocks, sampled, BLOCK_P, PACK, BLOCK_C if EVEN else 1
+    offset_group, start, channel, in_group = block_of_channels(
+        tl.program_id(1), sampled, BLOCK_P, PACK, BLOCK_C, EVEN
     )
-    first = tl.program_id(1) % blocks * BLOCK_C
-    if EVEN:
-        first = tl.multiple_of(first, BLOCK_C)
-    channel = base + first + tl.arange(0, BLOCK_C)
-    in_group = channel < base + sampled
     regular_y = cell_y * stride_y - padding_y
     regular_x = cell_x * stride_x - padding_x
 

@@ -17,8 +17,8 @@ from pliant.ops.deform_conv2d.kernels import (
     _STEPS,
     _modulation,
     _moved,
+    block_of_channels,
     cells_of_chunk,
-    offset_groups_of,
 )
 
 
@@ -87,15 +87,9 @@ def gather(
     gradient [cells, C], and `factors` the weight [taps, C].
     """
     live, row, image, y, x, _ = cells_of_chunk(tl.program_id(0), 0, 0, images, height, width, BLOCK_N, PATCH, PACK)
-    blocks = tl.cdiv(sampled, BLOCK_C)
-    offset_group, start, base = offset_groups_of(
-        tl.program_id(1) // blocks, sampled, BLOCK_N, PACK, BLOCK_C if EVEN else 1
+    offset_group, start, channel, in_group = block_of_channels(
+        tl.program_id(1), sampled, BLOCK_N, PACK, BLOCK_C, EVEN
     )
-    first = tl.program_id(1) % blocks * BLOCK_C
-    if EVEN:
-        first = tl.multiple_of(first, BLOCK_C)
-    channel = base + first + tl.arange(0, BLOCK_C)
-    in_group = channel < base + sampled
     of_image = (offset_group * images + image) * (height + 1)
     total = tl.zeros((BLOCK_N * PACK, BLOCK_C), tl.float32)
     for lower in tl.static_range(2):

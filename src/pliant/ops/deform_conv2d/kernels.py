@@ -111,6 +111,20 @@ def offset_groups_of(block, sampled, BLOCK: tl.constexpr, PACK: tl.constexpr, AL
 
 
 @triton.jit
+def block_of_channels(
+    program, sampled, BLOCK: tl.constexpr, PACK: tl.constexpr, BLOCK_C: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """What `offset_groups_of` has of groups and starts, the channels of a program's block, and which of them exist."""
+    blocks = tl.cdiv(sampled, BLOCK_C)
+    offset_group, start, base = offset_groups_of(program // blocks, sampled, BLOCK, PACK, BLOCK_C if EVEN else 1)
+    first = program % blocks * BLOCK_C
+    if EVEN:
+        first = tl.multiple_of(first, BLOCK_C)
+    channel = base + first + tl.arange(0, BLOCK_C)
+    return offset_group, start, channel, channel < base + sampled
+
+
+@triton.jit
 def tiles_of(cells, out_height, out_width, BLOCK_P: tl.constexpr, PATCH: tl.constexpr):
     """How many tiles of cells there are."""
     if PATCH == 0:

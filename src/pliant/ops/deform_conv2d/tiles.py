@@ -1,4 +1,4 @@
-"""How the GPU's kernels of deformable convolution are launched: tiles, threads, and which of two designs."""
+"""How the GPU's kernels of deformable convolution are launched: tiles, threads, and which of three designs."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def missing_channels(sampled: int, groups: int, outs: int) -> int:
 
 def depthwise(problem: Problem) -> bool:
     """Whether each output channel has one input channel."""
-    depthwise = problem.outs == 1 < problem.groups == problem.sampled * problem.offset_groups
-    return depthwise and bool(_forced.get("depthwise", True))
+    channels = problem.sampled * problem.offset_groups
+    return problem.outs == 1 < problem.groups == channels and bool(_forced.get("depthwise", True))
 
 
 def tiles(kernel: str, problem: Problem) -> Tiles:
