@@ -17,28 +17,37 @@ constexpr bool is_narrow(int64_t channels) {
     return channels <= lanes<T> / 2;
 }
 
-// The columns of one tap, [count, channels]: weighted sums of four cells.
-template <class T, class E>
-void gather(const Table<T> table, const Samples<T>& samples, int64_t count, int64_t channels, E* columns, int64_t row) {
+// The columns of one tap, [count, channels]: weighted sums of four cells, by vectors V.
+template <class V, class T, class E>
+void gather_by(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, E* columns,
+               int64_t row, Expected& expected) {
+    const Corners<T> corners(table);
     for (int64_t m = 0; m < count; ++m, columns += row) {
-        const Corners<T> at(table, samples.cell[m]);
+        expected.step();
+        const int64_t cell = samples.cell[m];
         const T *const weight = samples.weight[m], w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
-        const auto sum = [&](auto none, int64_t c) {
-            using V = decltype(none);
-            return V(w0 * load_as<V>(at.cell[0] + c) + w1 * load_as<V>(at.cell[1] + c) +
-                     w2 * load_as<V>(at.cell[2] + c) + w3 * load_as<V>(at.cell[3] + c));
-        };
-        if constexpr (std::is_same_v<T, E>)
-            if (is_narrow<T>(channels)) {
-                store_as(columns, sum(Narrow<T>{}, 0));
-                continue;
-            }
-        for (int64_t c = 0; c < channels; c += lanes<T>) store(columns + c, sum(Vector<T>{}, c));
+        for (int64_t c = 0; c < channels; c += lanes_of<V>) {
+            const int64_t i = cell + c;
+            const V sum = w0 * load_as<V>(corners[0] + i) + w1 * load_as<V>(corners[1] + i) +
+                          w2 * load_as<V>(corners[2] + i) + w3 * load_as<V>(corners[3] + i);
+            if constexpr (std::is_same_v<V, Vector<T>>)
+                store(columns + c, sum);
+            else
+                store_as(columns + c, sum);
+        }
     }
 }
 template <class T, class E>
+void gather(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, E* columns, int64_t row,
+            Expected& expected) {
+    if constexpr (std::is_same_v<T, E>)
+        if (is_narrow<T>(channels))
+            return gather_by<Narrow<T>>(table, samples, count, channels, columns, row, expected);
+    gather_by<Vector<T>>(table, samples, count, channels, columns, row, expected);
+}
+template <class T, class E>
 void gather(const MapInPlace<T>& map, const Samples<T>& samples, int64_t count, int64_t channels, E* columns,
-            int64_t row) {
+            int64_t row, Expected&) {
     for (int64_t m = 0; m < count; ++m, columns += row) {
         const CornersInPlace<T> at(map, samples, m);
         for (int64_t c = 0; c < channels; ++c) {
@@ -52,42 +61,47 @@ void gather(const MapInPlace<T>& map, const Samples<T>& samples, int64_t count, 
 // `gather` from a table by vectors V, and in `dots` the product of the gradient of each column with each of its four
 // cells.
 template <class V, class T>
-void gather_with_dots_by(const Table<T> table, const Samples<T>& samples, int64_t count, int64_t channels,
-                         const T* grad, T* columns, int64_t row, T (&dots)[4][kTile]) {
+void gather_with_dots_by(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels,
+                         const T* grad, T* columns, int64_t row, T (&dots)[4][kTile], Expected& expected) {
     constexpr int L = lanes_of<V>;
+    const Corners<T> corners(table);
     const int64_t whole = channels / L * L;
     for (int64_t first = 0; first < count; first += L) {
-        V parts[4][L] = {};
+        V parts[4][L];
         for (int64_t m = first; m < std::min(count, first + L); ++m) {
-            const Corners<T> at(table, samples.cell[m]);
-            const T* const grads = grad + m * row;
+            expected.step();
+            const T *const grads = grad + m * row, *const weight = samples.weight[m];
             V dot[4] = {};
-            for (int64_t c = 0; c < channels; c += L) {
+            const auto add = [&](int64_t c, const auto& kept) {
                 V column{}, grad_column = load_as<V>(grads + c);
                 for (int i = 0; i < 4; ++i) {
-                    const V value = load_as<V>(at.cell[i] + c);
-                    column += samples.weight[m][i] * value;
-                    const V product = grad_column * value;
-                    dot[i] += c < whole ? product : first_lanes(product, channels - whole);
+                    const V value = load_as<V>(corners[i] + samples.cell[m] + c);
+                    column += weight[i] * value;
+                    dot[i] += kept(V(grad_column * value));
                 }
                 store_as(columns + m * row + c, column);
-            }
+            };
+            for (int64_t c = 0; c < whole; c += L) add(c, [](const V& product) { return product; });
+            if (whole < channels)
+                add(whole, [&](const V& product) { return first_lanes(product, channels - whole); });
             for (int i = 0; i < 4; ++i) parts[i][m - first] = dot[i];
         }
+        for (int64_t m = count; m < first + L; ++m)
+            for (int i = 0; i < 4; ++i) parts[i][m - first] = V{};
         for (int i = 0; i < 4; ++i) store_as(dots[i] + first, sums_of_rows(parts[i]));
     }
 }
 template <class T>
 void gather_with_dots(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, const T* grad,
-                      T* columns, int64_t row, T (&dots)[4][kTile]) {
+                      T* columns, int64_t row, T (&dots)[4][kTile], Expected& expected) {
     if (is_narrow<T>(channels))
-        gather_with_dots_by<Narrow<T>>(table, samples, count, channels, grad, columns, row, dots);
+        gather_with_dots_by<Narrow<T>>(table, samples, count, channels, grad, columns, row, dots, expected);
     else
-        gather_with_dots_by<Vector<T>>(table, samples, count, channels, grad, columns, row, dots);
+        gather_with_dots_by<Vector<T>>(table, samples, count, channels, grad, columns, row, dots, expected);
 }
 template <class T>
 void gather_with_dots(const MapInPlace<T>& map, const Samples<T>& samples, int64_t count, int64_t channels,
-                      const T* grad, T* columns, int64_t row, T (&dots)[4][kTile]) {
+                      const T* grad, T* columns, int64_t row, T (&dots)[4][kTile], Expected&) {
     for (int64_t m = 0; m < count; ++m, grad += row, columns += row) {
         const CornersInPlace<T> at(map, samples, m);
         for (int i = 0; i < 4; ++i) dots[i][m] = 0;

@@ -106,8 +106,7 @@ class Backward {
                   const Cells& cells, Slopes<T>& slopes) {
         Samples<T>* const samples = span_.samples_at(slot, place.index);
         for (int64_t tap = 0; tap < conv_.taps(); ++tap) {
-            find_samples(conv_, in_, positions, place.run.offset_group, tap, Next::tap, cells.naming(), samples[tap],
-                         &slopes);
+            find_samples(conv_, in_, positions, place.run.offset_group, tap, cells.naming(), samples[tap], &slopes);
             T dots[4][kTile];
             read_samples(tile, slot, place, tap, cells, samples[tap], dots);
             add_offset_grad(tile, place.run.offset_group * conv_.taps() + tap, slopes, dots);
@@ -151,22 +150,35 @@ class Backward {
                           {weight, width * pair_of<E>, lanes<T> * pair_of<E>}, {columns_grad, row_});
     }
 
+    // While the cells of a tap are read: the gradients of its offsets, and the offsets of the next tap.
+    Expected expected_beside(const PositionTile& tile, int64_t offset_group, int64_t tap) const {
+        const int64_t cells = conv_.out_cells();
+        const int64_t channel = channel_of(conv_, layout_.image + tile.image, offset_group, tap);
+        Expected expected;
+        expected.add(to_.offset, 2 * channel * cells + tile.first, tile.count, 2, cells);
+        expected.add(to_.mask, channel * cells + tile.first, tile.count, 1, cells);
+        expect_samples(conv_, in_, channel + 1, 1, tile.first, tile.count, expected);
+        expected.spread(tile.count);
+        return expected;
+    }
+
     // Reads the cells of a run's samples for one tap: leaves the columns, or what depthwise weights need of them, and
     // gives the product of each column's gradient with each cell.
     template <class Cells>
     void read_samples(const PositionTile& tile, int64_t slot, const RunPlace& place, int64_t tap, const Cells& cells,
                       const Samples<T>& samples, T (&dots)[4][kTile]) const {
         T* const columns = span_.columns_at(slot, tap) + place.column;
+        Expected expected = expected_beside(tile, place.run.offset_group, tap);
         if constexpr (std::is_same_v<T, E> && std::is_same_v<Cells, Table<T>>)
             if (layout_.depthwise) {
                 const Filtered<T> grads{span_.grads_at(slot) + place.run.first,
                                         weight_.get() + place.weight + tap * layout_.tap_size(place.slice) +
                                             place.run.first - place.slice.first};
                 return sum_factors(cells, samples, tile.count, place.run.channels, grads,
-                                   conv_.out_channels, columns, row_, dots);
+                                   conv_.out_channels, columns, row_, dots, expected);
             }
         gather_with_dots(cells, samples, tile.count, place.run.channels,
-                         span_.columns_grad_at(slot, tap) + place.column, columns, row_, dots);
+                         span_.columns_grad_at(slot, tap) + place.column, columns, row_, dots, expected);
     }
 
     void add_offset_grad(const PositionTile& tile, int64_t map, const Slopes<T>& slopes, const T (&dots)[4][kTile]) {

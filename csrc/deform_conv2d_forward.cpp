@@ -206,24 +206,39 @@ class Forward {
     void sum_channels(const Slice& slice, const Positions<T>& positions, int64_t table, int worker) {
         const int64_t row = round_up(slice.channels, lanes<T>) + lanes<T>, step = bundles_of(slice).size();
         T* const sums = sums_.get() + worker * (kTile + 1) * sum_row_;
-        for (int64_t m = 0; m < positions.count; ++m)
-            std::copy_n(first_sums_.get() + slice.first, slice.channels, sums + m * row);
         Samples<T>* const samples = samples_.get() + worker * samples_together_;
         const std::vector<Run>& runs = slice.runs;
         for (size_t at = 0, end; at < runs.size(); at = end) {
             for (end = at + 1; end < runs.size() && samples_alike(runs[at], runs[end]);) ++end;
+            Expected expected = expected_beside(positions, runs[at], runs[end - 1]);
             for (int64_t tap = 0, taps; tap < conv_.taps(); tap += taps) {
                 taps = std::min(samples_together_, conv_.taps() - tap);
                 for (int64_t i = 0; i < taps; ++i)
-                    find_samples(conv_, in_, positions, runs[at].offset_group, tap + i, Next::positions,
+                    find_samples(conv_, in_, positions, runs[at].offset_group, tap + i,
                                  table_of(runs[at], table).naming(), samples[i]);
-                for (size_t r = at; r < end; ++r)
+                for (size_t r = at; r < end; ++r) {
+                    T* const to = sums + runs[r].first - slice.first;
+                    const bool starts = tap == 0;
                     add_depthwise<T>({table_of(runs[r], table), samples, taps,
                                       packed(slice) + tap * step + runs[r].first - slice.first, step},
-                                     positions.count, runs[r].channels, sums + runs[r].first - slice.first, row);
+                                     positions.count, runs[r].channels, starts ? first_sums_.get() + runs[r].first : to,
+                                     starts ? 0 : row, to, row, expected);
+                }
             }
         }
         store_outputs(sums, row, positions, slice.first, slice.channels);
+    }
+    // While these runs are summed: their outputs, and the offsets of the next tile.
+    Expected expected_beside(const Positions<T>& positions, const Run& first, const Run& last) const {
+        const int64_t image = positions.image, cells = conv_.out_cells(), taps = conv_.taps();
+        Expected expected;
+        expected.add(out_, (image * conv_.out_channels + first.first) * cells + positions.first, positions.count,
+                     last.first + last.channels - first.first, cells);
+        expect_samples(conv_, in_, channel_of(conv_, image, first.offset_group, 0), taps,
+                       positions.first + positions.count, positions.count, expected);
+        const int64_t runs = (last.first - first.first) / first.channels + 1;
+        expected.spread(positions.count * runs * ((taps + samples_together_ - 1) / samples_together_));
+        return expected;
     }
     static bool samples_alike(const Run& a, const Run& b) {
         return a.offset_group == b.offset_group && a.channels == b.channels;
@@ -265,10 +280,14 @@ class Forward {
             for (int64_t i = 0; i < taps; ++i)
                 for (const Run& run : slice.runs) {
                     const auto gather_from = [&](const auto& cells) {
-                        find_samples(conv_, in_, positions, run.offset_group, tap + i, Next::tap, cells.naming(), samples);
+                        find_samples(conv_, in_, positions, run.offset_group, tap + i, cells.naming(), samples);
                         if (few) some = without_zeros(samples, count, conv_.height, kept);
+                        Expected expected;
+                        expect_samples(conv_, in_, 1 + channel_of(conv_, positions.image, run.offset_group, tap + i), 1,
+                                       positions.first, count, expected);
+                        expected.spread(count);
                         gather(cells, samples, some, run.channels, columns + i * channels + run.first - slice.first,
-                               slice_row_);
+                               slice_row_, expected);
                     };
                     if (in_place_)
                         gather_from(map_in_place<T>(conv_, in_.input.data, in_.input.stride, positions.image, run.first));

@@ -32,31 +32,33 @@ struct Filters {
 // Adds V vectors of channels of position m, from channel c on, to `sum`.
 template <class T, int V>
 inline void add_taps(const Filters<T>& of, int64_t m, int64_t c, Vector<T> (&sum)[V]) {
-    for (int64_t tap = 0; tap < of.taps; ++tap) {
-        const Corners<T> at(of.table, of.samples[tap].cell[m]);
-        const T *const weights = of.samples[tap].weight[m], w0 = weights[0], w1 = weights[1], w2 = weights[2],
-                       w3 = weights[3];
-        const T* const weight = of.weight + tap * of.step;
+    const Corners<T> corners(of.table, c);
+    const T* weight = of.weight + c;
+    for (const Samples<T>*tap = of.samples, *const end = tap + of.taps; tap != end; ++tap, weight += of.step) {
+        const int64_t cell = tap->cell[m];
+        const T *const weights = tap->weight[m], w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
         for (int v = 0; v < V; ++v) {
-            const int64_t i = c + v * lanes<T>;
-            const Vector<T> column = w0 * vector_at(at.cell[0] + i) + w1 * vector_at(at.cell[1] + i) +
-                                     w2 * vector_at(at.cell[2] + i) + w3 * vector_at(at.cell[3] + i);
-            sum[v] += vector_at(weight + i) * column;
+            const int64_t i = cell + v * lanes<T>;
+            const Vector<T> column = w0 * vector_at(corners[0] + i) + w1 * vector_at(corners[1] + i) +
+                                     w2 * vector_at(corners[2] + i) + w3 * vector_at(corners[3] + i);
+            sum[v] += vector_at(weight + v * lanes<T>) * column;
         }
     }
 }
 
-// sums[count, channels] += the taps. Lanes of `sums` beyond the channels keep their values.
+// sums[count, channels] = start[count, channels] + the taps. Lanes of `sums` beyond the channels keep their values.
 template <class T>
-void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, T* sums, int64_t row) {
+void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, const T* start, int64_t start_row, T* sums,
+                   int64_t row, Expected& expected) {
     constexpr int V = static_cast<int>(std::min<int64_t>(2 * kVectors, kNearChannels / lanes<T>));
-    for (int64_t m = 0; m < count; ++m, sums += row) {
+    for (int64_t m = 0; m < count; ++m, start += start_row, sums += row) {
+        expected.step();
         int64_t c = 0;
         const auto add_vectors = [&](auto together) {
             constexpr int some = together;
             for (; c + some * lanes<T> <= channels; c += some * lanes<T>) {
                 Vector<T> sum[some];
-                for (int v = 0; v < some; ++v) sum[v] = vector_at(sums + c + v * lanes<T>);
+                for (int v = 0; v < some; ++v) sum[v] = vector_at(start + c + v * lanes<T>);
                 add_taps<T, some>(of, m, c, sum);
                 for (int v = 0; v < some; ++v) store(sums + c + v * lanes<T>, sum[v]);
             }
@@ -64,7 +66,7 @@ void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, T* sum
         add_vectors(std::integral_constant<int, V>{});
         add_vectors(std::integral_constant<int, 2>{});
         for (; c < channels; c += lanes<T>) {
-            Vector<T> sum[1] = {vector_at(sums + c)};
+            Vector<T> sum[1] = {vector_at(start + c)};
             add_taps<T, 1>(of, m, c, sum);
             store<T>(sums + c, sum[0], std::min<int64_t>(lanes<T>, channels - c));
         }
@@ -74,34 +76,42 @@ void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, T* sum
 // For one tap, in `dots` the product of each column's gradient with each of its four cells; and the sums over every
 // kSummedRows positions of column times output's gradient, [positions / kSummedRows, row], the gradient of the weight.
 template <class T>
-void sum_factors(const Table<T> table, const Samples<T>& samples, int64_t count, int64_t channels, Filtered<T> grads, int64_t grads_row, T* sums, int64_t row, T (&dots)[4][kTile]) {
+void sum_factors(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, Filtered<T> grads,
+                 int64_t grads_row, T* sums, int64_t row, T (&dots)[4][kTile], Expected& expected) {
     const int64_t whole = channels / lanes<T> * lanes<T>;
+    const Corners<T> corners(table);
     Vector<T> held{};  // the sum of the first vector, to which the next position adds
     for (int64_t first = 0; first < count; first += lanes<T>) {
-        Vector<T> parts[4][lanes<T>] = {};
+        Vector<T> parts[4][lanes<T>];
         for (int64_t m = first; m < std::min(count, first + lanes<T>); ++m, grads.grad += grads_row) {
             T* const sum = sums + m / kSummedRows * row;
+            const T* const weight = samples.weight[m];
             if (m % kSummedRows == 0) std::fill(sum, sum + channels, T(0)), held = Vector<T>{};
-            const Corners<T> at(table, samples.cell[m]);
+            expected.step();
             Vector<T> dot[4] = {};
-            for (int64_t c = 0; c < channels; c += lanes<T>) {
+            const auto add = [&](int64_t c, const Vector<T>& before, const auto& kept) {
                 const Vector<T> grad = grads.template vector<Vector<T>>(c);
                 Vector<T> column{};
                 for (int i = 0; i < 4; ++i) {
-                    const Vector<T> value = vector_at(at.cell[i] + c);
-                    column += samples.weight[m][i] * value;
-                    dot[i] += c < whole ? Vector<T>(grad * value) : first_lanes(grad * value, channels - whole);
+                    const Vector<T> value = vector_at(corners[i] + samples.cell[m] + c);
+                    column += weight[i] * value;
+                    dot[i] += kept(Vector<T>(grad * value));
                 }
-                const Vector<T> before = c == 0 ? held : vector_at(sum + c);
-                const Vector<T> total = before + vector_at(grads.grad + c) * column;
-                if (c == 0) held = total;
-                if (c < whole)
-                    store(sum + c, total);
-                else
-                    store<T>(sum + c, total, channels - whole);
+                return Vector<T>(before + vector_at(grads.grad + c) * column);
+            };
+            const auto all = [](const Vector<T>& product) { return product; };
+            if (whole > 0) store(sum, held = add(0, held, all));
+            for (int64_t c = lanes<T>; c < whole; c += lanes<T>) store(sum + c, add(c, vector_at(sum + c), all));
+            if (whole < channels) {
+                const auto some = [&](const Vector<T>& product) { return first_lanes(product, channels - whole); };
+                const Vector<T> total = add(whole, whole > 0 ? vector_at(sum + whole) : held, some);
+                if (whole == 0) held = total;
+                store<T>(sum + whole, total, channels - whole);
             }
             for (int i = 0; i < 4; ++i) parts[i][m - first] = dot[i];
         }
+        for (int64_t m = count; m < first + lanes<T>; ++m)
+            for (int i = 0; i < 4; ++i) parts[i][m - first] = Vector<T>{};
         for (int i = 0; i < 4; ++i) store(dots[i] + first, sums_of_rows(parts[i]));
     }
 }

@@ -62,27 +62,49 @@ struct Bundles {
     }
 };
 
+// A row of a for a vector of c: lane i of column k is from[at[i]], or from[k] in every lane if the group has the vector for
+// itself.
+template <class T, bool Alone>
+struct Factor {
+    Vector<T> columns;
+    Factor() = default;
+    explicit Factor(const T* from) : columns(vector_at(from)) {}
+    Vector<T> of(int64_t, const Lanes<T>& at) const { return chosen<T>(columns, at); }
+};
+template <class T>
+struct Factor<T, true> {
+    const T* columns;
+    Factor() = default;
+    explicit Factor(const T* from) : columns(from) {}
+    T of(int64_t k, const Lanes<T>&) const { return columns[k]; }
+};
+
 // c[rows, groups] (+)= a b for each group. Rows are rounded up as in `add_product`. Without Add the lanes of c beyond
 // the last group are written.
 template <bool Add, class T>
 void grouped_product(int64_t rows, const Bundles<T>& bundles, const T* a, int64_t row, const T* b, Sums<T> c) {
     constexpr int R = 6;
     static_assert(kRows % R == 0, "blocks fill the rows");
-    bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
-        for (int64_t m = 0; m < rows; m += R) {
-            Vector<T> factor[R], sum[R] = {};
-            for (int i = 0; i < R; ++i) {
-                factor[i] = vector_at(a + (m + i) * row + from);
-                if (Add) sum[i] = vector_at(c[m + i] + to);
+    const auto add_vectors = [&](auto is_alone) {
+        constexpr bool alone = is_alone;
+        bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
+            for (int64_t m = 0; m < rows; m += R) {
+                Factor<T, alone> factor[R];
+                Vector<T> sum[R] = {};
+                for (int i = 0; i < R; ++i) {
+                    factor[i] = Factor<T, alone>(a + (m + i) * row + from);
+                    if (Add) sum[i] = vector_at(c[m + i] + to);
+                }
+                Lanes<T> at = first;
+                for (int64_t k = 0; k < bundles.depth; ++k, at += 1) {
+                    const Vector<T> line = vector_at(b + place + k * lanes<T>);
+                    for (int i = 0; i < R; ++i) sum[i] += line * factor[i].of(k, at);
+                }
+                for (int i = 0; i < R; ++i) store(c[m + i] + to, sum[i]);
             }
-            Lanes<T> at = first;
-            for (int64_t k = 0; k < bundles.depth; ++k, at += 1) {
-                const Vector<T> line = vector_at(b + place + k * lanes<T>);
-                for (int i = 0; i < R; ++i) sum[i] += line * chosen<T>(factor[i], at);
-            }
-            for (int i = 0; i < R; ++i) store(c[m + i] + to, sum[i]);
-        }
-    });
+        });
+    };
+    bundles.together == 1 ? add_vectors(std::true_type{}) : add_vectors(std::false_type{});
 }
 
 // Its gradient: b += a^T c, in the layout of b, as kPartials partial sums of every kPartials-th row that are `apart`
@@ -93,31 +115,36 @@ template <class T>
 void add_grouped_factors(int64_t rows, const Bundles<T>& bundles, const T* a, int64_t a_row, const T* c, int64_t c_row,
                          T* b, int64_t apart) {
     constexpr int R = kPartials, K = PLIANT_VECTOR_REGISTERS / 8;  // rows and lines of b that are summed together
-    bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
-        const auto add_lines = [&](auto lines, int64_t k) {
-            constexpr int some = lines;
-            T* const total = b + place + k * lanes<T>;
-            Lanes<T> at[some];
-            Vector<T> sum[some][R];
-            for (int j = 0; j < some; ++j) {
-                at[j] = first + static_cast<int>(k + j);
-                for (int i = 0; i < R; ++i) sum[j][i] = vector_at(total + j * lanes<T> + i * apart);
-            }
-            const auto add = [&](int i, int64_t m) {
-                const Vector<T> factors = vector_at(c + m * c_row + to), others = vector_at(a + m * a_row + from);
-                for (int j = 0; j < some; ++j) sum[j][i] += factors * chosen<T>(others, at[j]);
+    const auto add_vectors = [&](auto is_alone) {
+        constexpr bool alone = is_alone;
+        bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
+            const auto add_lines = [&](auto lines, int64_t k) {
+                constexpr int some = lines;
+                T* const total = b + place + k * lanes<T>;
+                Lanes<T> at[some];
+                Vector<T> sum[some][R];
+                for (int j = 0; j < some; ++j) {
+                    at[j] = first + static_cast<int>(k + j);
+                    for (int i = 0; i < R; ++i) sum[j][i] = vector_at(total + j * lanes<T> + i * apart);
+                }
+                const auto add = [&](int i, int64_t m) {
+                    const Vector<T> factors = vector_at(c + m * c_row + to);
+                    const Factor<T, alone> others(a + m * a_row + from);
+                    for (int j = 0; j < some; ++j) sum[j][i] += factors * others.of(k + j, at[j]);
+                };
+                int64_t m = 0;
+                for (; m + R <= rows; m += R)
+                    for (int i = 0; i < R; ++i) add(i, m + i);
+                for (int i = 0; m + i < rows; ++i) add(i, m + i);
+                for (int j = 0; j < some; ++j)
+                    for (int i = 0; i < R; ++i) store(total + j * lanes<T> + i * apart, sum[j][i]);
             };
-            int64_t m = 0;
-            for (; m + R <= rows; m += R)
-                for (int i = 0; i < R; ++i) add(i, m + i);
-            for (int i = 0; m + i < rows; ++i) add(i, m + i);
-            for (int j = 0; j < some; ++j)
-                for (int i = 0; i < R; ++i) store(total + j * lanes<T> + i * apart, sum[j][i]);
-        };
-        int64_t k = 0;
-        for (; k + K <= bundles.depth; k += K) add_lines(std::integral_constant<int, K>{}, k);
-        for (; k < bundles.depth; ++k) add_lines(std::integral_constant<int, 1>{}, k);
-    });
+            int64_t k = 0;
+            for (; k + K <= bundles.depth; k += K) add_lines(std::integral_constant<int, K>{}, k);
+            for (; k < bundles.depth; ++k) add_lines(std::integral_constant<int, 1>{}, k);
+        });
+    };
+    bundles.together == 1 ? add_vectors(std::true_type{}) : add_vectors(std::false_type{});
 }
 
 }  // namespace PLIANT_ISA

@@ -7,6 +7,7 @@
 
 #include "bin_sums.h"
 #include "bins.h"
+#include "expected.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
@@ -127,6 +128,18 @@ class RoiBins {
             }
             visitor(bin, count);
         }
+    }
+
+    // Where the lines of some bins are in the output or its gradient, asked for in as many steps as there are bins.
+    Expected expected_lines(int64_t roi, int64_t first, int64_t channels, int64_t bin, int64_t count, Array array) const {
+        const int64_t bins = pooling_.bins(), at = (roi * channels_ + first) * bins + bin;
+        Expected expected;
+        if (count == bins)
+            expected.add(array, at, channels * bins, 1, 0);
+        else
+            expected.add(array, at, count, channels, bins);
+        expected.spread(count);
+        return expected;
     }
 
     // Lines [count, channels] of some bins to the output [R, C, Ph, Pw].

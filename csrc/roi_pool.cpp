@@ -24,7 +24,8 @@ class Pooler {
         for_rois([&](int64_t roi, const Strip* first, const Strip* last, const Tables<T>& tables, Desk<T>& desk) {
             bins_.for_readings(roi, first->klass, desk, [&](int64_t bin, int64_t count) {
                 for (const Strip* strip = first; strip < last; ++strip) {
-                    sum_bins(*strip, bin, count, tables, desk);
+                    Expected lines = bins_.expected_lines(roi, strip->first, strip->channels, bin, count, out);
+                    sum_bins(*strip, bin, count, tables, desk, lines);
                     bins_.write_lines(roi, strip->first, strip->channels, bin, count, desk.lines.get(), out);
                 }
             });
@@ -76,8 +77,10 @@ class Pooler {
     }
 
     // A line of each bin whose reading is on the desk, [count, channels].
-    void sum_bins(const Strip& strip, int64_t bin, int64_t count, const Tables<T>& tables, Desk<T>& desk) const {
+    void sum_bins(const Strip& strip, int64_t bin, int64_t count, const Tables<T>& tables, Desk<T>& desk,
+                  Expected& expected) const {
         for (int64_t b = 0; b < count; ++b) {
+            expected.step();
             const BinReading<T>& reading = desk.readings[b];
             const Cells<const T> cells = tables.cells(strip, bins_.group(bin + b));
             T* const line = desk.lines.get() + b * strip.channels;

@@ -6,6 +6,7 @@
 #include "bilinear.h"
 #include "cells.h"
 #include "division.h"
+#include "expected.h"
 
 namespace pliant {
 namespace PLIANT_ISA {
@@ -19,15 +20,15 @@ struct Samples {
     T weight[kTile][4];    // of equation 4, times the mask
 };
 
-// The cells of a table that a sample reads.
+// Where the cells of a table begin for each of the four that a sample reads, from a channel on: one that names its first
+// cell `cell` reads [i] + cell.
 template <class T>
 struct Corners {
-    T* cell[4];
+    T* const cell[4];
 
-    Corners(const Table<T>& table, Index<T> first) {
-        cell[0] = table.first + first, cell[1] = cell[0] + table.x;
-        cell[2] = cell[0] + table.y, cell[3] = cell[2] + table.x;
-    }
+    explicit Corners(const Table<T>& table, int64_t c = 0)
+        : cell{table.first + c, table.first + c + table.x, table.first + c + table.y, table.first + c + table.y + table.x} {}
+    T* operator[](int i) const { return cell[i]; }
 };
 
 // The cells of a map in place that a sample reads, null outside the map.
@@ -69,7 +70,7 @@ struct Slopes {
 
 // Stores four vectors of equally many numbers as four numbers for each lane.
 template <class T>
-void store_fours(const Vector<T> (&fields)[4], T* to) {
+[[gnu::always_inline]] inline void store_fours(const Vector<T> (&fields)[4], T* to) {
     constexpr auto all = std::make_index_sequence<lanes<T>>();
     Vector<T> pairs[4];
     for (int i = 0; i < 2; ++i) {
@@ -85,7 +86,7 @@ void store_fours(const Vector<T> (&fields)[4], T* to) {
 // The samples at given positions, a vector of them at a time; those beyond count are undefined.
 template <class T>
 void find_cells(bool authors, const T* y, const T* x, const T* mask, int64_t count, int64_t height, int64_t width,
-                const Naming<T>& naming, Samples<T>& samples, Slopes<T>* slopes) {
+                const Naming<T> naming, Samples<T>& samples, Slopes<T>* slopes) {
     static_assert(kTile % lanes<T> == 0, "vectors fill a tile");
     const auto axis = [&](const T* position, int64_t size) {
         const Vector<T> at = vector_at(position);
@@ -107,14 +108,6 @@ void find_cells(bool authors, const T* y, const T* x, const T* mask, int64_t cou
         store(slopes->down + m, down.fraction), store(slopes->across + m, across.fraction);
         store<T>(slopes->steep_y + m, down.steep * masks), store<T>(slopes->steep_x + m, across.steep * masks);
     }
-}
-
-// Reads that come soon. A tile reads a little of each map of offsets, which the processor does not foresee.
-inline void expect(const Array& array, int64_t first, int64_t count) {
-    const char* const from = static_cast<const char*>(array.data) + first * size_of(array.dtype);
-    const int64_t bytes = count * size_of(array.dtype);
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
-    __builtin_prefetch(from + bytes - 1);
 }
 
 // Consecutive positions of the output of an image, and where their first tap reads without an offset.
@@ -155,23 +148,27 @@ void add_offsets(const Array& offset, int64_t first, int64_t count, const T* sta
     });
 }
 
-// Whose offsets are read soon: those of the next tap, or of the next positions.
-enum class Next { tap, positions };
+// A tap's map of the mask, and its pair of maps of the offsets, counted from the first image on.
+inline int64_t channel_of(const Convolution& conv, int64_t image, int64_t offset_group, int64_t tap) {
+    return (image * conv.offset_groups + offset_group) * conv.taps() + tap;
+}
+
+// The offsets and masks of some taps, from a channel on, at some positions of their image.
+inline void expect_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t channel, int64_t taps,
+                           int64_t first, int64_t count, Expected& expected) {
+    const int64_t cells = conv.out_cells(), channels = conv.batch * conv.offset_groups * conv.taps();
+    taps = std::min(taps, channels - channel), count = std::min(count, cells - first);
+    expected.add(in.offset, 2 * channel * cells + first, count, 2 * taps, cells);
+    expected.add(in.mask, channel * cells + first, count, taps, cells);
+}
 
 // What a tap reads at some positions.
 template <class T>
 void find_samples(const Convolution& conv, const ConvolutionTensors& in, const Positions<T>& positions,
-                  int64_t offset_group, int64_t tap, Next expected, const Naming<T>& naming, Samples<T>& samples,
+                  int64_t offset_group, int64_t tap, const Naming<T>& naming, Samples<T>& samples,
                   Slopes<T>* slopes = nullptr) {
-    const int64_t channel = (positions.image * conv.offset_groups + offset_group) * conv.taps() + tap;
+    const int64_t channel = channel_of(conv, positions.image, offset_group, tap);
     const int64_t cells = conv.out_cells(), first = positions.first, count = positions.count;
-    const int64_t next = expected == Next::tap ? channel + 1 : channel;
-    const int64_t from = expected == Next::tap ? first : first + count;
-    if (next < conv.batch * conv.offset_groups * conv.taps() && from + count <= cells) {
-        expect(in.offset, 2 * next * cells + from, count);
-        expect(in.offset, (2 * next + 1) * cells + from, count);
-        if (in.mask.data) expect(in.mask, next * cells + from, count);
-    }
     T y[kTile], x[kTile], mask[kTile];
     int64_t step_y = tap / conv.kernel[1] * conv.dilation[0], step_x = tap % conv.kernel[1] * conv.dilation[1];
     const T *start_y = positions.y, *start_x = positions.x;

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def convolution(case: ConvCase = LARGE) -> list[Tensor]:
     tensors = case.tensors(torch.float32)
     out = deform_conv2d(**tensors, **case.geometry)
     return [out.detach(), *torch.autograd.grad(out.square().sum(), list(tensors.values()))]
+
+
+def convolution_without_autograd() -> list[Tensor]:
+    """The same for a child process: after a fork, torch refuses autograd if it had started threads before."""
+    tensors = {name: value.detach() for name, value in LARGE.tensors(torch.float32).items()}
+    out = deform_conv2d(**tensors, **LARGE.geometry)
+    bias = tensors.pop("bias")
+    grads = torch.ops.pliant.deform_conv2d_backward(2 * out, *tensors.values(), *LARGE.geometry.values(), "paper")
+    return [out, *grads[:3], 2 * out.sum((0, 2, 3)).view_as(bias), grads[3]]
 
 
 def pooling() -> list[Tensor]:
@@ -118,26 +128,27 @@ def test_a_forked_child_computes() -> None:
     torch.set_num_threads(2)
     expected = [float(value.double().sum()) for value in convolution()]
     context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_in_child_without_torchs_threads, args=(queue,))
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_in_child_without_torchs_threads, args=(theirs,))
     child.start()
+    theirs.close()
     try:
-        assert queue.get(timeout=600) == pytest.approx(expected, rel=1e-9)
+        assert ours.poll(600)
+        assert ours.recv() == pytest.approx(expected, rel=1e-9)  # EOFError: the child ended without a result
     finally:
         child.kill()
         child.join()
 
 
-def _in_child_without_torchs_threads(queue: multiprocessing.Queue[list[float]]) -> None:
+def _in_child_without_torchs_threads(result: Connection) -> None:
     """torch's own operators hang on two threads after a fork; ours, on as many as it asks for, may not."""
     torch.set_num_threads(1)
-    inputs = [value.detach() for value in LARGE.tensors(torch.float32).values()]
-    results = convolution()
+    results = convolution_without_autograd()
     threads, _native.threads = _native.threads, lambda work: 2  # type: ignore[assignment]
-    again = deform_conv2d(**dict(zip(LARGE.tensors(), inputs, strict=True)), **LARGE.geometry)
+    again = convolution_without_autograd()
     _native.threads = threads
-    assert torch.equal(again, results[0])
-    queue.put([float(value.double().sum()) for value in results])
+    assert all(torch.equal(one, other) for one, other in zip(results, again, strict=True))
+    result.send([float(value.double().sum()) for value in results])
 
 
 class _Computing(Dataset[Tensor]):
@@ -145,7 +156,7 @@ class _Computing(Dataset[Tensor]):
         return 4
 
     def __getitem__(self, index: int) -> Tensor:
-        return convolution()[0]
+        return convolution_without_autograd()[0]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
