@@ -12,6 +12,8 @@ namespace pliant {
 namespace PLIANT_ISA {
 namespace {
 
+constexpr int64_t kTasksOfThread = 8;  // at least, so that threads finish together
+
 // T is the type of the sums, E that of columns and packed weight.
 template <class T, class E>
 class Forward {
@@ -191,16 +193,23 @@ class Forward {
         return conv_.taps() * (offset_groups * 130 + channels * (15 + 2 * outputs_));
     }
 
-    // The output, if every channel is a group. A task is a tile of positions of one slice. Those of a slice follow each
-    // other, so that its tables stay in the cache.
+    // The output, if every channel is a group. A task is some tiles of one slice. Those of a slice follow each other, so that
+    // its tables stay in the cache, and what a tile expects of the next one is needed by the same thread.
     void sum_channels(int64_t image, int64_t some) {
         const int64_t slices = static_cast<int64_t>(block_->slices.size()), tiles = tiles_of_image();
-        parallel(some * slices * tiles, threads_, [&](int64_t task, int worker) {
-            const int64_t table = task / tiles / slices;
+        const int64_t together = std::clamp<int64_t>(some * slices * tiles / (kTasksOfThread * threads_), 1, tiles);
+        const int64_t parts = (tiles + together - 1) / together;
+        const auto end_of = [=](int64_t part) { return std::min(tiles, (part + 1) * together); };
+        parallel(some * slices * parts, threads_, [&](int64_t task, int worker) {
+            const int64_t table = task / parts / slices, part = task % parts;
             if constexpr (std::is_same_v<T, E>)
-                sum_channels(block_->slices[task / tiles % slices], positions_of(image + table, task % tiles), table, worker);
+                for (int64_t tile = part * together; tile < end_of(part); ++tile)
+                    sum_channels(block_->slices[task / parts % slices], positions_of(image + table, tile), table, worker);
         }, [&](int64_t task) {
-            return positions_in(task % tiles) * cost_of(1, block_->slices[task / tiles % slices].channels);
+            const int64_t part = task % parts, channels = block_->slices[task / parts % slices].channels;
+            int64_t count = 0;
+            for (int64_t tile = part * together; tile < end_of(part); ++tile) count += positions_in(tile);
+            return count * cost_of(1, channels);
         });
     }
     void sum_channels(const Slice& slice, const Positions<T>& positions, int64_t table, int worker) {
