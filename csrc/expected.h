@@ -8,8 +8,8 @@
 namespace pliant {
 namespace PLIANT_ISA {
 
-// Lines of the cache that are asked for while other work is done, a few at each step of it: a processor that is asked for
-// dozens at once waits for them, or drops some.
+// Lines of the cache that are asked for while other work is done, a few at each step of it. Dozens at once came no sooner
+// than without being asked for (an EPYC, Zen 3).
 class Expected {
   public:
     // `count` elements of each of `planes` planes, whose beginnings are `step` elements apart.
