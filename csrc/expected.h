@@ -39,7 +39,7 @@ class Expected {
 
     bool begin_plane() {
         if (part_ == some_) {
-            pace_ = 0;
+            pace_ = due_ = 0;
             return false;
         }
         Part& part = parts_[part_];
