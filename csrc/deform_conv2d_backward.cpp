@@ -109,7 +109,7 @@ class Backward {
             find_samples(conv_, in_, positions, place.run.offset_group, tap, cells.naming(), samples[tap], &slopes);
             T dots[4][kTile];
             read_samples(tile, slot, place, tap, cells, samples[tap], dots);
-            add_offset_grad(tile, place.run.offset_group * conv_.taps() + tap, slopes, dots);
+            add_offset_grad(tile, place.run.offset_group, tap, slopes, dots);
         }
         if (layout_.buckets > 1)
             list_samples(layout_, samples, tile.count, span_.entries_at(slot, place.index),
@@ -181,17 +181,18 @@ class Backward {
                          span_.columns_grad_at(slot, tap) + place.column, columns, row_, dots, expected);
     }
 
-    void add_offset_grad(const PositionTile& tile, int64_t map, const Slopes<T>& slopes, const T (&dots)[4][kTile]) {
-        const int64_t plane = (layout_.image + tile.image) * conv_.offset_groups * conv_.taps() + map;
+    void add_offset_grad(const PositionTile& tile, int64_t offset_group, int64_t tap, const Slopes<T>& slopes,
+                         const T (&dots)[4][kTile]) {
+        const int64_t channel = channel_of(conv_, layout_.image + tile.image, offset_group, tap);
         const int64_t cells = conv_.out_cells();
-        T* const of_y = static_cast<T*>(to_.offset.data) + 2 * plane * cells + tile.first;
+        T* const of_y = static_cast<T*>(to_.offset.data) + 2 * channel * cells + tile.first;
         T* const of_x = of_y + cells;
         for (int64_t m = 0; m < tile.count; ++m) {
             of_y[m] += slopes.of_y(m, dots[0][m], dots[1][m], dots[2][m], dots[3][m]);
             of_x[m] += slopes.of_x(m, dots[0][m], dots[1][m], dots[2][m], dots[3][m]);
         }
         if (!to_.mask.data) return;
-        T* const of_mask = static_cast<T*>(to_.mask.data) + plane * cells + tile.first;
+        T* const of_mask = static_cast<T*>(to_.mask.data) + channel * cells + tile.first;
         for (int64_t m = 0; m < tile.count; ++m)
             of_mask[m] += slopes.of_mask(m, dots[0][m], dots[1][m], dots[2][m], dots[3][m]);
     }

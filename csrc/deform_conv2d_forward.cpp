@@ -206,10 +206,8 @@ class Forward {
                 for (int64_t tile = part * together; tile < end_of(part); ++tile)
                     sum_channels(block_->slices[task / parts % slices], positions_of(image + table, tile), table, worker);
         }, [&](int64_t task) {
-            const int64_t part = task % parts, channels = block_->slices[task / parts % slices].channels;
-            int64_t count = 0;
-            for (int64_t tile = part * together; tile < end_of(part); ++tile) count += positions_in(tile);
-            return count * cost_of(1, channels);
+            const int64_t part = task % parts, end = std::min(conv_.out_cells(), end_of(part) * length_);
+            return (end - part * together * length_) * cost_of(1, block_->slices[task / parts % slices].channels);
         });
     }
     void sum_channels(const Slice& slice, const Positions<T>& positions, int64_t table, int worker) {
