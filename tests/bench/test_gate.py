@@ -13,7 +13,7 @@ from pliant import ops
 from pliant.bench import gate, peers
 from pliant.bench.gate import check, expected
 from pliant.bench.implementation import FLOAT32_TOLERANCE, InTorch
-from pliant.bench.rows import GAMMA, STRIDE, CallRow, ConvRow, PoolRow
+from pliant.bench.rows import GAMMA, STRIDE, CallRow, ConvRow, PoolRow, variants
 
 CONVOLUTION = ConvRow(2, 8, 6, 11, 9, dilation=2, offset_groups=2)
 POOLINGS = [
@@ -49,7 +49,7 @@ def test_right_convolutions_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(peers.machine, "multiplies_bfloat16", lambda: True)
     tensors = CONVOLUTION.tensors()
     implementation = peers.CONVOLUTION[name](CONVOLUTION, tensors, 1)
-    verdict = check(implementation, expected(CONVOLUTION, tensors, implementation.border, implementation.moved))
+    verdict = check(implementation, expected(CONVOLUTION, tensors, implementation.border, implementation.ignored))
     assert 0 < verdict.error <= implementation.tolerance
 
 
@@ -61,8 +61,26 @@ def test_right_calls_with_masks_and_in_another_layout_pass(row: CallRow, name: s
     assert tensors["input"].is_contiguous(memory_format=torch.channels_last) == row.channels_last
     implementation = peers.CONVOLUTION[name](row, tensors, 1)
     assert implementation.trains
-    verdict = check(implementation, expected(row, tensors, implementation.border, implementation.moved))
+    verdict = check(implementation, expected(row, tensors, implementation.border, implementation.ignored))
     assert 0 < verdict.error <= implementation.tolerance
+
+
+@pytest.mark.parametrize("name", peers.VARIANTS)
+def test_masks_and_half_precision_pass_beside_float32(name: str) -> None:
+    (row,) = variants([CONVOLUTION, *CALLS])
+    assert row.name == CONVOLUTION.name
+    tensors = row.tensors()
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(tensors["offset"].to(dtype).float(), tensors["offset"])
+    assert (tensors["offset"] * 8 % 2 == 1).all()
+    implementation = peers.VARIANTS[name](row, tensors, 1)
+    assert ("mask" in implementation.leaves) == ("mask" not in implementation.ignored) == (name == "with a mask")
+    assert name.split()[0] in ("with", str(implementation.leaves["input"].dtype).removeprefix("torch."))
+    verdict = check(implementation, expected(row, tensors, implementation.border, implementation.ignored))
+    assert 0 < verdict.error <= implementation.tolerance
+    implementation.trains = False
+    other = expected(row, tensors, ignored={"mask"} - implementation.ignored)
+    assert check(implementation, other).error > 0.1
 
 
 @pytest.mark.parametrize(("module", "name"), [("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")])

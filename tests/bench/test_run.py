@@ -152,6 +152,10 @@ def test_the_file_has_every_number(
         rounds = [one / other for one, other in zip(mine["seconds"][what], base, strict=True)]
         assert mine["ratios"][what]["value"] == pytest.approx(sorted(rounds)[1])
     assert mine["error"] <= mine["tolerance"]
+    (variants,) = found["variants"]
+    assert variants["name"] == CONVOLUTION.name
+    assert list(variants["outcomes"]) == ["float32 without a mask", "with a mask", "bfloat16", "float16"]
+    assert all(len(outcome["seconds"][TRAINING]) == 3 for outcome in variants["outcomes"].values())
     assert list(found["pooling"][0]["outcomes"]) == ["reference", "Pliant", "MXNet"]
     assert found["network"] == found["memory"] == found["scaling"] == []
     shown = capsys.readouterr().out

@@ -8,7 +8,7 @@ and its gradients entirely, for a gradient of the output that is zero elsewhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,27 +63,29 @@ def difference(got: Tensor, want: Tensor) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def expected(row: ConvRow | PoolRow, tensors: Tensors, border: str = "paper", moved: bool = True) -> Expected:
+def expected(
+    row: ConvRow | PoolRow, tensors: Tensors, border: str = "paper", ignored: Collection[str] = ()
+) -> Expected:
     """The reference's results for a row.
 
     Args:
         border: a convolution's border rule.
-        moved: whether a convolution's samples move by its offsets; else it is the plain one.
+        ignored: a convolution's tensors that do not count: without `offset` samples stay in place.
     """
     if isinstance(row, PoolRow):
         return _pooling(row, tensors)
-    return _convolution(row, tensors, border, moved)
+    return _convolution(row, tensors, border, ignored)
 
 
-def _convolution(row: ConvRow, tensors: Tensors, border: str, moved: bool) -> Expected:
+def _convolution(row: ConvRow, tensors: Tensors, border: str, ignored: Collection[str]) -> Expected:
     lines = _spread(row.height, max(2, CELLS // (row.width * row.batch)), tensors["grad"].device)
     input, offset, weight = (tensors[name].double() for name in ("input", "offset", "weight"))
     # The reference takes the chosen rows for the first ones of the map: what it is short goes to the offsets.
-    some = (offset if moved else torch.zeros_like(offset))[:, :, lines].clone()
+    some = (torch.zeros_like(offset) if "offset" in ignored else offset)[:, :, lines].clone()
     some[:, 0::2] += (lines - torch.arange(len(lines), device=lines.device)).view(-1, 1)
     geometry = convolution.Geometry((1, 1), (row.padding,) * 2, (row.dilation,) * 2, border)
     some_grad = tensors["grad"][:, :, lines].double()
-    mask = tensors["mask"].double() if "mask" in tensors and moved else None
+    mask = tensors["mask"].double() if "mask" in tensors and "mask" not in ignored else None
     some_mask = None if mask is None else mask[:, :, lines]
     grad_input, grad_some, grad_weight, grad_mask = convolution.deform_conv2d_backward(
         some_grad, input, some, weight, some_mask, geometry

@@ -12,7 +12,7 @@ from torch import Tensor
 from pliant.bench.rows import Tensors
 
 FLOAT32_TOLERANCE = 2e-5  # the largest difference from the reference, as a part of the reference's largest value
-BFLOAT16_TOLERANCE = 1e-2
+HALF_TOLERANCE = 1e-2  # in bfloat16 and float16
 
 
 class Missing(Exception):
@@ -26,14 +26,14 @@ class Implementation:
         trains: whether it has a backward.
         tolerance: the largest difference from the reference, as a part of the reference's largest value.
         border: the border rule of a convolution.
-        moved: whether a convolution's samples move by the offsets.
+        ignored: the row's tensors that do not count: `offset` for samples that stay in place, `mask`.
         version: of the library, where it is not one of this process.
     """
 
     trains = False
     tolerance = FLOAT32_TOLERANCE
     border = "paper"
-    moved = True
+    ignored: frozenset[str] = frozenset()
     version = ""
 
     def forward(self) -> Tensor:
@@ -66,7 +66,7 @@ class InTorch(Implementation):
         tensors: of the row.
         differentiated: the names of those that get gradients.
         context: what surrounds every call, with its backward.
-        dtype: of the output.
+        dtype: of the output, where it is not that of `grad`.
     """
 
     trains = True
@@ -77,7 +77,7 @@ class InTorch(Implementation):
         tensors: Tensors,
         differentiated: Sequence[str] = ("input", "offset", "weight"),
         context: Callable[[], AbstractContextManager[object]] = nullcontext,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.function = function
         self.context = context

@@ -76,7 +76,7 @@ def measure(
         timed: how turns are timed.
     """
     tensors = row.tensors()
-    wanted: dict[tuple[str, bool], Expected] = {}
+    wanted: dict[tuple[str, frozenset[str]], Expected] = {}
     outcomes: dict[str, Outcome] = {}
     right: dict[str, Implementation] = {}
     made: list[Implementation] = []
@@ -85,7 +85,7 @@ def measure(
             try:
                 implementation = column(row, tensors, threads)
                 made.append(implementation)
-                rule = (implementation.border, implementation.moved)
+                rule = (implementation.border, implementation.ignored)
                 if rule not in wanted:
                     wanted[rule] = expected(row, tensors, *rule)
                 outcomes[name] = _judge(implementation, wanted[rule])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pliant import ops
 from pliant.bench import machine
-from pliant.bench.implementation import BFLOAT16_TOLERANCE, Implementation, InTorch, Missing
+from pliant.bench.implementation import HALF_TOLERANCE, Implementation, InTorch, Missing
 from pliant.bench.mxnet_peer import MXNet
 from pliant.bench.rows import GAMMA, STRIDE, ConvRow, PoolRow, Tensors
 from pliant.bench.runtimes import ONNXRuntime, OpenVINO
@@ -31,7 +31,7 @@ def plain(row: ConvRow, tensors: Tensors, threads: int) -> Implementation:
         return F.conv2d(input, weight, None, 1, row.padding, row.dilation, row.groups)
 
     made = InTorch(call, tensors, ("input", "weight"))
-    made.moved = False
+    made.ignored = frozenset({"offset", "mask"})
     return made
 
 
@@ -57,7 +57,22 @@ def in_bfloat16(column: Column) -> Column:
                 return wide.function(**arguments)
 
         made = InTorch(call, tensors, tuple(wide.leaves), dtype=torch.bfloat16)
-        made.moved, made.tolerance = wide.moved, BFLOAT16_TOLERANCE
+        made.ignored, made.tolerance = wide.ignored, HALF_TOLERANCE
+        return made
+
+    return make
+
+
+def variant(dtype: torch.dtype = torch.float32, masked: bool = False) -> Column:
+    """Pliant on a row's tensors in another dtype, with the row's mask or without."""
+
+    def make(row: ConvRow, tensors: Tensors, threads: int) -> Implementation:
+        taken = {name: value.to(dtype) for name, value in tensors.items() if masked or name != "mask"}
+        made = pliant(row, taken, threads)
+        if not masked:
+            made.ignored = frozenset({"mask"})
+        if dtype != torch.float32:
+            made.tolerance = HALF_TOLERANCE
         return made
 
     return make
@@ -106,5 +121,11 @@ CONVOLUTION: Mapping[str, Column] = {
     "ONNX Runtime": ONNXRuntime,
     "OpenVINO": OpenVINO,
     "MXNet": MXNet,
+}
+VARIANTS: Mapping[str, Column] = {
+    "float32 without a mask": variant(),
+    "with a mask": variant(masked=True),
+    "bfloat16": variant(torch.bfloat16),
+    "float16": variant(torch.float16),
 }
 POOLING: Mapping[str, Column] = {REFERENCE: reference_pooling, PLIANT: pooling, "MXNet": MXNet}

@@ -1,14 +1,14 @@
 """The problems that are timed, and their tensors.
 
-Offsets are odd multiples of 1/512 and RoIs lie on whole pixels with sides of 28, 56, ... pixels. So every sampled
-position is exact in float32 and never a whole cell, where the operators have a kink: implementations that differ
-only in rounding then agree, in their gradients too.
+Offsets are odd multiples of 1/512, or of 1/8 where half precision must hold them. RoIs lie on whole pixels with
+sides of 28, 56, ... pixels. So every sampled position is exact in float32 and never a whole cell, where the operators
+have a kink: implementations that differ only in rounding then agree, in their gradients too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -39,6 +39,7 @@ class ConvRow:
     kernel: int = 3
     groups: int = 1
     spread: float = 2.0  # standard deviation of the offsets, in cells
+    places = 256  # of offsets within a cell
 
     @property
     def name(self) -> str:
@@ -65,7 +66,7 @@ class ConvRow:
         weight = random(self.out_channels, inputs, self.kernel, self.kernel)
         return {
             "input": random(self.batch, self.channels, *size),
-            "offset": _between_cells(offset),
+            "offset": _between_cells(offset, self.places),
             "weight": weight / (inputs * taps) ** 0.5,
             "grad": random(self.batch, self.out_channels, *size),
         }
@@ -96,6 +97,22 @@ class CallRow(ConvRow):
             for name in ("input", "weight", "grad"):
                 tensors[name] = tensors[name].to(memory_format=torch.channels_last)
         return tensors
+
+
+@dataclass(frozen=True)
+class VariantRow(CallRow):
+    """A deformable convolution that is timed with its mask and without, in float32 and in half precision.
+
+    bfloat16 has eight bits: it holds odd multiples of 1/8 below 32 exactly.
+    """
+
+    masked: bool = True
+    places = 4
+
+    @property
+    def name(self) -> str:
+        """That of a `ConvRow`."""
+        return super(CallRow, self).name
 
 
 @dataclass(frozen=True)
@@ -147,8 +164,13 @@ class PoolRow:
         return torch.cat((torch.zeros(self.rois, 1), corner, corner + size - 1), dim=1)
 
 
-def _between_cells(offset: Tensor) -> Tensor:
-    return (offset * 256).floor().add(0.5) / 256
+def variants(rows: Sequence[ConvRow]) -> list[VariantRow]:
+    """The plain ones of `rows`, to be timed beside themselves."""
+    return [VariantRow(**asdict(row)) for row in rows if not isinstance(row, CallRow)]
+
+
+def _between_cells(offset: Tensor, places: int = 256) -> Tensor:
+    return (offset * places).floor().add(0.5) / places
 
 
 CONVOLUTIONS = (

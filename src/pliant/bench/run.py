@@ -16,7 +16,16 @@ from pliant.bench import machine, peers, report
 from pliant.bench.measure import measure
 from pliant.bench.memory import measure_memory
 from pliant.bench.memory import why_not as memory_why_not
-from pliant.bench.rows import CONVOLUTION_HEAD, CONVOLUTIONS, POOLING_HEAD, POOLINGS, CallRow, ConvRow, PoolRow
+from pliant.bench.rows import (
+    CONVOLUTION_HEAD,
+    CONVOLUTIONS,
+    POOLING_HEAD,
+    POOLINGS,
+    CallRow,
+    ConvRow,
+    PoolRow,
+    variants,
+)
 from pliant.console import Console
 from pliant.ops import _native
 from pliant.outputs import Outputs
@@ -70,12 +79,14 @@ def run(
         convolutions, poolings = _called(only, convolutions), _called(only, poolings)
         if not convolutions and not poolings:
             raise ValueError(f"no row is called {only!r}; rows are called like {CONVOLUTIONS[0].name!r}")
-    results: dict[str, list[Any]] = {"convolution": [], "pooling": [], "network": [], "memory": [], "scaling": []}
+    kinds = ("convolution", "variants", "pooling", "network", "memory", "scaling")
+    results: dict[str, list[Any]] = {kind: [] for kind in kinds}
     memory_reason = memory_why_not() if memory else None
     with _threads(threads) as count:
         about = _about(count, seconds) | {"why_no_memory": memory_reason}
         if operators:
             results["convolution"] = _rows(convolutions, peers.CONVOLUTION, count, seconds)
+            results["variants"] = _rows(variants(convolutions), peers.VARIANTS, count, seconds)
             results["pooling"] = _rows(poolings, peers.POOLING, count, seconds)
         if network:
             results["network"] = _network(seconds)
@@ -173,6 +184,9 @@ def _tables(results: Mapping[str, list[Any]], memory_reason: str | None) -> list
         if reason:
             found[-1].notes.insert(0, f"Pliant ran its reference, in plain PyTorch: {reason}.")
         tables += found
+    if results["variants"]:
+        title = "Deformable convolution with a mask and in half precision"
+        tables += report.row_tables(title, CONVOLUTION_HEAD, results["variants"], {})
     if results["pooling"]:
         tables += report.row_tables("Deformable RoI pooling", POOLING_HEAD, results["pooling"], {})
     if results["network"]:

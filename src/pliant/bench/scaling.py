@@ -92,7 +92,7 @@ def measure_scaling(quantity: str, along: Sequence[Point], seconds: float, timed
             for name, column in COLUMNS.items():
                 torch.set_num_threads(point.threads)
                 implementation = made[name, index] = column(point.row, tensors, point.threads)
-                verdict = check(implementation, expected(point.row, tensors, moved=implementation.moved))
+                verdict = check(implementation, expected(point.row, tensors, ignored=implementation.ignored))
                 if verdict.error > implementation.tolerance:
                     wrong.append(f"{name}, {point.row.name}: {verdict.where}, {verdict.error:.1e}")
         lines = []

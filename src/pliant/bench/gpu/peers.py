@@ -59,7 +59,7 @@ def cudnn(problem: Problem, tensors: Tensors) -> InTorch:
         return F.conv2d(input, weight, None, 1, row.padding, row.dilation, row.groups)
 
     made = _made(problem, call, tensors, ("input", "weight"))
-    made.moved = False
+    made.ignored = frozenset({"offset", "mask"})
     return made
 
 

@@ -102,7 +102,7 @@ def _everyone(
 def checked(problem: Problem, implementation: InTorch) -> dict[str, Any]:
     """Compare an implementation with float64 on the tensors that it receives, as they were rounded."""
     given = {name: value.detach() for name, value in implementation.arguments.items()}
-    wanted = expected(problem.row, given | {"grad": implementation.grad}, moved=implementation.moved)
+    wanted = expected(problem.row, given | {"grad": implementation.grad}, ignored=implementation.ignored)
     verdict = check(implementation, wanted)
     right = verdict.error <= implementation.tolerance
     error = float(f"{verdict.error:.3g}") if math.isfinite(verdict.error) else None
