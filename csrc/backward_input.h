@@ -34,7 +34,7 @@ class InputTables {
     void start() const {
         if (layout_.in_place) return;
         for_tables([&](int64_t i, const Run& run, int64_t from, int64_t to) {
-            input(i, run).copy(given_, layout_.image + i, run.first, from, to);
+            input(i, run).copy(given_, layout_.image + i, run.first, run.channels, from, to);
             grad(i, run).clear(from, to);
         });
     }
@@ -57,7 +57,7 @@ class InputTables {
   private:
     int64_t size() const { return layout_.in_place ? 0 : layout_.images * layout_.most(&ChannelBlock::tables); }
     Table<T> table(const Buffer<T>& tables, int64_t i, const Run& run) const {
-        return {conv_, run.channels, tables.get() + i * layout_.block->tables + run.table};
+        return {conv_, run.cell, tables.get() + i * layout_.block->tables + run.table};
     }
 
     // Calls visitor(i, run, first row, last row) for parts of the tables, as tasks.
@@ -156,6 +156,7 @@ void scatter_columns(const BackwardLayout<T, E>& layout, const Span<T, E>& span,
                      const Cells& cells, int64_t tiles) {
     const RunPlace& place = part.place;
     const int64_t step = layout.tap_size(place.slice);
+    const int64_t channels = layout.in_place ? part.channels : elements_of_cell<T>(part.channels, Spacing::apart);
     weight += place.weight + place.run.first - place.slice.first + part.first;
     for (int64_t slot = 0; slot < tiles; ++slot) {
         const PositionTile tile = layout.tile_of(slot);
@@ -165,10 +166,10 @@ void scatter_columns(const BackwardLayout<T, E>& layout, const Span<T, E>& span,
         const auto add = [&](int64_t tap, int64_t m, int from, int to) __attribute__((always_inline)) {
             if constexpr (std::is_same_v<T, E>)
                 if (layout.depthwise)
-                    return scatter(cells, samples[tap], m, from, to, part.channels,
+                    return scatter(cells, samples[tap], m, from, to, channels,
                                    Filtered<T>{grads + m * layout.conv.out_channels, weight + tap * step});
             const T* const columns = span.columns_grad_at(slot, tap) + m * layout.row + place.column + part.first;
-            scatter(cells, samples[tap], m, from, to, part.channels, Plain<T>{columns});
+            scatter(cells, samples[tap], m, from, to, channels, Plain<T>{columns});
         };
         if (layout.buckets == 1) {
             for (int64_t m = 0; m < tile.count; ++m)

@@ -13,8 +13,8 @@ namespace PLIANT_ISA {
 constexpr int64_t kHeldChannels = 128;              // of a block, at most
 constexpr int64_t kSpanBytes = kScratchBytes / 13;  // what the tiles of a span leave, for all threads or for each
 
-// Channels of a run that different tasks may scatter to: whole vectors, since the last one of a cell reaches into the next
-// cell otherwise, and whole cache lines, which would go from one thread to the other and back.
+// Channels of a run that different tasks may scatter to: whole vectors, and whole cache lines, which would go from one
+// thread to the other and back otherwise.
 template <class T>
 constexpr int64_t kApart = std::max<int64_t>(lanes<T>, 64 / sizeof(T));
 
@@ -129,7 +129,8 @@ class BackwardLayout {
     std::vector<ChannelBlock> blocks_of_channels() const {
         const int64_t size = sizeof(T), of_offset = conv.channels / conv.offset_groups;
         const int64_t narrowest = std::min(grouping.narrow ? conv.channels : grouping.inputs, of_offset);
-        const int64_t table = in_place ? 0 : 2 * Table<T>::size(conv, narrowest) * size / narrowest;
+        const int64_t cell = elements_of_cell<T>(narrowest, Spacing::apart);
+        const int64_t table = in_place ? 0 : 2 * Table<T>::size(conv, cell) * size / narrowest;
         const int64_t rows = grouping.narrow ? 5 * outputs * grouping.lanes_of_group() / grouping.inputs : 2 * out_rows;
         const int64_t weight = conv.taps() * rows * size;
         const int64_t tile = conv.taps() * (rows_left() * size + int64_t{sizeof(Samples<T>)} / narrowest);
@@ -139,7 +140,8 @@ class BackwardLayout {
         std::vector<ChannelBlock> blocks;
         for (int64_t first = 0; first < conv.channels; first += held) {
             ChannelBlock block{first, std::min(held, conv.channels - first), {}};
-            block.slices = slices_of(conv, grouping, first, first + block.channels, kSliceChannels, block.tables);
+            block.slices = slices_of(conv, grouping, first, first + block.channels, kSliceChannels, Spacing::apart,
+                                     block.tables);
             for (const Slice& slice : block.slices) {
                 block.row += width_of(slice), block.weight += steps * tap_size(slice);
                 block.runs += static_cast<int64_t>(slice.runs.size());

@@ -23,6 +23,18 @@ struct Naming {
     Index<T> y, x, nowhere;
 };
 
+// How the cells of a table lie: without a gap, in as little memory as can be; or apart, each in whole vectors or a power of
+// two of lanes. Vectors at neighbouring cells then do not overlap in part, where a load would wait for what was just stored.
+enum class Spacing { close, apart };
+
+template <class T>
+int64_t elements_of_cell(int64_t channels, Spacing spacing) {
+    if (spacing == Spacing::close) return channels;
+    int64_t width = 1;
+    while (width < std::min<int64_t>(channels, lanes<T>)) width *= 2;
+    return round_up(channels, width);
+}
+
 // Channels of an image, channels last, with a border of zeros around the map: rows -1 and `height`, columns -1 and
 // `width`, and two cells of row height + 1. So the four cells of every sample can be read and written, wherever it lies:
 // those of one that reads no cell of the map are zeros. Lanes beyond the last channel of a cell may be read and written;
@@ -33,15 +45,13 @@ struct Table {
     int64_t y, x;  // elements of a row, and of a cell
     T* first;      // of cell (0, 0)
 
-    Table(const Convolution& conv, int64_t channels, T* memory)
-        : height(conv.height), width(conv.width), y(row(conv, channels)), x(channels), first(memory + y + x) {}
+    Table(const Convolution& conv, int64_t cell, T* memory)
+        : height(conv.height), width(conv.width), y(row(conv, cell)), x(cell), first(memory + y + x) {}
 
     // Elements of a row, and of the whole table.
-    static int64_t row(const Convolution& conv, int64_t channels) {
-        return (conv.width + 2) * channels + beyond(channels);
-    }
-    static int64_t size(const Convolution& conv, int64_t channels) {
-        return (conv.height + 2) * row(conv, channels) + 2 * channels + beyond(channels);
+    static int64_t row(const Convolution& conv, int64_t cell) { return (conv.width + 2) * cell + beyond(cell); }
+    static int64_t size(const Convolution& conv, int64_t cell) {
+        return (conv.height + 2) * row(conv, cell) + 2 * cell + beyond(cell);
     }
 
     Naming<T> naming() const {
@@ -64,17 +74,17 @@ struct Table {
         for (int64_t row = from; row < to; ++row)
             std::fill(first + row * y + width * x, row + 1 < height ? first + (row + 1) * y : end(), T(0));
     }
-    // Copies rows from .. to - 1 of an image, with the border beside them.
-    void copy(const Map& map, int64_t image, int64_t channel, int64_t from, int64_t to) const {
-        clear_border(from, to);
-        for (int64_t c = 0; c < x; c += lanes<T>)  // reads few planes at a time, each without a gap
+    // Copies channels of rows from .. to - 1 of an image, with the border beside them.
+    void copy(const Map& map, int64_t image, int64_t channel, int64_t channels, int64_t from, int64_t to) const {
+        channels == x ? clear_border(from, to) : clear(from, to);
+        for (int64_t c = 0; c < channels; c += lanes<T>)  // reads few planes at a time, each without a gap
             for (int64_t row = from; row < to; ++row)
-                copy_rows(map, width, image, channel + c, std::min<int64_t>(lanes<T>, x - c), row * width,
+                copy_rows(map, width, image, channel + c, std::min<int64_t>(lanes<T>, channels - c), row * width,
                           (row + 1) * width, first + row * y + c, x);
     }
 
   private:
-    static int64_t beyond(int64_t channels) { return channels % lanes<T> ? lanes<T> : 0; }
+    static int64_t beyond(int64_t cell) { return cell % lanes<T> ? lanes<T> : 0; }
     T* end() const { return first + (height + 1) * y + x + beyond(x); }
 };
 

@@ -39,19 +39,20 @@ struct Grouping {
 // contiguous.
 struct Run {
     int64_t first, channels, group, offset_group;
-    int64_t table;  // elements of the tables before its own
+    int64_t cell, table;  // elements of a cell of its table, and of the tables before it
 };
 
 template <class T>
 std::vector<Run> runs_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to, int64_t most,
-                         int64_t& tables) {
+                         Spacing spacing, int64_t& tables) {
     const int64_t group = grouping.inputs, offset_group = conv.channels / conv.offset_groups;
     std::vector<Run> runs;
     for (int64_t first = from, end; first < to; first = end) {
         end = std::min({to, first + most, (first / offset_group + 1) * offset_group});
         if (!grouping.narrow) end = std::min(end, (first / group + 1) * group);
-        runs.push_back({first, end - first, first / group, first / offset_group, tables});
-        tables += Table<T>::size(conv, end - first);
+        const int64_t cell = elements_of_cell<T>(end - first, spacing);
+        runs.push_back({first, end - first, first / group, first / offset_group, cell, tables});
+        tables += Table<T>::size(conv, cell);
     }
     return runs;
 }
@@ -70,7 +71,7 @@ struct Slice {
 // Adds to `tables` the elements that their tables have.
 template <class T>
 std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& grouping, int64_t from, int64_t to,
-                             int64_t run_channels, int64_t& tables) {
+                             int64_t run_channels, Spacing spacing, int64_t& tables) {
     const int64_t most = grouping.units(kSliceChannels), of_run = grouping.units(run_channels), group = grouping.inputs;
     const int64_t offset_group = conv.channels / conv.offset_groups;
     std::vector<Slice> slices;
@@ -80,7 +81,8 @@ std::vector<Slice> slices_of(const Convolution& conv, const Grouping<T>& groupin
         // Narrow groups need not be multiplied together, so vectors of one offset group stay in the nearest cache.
         if (grouping.narrow && offset_group % grouping.unit() == 0)
             end = std::min(end, (first / offset_group + 1) * offset_group);
-        slices.push_back({first, end - first, first / group, runs_of(conv, grouping, first, end, of_run, tables)});
+        slices.push_back(
+            {first, end - first, first / group, runs_of(conv, grouping, first, end, of_run, spacing, tables)});
     }
     return slices;
 }

@@ -10,13 +10,6 @@ namespace PLIANT_ISA {
 
 static_assert(kTile % kRows == 0, "a tile fills whole blocks of the product");
 
-// Whether cells of a table have so few channels that half a vector holds them. A whole one would reach into the next cell,
-// and what is read there next would wait for what was just written.
-template <class T>
-constexpr bool is_narrow(int64_t channels) {
-    return channels <= lanes<T> / 2;
-}
-
 // The columns of one tap, [count, channels]: weighted sums of four cells, by vectors V.
 template <class V, class T, class E>
 void gather_by(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, E* columns,
@@ -41,8 +34,8 @@ template <class T, class E>
 void gather(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, E* columns, int64_t row,
             Expected& expected) {
     if constexpr (std::is_same_v<T, E>)
-        if (is_narrow<T>(channels))
-            return gather_by<Narrow<T>>(table, samples, count, channels, columns, row, expected);
+        if (channels <= lanes<T> / 2)
+            return gather_by<Few<T, lanes<T> / 2>>(table, samples, count, channels, columns, row, expected);
     gather_by<Vector<T>>(table, samples, count, channels, columns, row, expected);
 }
 template <class T, class E>
@@ -94,10 +87,9 @@ void gather_with_dots_by(const Table<T>& table, const Samples<T>& samples, int64
 template <class T>
 void gather_with_dots(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, const T* grad,
                       T* columns, int64_t row, T (&dots)[4][kTile], Expected& expected) {
-    if (is_narrow<T>(channels))
-        gather_with_dots_by<Narrow<T>>(table, samples, count, channels, grad, columns, row, dots, expected);
-    else
-        gather_with_dots_by<Vector<T>>(table, samples, count, channels, grad, columns, row, dots, expected);
+    with_lanes<T>(table.x, [&](auto vector) {
+        gather_with_dots_by<decltype(vector)>(table, samples, count, channels, grad, columns, row, dots, expected);
+    });
 }
 template <class T>
 void gather_with_dots(const MapInPlace<T>& map, const Samples<T>& samples, int64_t count, int64_t channels,
@@ -136,45 +128,42 @@ struct Filtered {
     T number(int64_t c) const { return grad[c] * weight[c]; }
 };
 
-// Adds the gradient of a column, times weights, to two cells that are `step` apart, by vectors V.
-template <class V, class T, class Grad>
-void add_to_cells(T* cell, int64_t step, const T* weight, int64_t channels, const Grad& grad) {
-    const T left = weight[0], right = weight[1];
-    const auto add = [&](int64_t c, const V& part) {
-        store_as(cell + c, V(load_as<V>(cell + c) + left * part));
-        store_as(cell + step + c, V(load_as<V>(cell + step + c) + right * part));
-    };
-    int64_t c = 0;
-    for (; c + lanes_of<V> <= channels; c += lanes_of<V>) add(c, grad.template vector<V>(c));
-    if (c < channels) add(c, first_lanes(grad.template vector<V>(c), channels - c));
-}
-
-// The same for N vectors of channels, whose gradients stay in registers, and rows of two cells.
-template <int N, class T, class Grad>
-inline void add_to_rows(T* cell, int64_t step, int64_t row, const T* weight, int from, int to, const Grad& grad) {
-    Vector<T> grads[N];
-    for (int n = 0; n < N; ++n) grads[n] = grad.template vector<Vector<T>>(n * lanes<T>);
+// Adds the gradient of a column, times weights, to cells from .. to of two rows of two. It has N vectors V, which stay in
+// registers.
+template <class V, int N, class T, class Grad>
+inline void add_to_cells(T* cell, const Table<T>& table, const T* weight, int from, int to, const Grad& grad) {
+    V grads[N];
+    for (int n = 0; n < N; ++n) grads[n] = grad.template vector<V>(n * lanes_of<V>);
     for (int i = from; i < to; ++i) {
-        T* const at = cell + i / 2 * row + i % 2 * step;
-        for (int n = 0; n < N; ++n)
-            store(at + n * lanes<T>, Vector<T>(vector_at(at + n * lanes<T>) + weight[i] * grads[n]));
+        T* const at = cell + i / 2 * table.y + i % 2 * table.x;
+        for (int n = 0; n < N; ++n) {
+            T* const part = at + n * lanes_of<V>;
+            store_as(part, V(load_as<V>(part) + weight[i] * grads[n]));
+        }
     }
 }
 
 // The transpose of `gather` for cells from .. to of sample m: adds the gradient of its column. It is a whole row or both.
+// In a table, whose cells are apart, `channels` are all elements of a cell, and those that are no channel's are undefined.
 template <class T, class Grad>
 [[gnu::always_inline]] inline void scatter(const Table<T>& table, const Samples<T>& samples, int64_t m, int from, int to,
                                            int64_t channels, const Grad& grad) {
     if (samples.row[m] == table.height) return;  // such samples would wait for each other, with nothing to add
     T* const cell = table.first + samples.cell[m];
     const T* const weight = samples.weight[m];
-    if (channels == lanes<T>) return add_to_rows<1>(cell, table.x, table.y, weight, from, to, grad);
-    if (channels == 2 * lanes<T>) return add_to_rows<2>(cell, table.x, table.y, weight, from, to, grad);
-    for (int i = from; i < to; i += 2)
-        if (is_narrow<T>(channels))
-            add_to_cells<Narrow<T>>(cell + i / 2 * table.y, table.x, weight + i, channels, grad);
-        else
-            add_to_cells<Vector<T>>(cell + i / 2 * table.y, table.x, weight + i, channels, grad);
+    if (channels == 2 * lanes<T>) return add_to_cells<Vector<T>, 2>(cell, table, weight, from, to, grad);
+    if (channels <= lanes<T>)
+        return with_lanes<T>(channels, [&](auto vector) {
+            add_to_cells<decltype(vector), 1>(cell, table, weight, from, to, grad);
+        });
+    for (int i = from; i < to; i += 2) {
+        T *const left = cell + i / 2 * table.y, *const right = left + table.x;
+        for (int64_t c = 0; c < channels; c += lanes<T>) {
+            const Vector<T> part = grad.template vector<Vector<T>>(c);
+            store(left + c, Vector<T>(vector_at(left + c) + weight[i] * part));
+            store(right + c, Vector<T>(vector_at(right + c) + weight[i + 1] * part));
+        }
+    }
 }
 template <class T, class Grad>
 void scatter(const MapInPlace<T>& map, const Samples<T>& samples, int64_t m, int from, int to, int64_t channels,

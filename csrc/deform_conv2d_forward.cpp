@@ -72,7 +72,7 @@ class Forward {
         for (int64_t first = 0; first < conv_.channels; first += held_) {
             Block block{first, std::min(conv_.channels, first + held_), 0, {}};
             const int64_t of_run = depthwise_ ? kNearChannels : kSliceChannels;
-            block.slices = slices_of(conv_, grouping_, first, block.end, of_run, block.tables);
+            block.slices = slices_of(conv_, grouping_, first, block.end, of_run, Spacing::close, block.tables);
             blocks.push_back(std::move(block));
         }
         return blocks;
@@ -175,12 +175,12 @@ class Forward {
         parallel(some * chunks, threads_, [&](int64_t task, int) {
             const int64_t i = task / chunks, from = task % chunks * chunk, to = std::min(conv_.height, from + chunk);
             for (const Slice& slice : block_->slices)
-                for (const Run& run : slice.runs) table_of(run, i).copy(in_.input, image + i, run.first, from, to);
+                for (const Run& run : slice.runs) table_of(run, i).copy(in_.input, image + i, run.first, run.channels, from, to);
         }, [&](int64_t) { return 2 * chunk * conv_.width * (block_->end - block_->first); });
     }
 
     Table<T> table_of(const Run& run, int64_t i) const {
-        return {conv_, run.channels, tables_.get() + i * tables_size_ + run.table};
+        return {conv_, run.cell, tables_.get() + i * tables_size_ + run.table};
     }
 
     int64_t tiles_of_image() const { return (conv_.out_cells() + length_ - 1) / length_; }

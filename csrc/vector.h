@@ -56,20 +56,6 @@ struct VectorOf<double> {
 template <class T>
 using Vector = typename VectorOf<T>::type;
 
-// A vector of half that width, for rows of few numbers.
-template <class T>
-struct NarrowOf;
-template <>
-struct NarrowOf<float> {
-    typedef float type __attribute__((vector_size(PLIANT_VECTOR_BYTES / 2)));
-};
-template <>
-struct NarrowOf<double> {
-    typedef double type __attribute__((vector_size(PLIANT_VECTOR_BYTES / 2)));
-};
-template <class T>
-using Narrow = typename NarrowOf<T>::type;
-
 // Integers of the same size, which are also the results of vector comparisons.
 template <class T>
 using Lanes = decltype(Vector<T>{} < Vector<T>{});
@@ -78,6 +64,22 @@ template <class T>
 constexpr int lanes = PLIANT_VECTOR_BYTES / sizeof(T);
 template <class V>
 constexpr int lanes_of = sizeof(V) / sizeof(V{}[0]);
+
+// A vector of fewer numbers, a power of two.
+template <class T, int N>
+struct FewOf {
+    typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using Few = typename FewOf<T, N>::type;
+
+// Calls visitor with a vector of so many lanes, a power of two, or with the widest.
+template <class T, class Visitor, int N = lanes<T>>
+[[gnu::always_inline]] inline void with_lanes(int64_t count, const Visitor& visitor) {
+    if constexpr (N > 1)
+        if (count < N) return with_lanes<T, Visitor, N / 2>(count, visitor);
+    visitor(Few<T, N>{});
+}
 
 template <class T>
 Vector<T> vector_at(const T* data) {
