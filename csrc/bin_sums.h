@@ -125,8 +125,11 @@ Vector<T> part_of_row(const Cells<const T>& plane, int64_t y, int64_t x, int64_t
     return load<T>(from, std::min<int64_t>(count, lanes<T>));
 }
 
-// Vectors of channels that are processed together.
-constexpr int kTogether = 4;
+constexpr int64_t kWidest = 64;  // channels of a row
+
+// Vectors of channels that are processed together: all of a row, or as many as leave registers.
+template <class T>
+constexpr int kTogether = static_cast<int>(std::min<int64_t>(kWidest / lanes<T>, PLIANT_VECTOR_REGISTERS / 2));
 
 template <class T, int V>
 void sum_vectors(const T* cells, int64_t row, int64_t cell, const BinReading<T>& bin, T* line) {
@@ -145,8 +148,8 @@ void sum_bin(const Cells<const T>& cells, const BinReading<T>& bin, T* line) {
     const int64_t channels = cells.channels, row = cells.width * channels;
     const T* from = cells.at(bin.y.first, bin.x.first);
     int64_t c = 0;
-    for (; c + kTogether * lanes<T> <= channels; c += kTogether * lanes<T>)
-        sum_vectors<T, kTogether>(from + c, row, channels, bin, line + c);
+    for (; c + kTogether<T> * lanes<T> <= channels; c += kTogether<T> * lanes<T>)
+        sum_vectors<T, kTogether<T>>(from + c, row, channels, bin, line + c);
     for (; c < channels; c += lanes<T>) sum_vectors<T, 1>(from + c, row, channels, bin, line + c);
 }
 
@@ -247,8 +250,8 @@ void spread_bin(const Cells<T>& cells, int64_t first, const BinReading<T>& bin, 
     const int64_t channels = cells.channels, row = cells.width * channels;
     T* const to = cells.at(bin.y.first + rows.from - first, bin.x.first);
     int64_t c = 0;
-    for (; c + kTogether * lanes<T> <= channels; c += kTogether * lanes<T>)
-        spread_vectors<T, kTogether>(to + c, row, channels, bin, rows, line + c);
+    for (; c + kTogether<T> * lanes<T> <= channels; c += kTogether<T> * lanes<T>)
+        spread_vectors<T, kTogether<T>>(to + c, row, channels, bin, rows, line + c);
     for (; c < channels; c += lanes<T>) spread_vectors<T, 1>(to + c, row, channels, bin, rows, line + c);
 }
 

@@ -99,7 +99,10 @@ class Pooler {
         BinSlopes<T> slopes[Desk<T>::kBins];
         for (const Strip* strip = first; strip < last; ++strip) {
             bins_.read_lines(grad, roi, strip->first, strip->channels, bin, count, desk.lines.get(), strip->channels);
+            Expected next;
+            if (strip + 1 < last) next = bins_.expected_lines(roi, strip[1].first, strip[1].channels, bin, count, grad);
             for (int64_t b = 0; b < count; ++b) {
+                next.step();
                 const BinReading<T>& reading = desk.readings[b];
                 const Cells<const T> cells = tables.cells(*strip, bins_.group(bin + b));
                 const T* const line = desk.lines.get() + b * strip->channels;

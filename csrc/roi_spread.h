@@ -50,6 +50,9 @@ class Spreader {
     struct RowSpan {
         int64_t first, count;
     };
+    struct RoiSpan {
+        int64_t roi, first, count;  // bins of a RoI
+    };
 
     int64_t elements_of(const Piece& piece) const {
         return piece.rows * pooling_.width * round_up(piece.channels, lanes<T>);
@@ -129,28 +132,30 @@ class Spreader {
         return from < to ? RowSpan{from, to - from} : RowSpan{0, 0};
     }
 
-    // Calls visitor(roi, first bin, count) for the bins of a group that may read rows of a piece.
-    template <class Visitor>
-    void for_spans(const Piece& piece, int64_t group, const std::vector<int64_t>& rois,
-                   const std::vector<RowSpan>& reach, const Visitor& visitor) const {
+    // The bins of a group that may read rows of a piece.
+    std::vector<RoiSpan> spans_of(const Piece& piece, int64_t group, const std::vector<int64_t>& rois,
+                                  const std::vector<RowSpan>& reach) const {
+        std::vector<RoiSpan> spans;
         for (size_t i = 0; i < rois.size(); ++i) {
             if (!reach.empty() && (reach[i].first >= piece.row + piece.rows ||
                                    reach[i].first + reach[i].count <= piece.row))
                 continue;
-            for (const BinSpan& span : bins_.of_group(group)) visitor(rois[i], span.first, span.count);
+            for (const BinSpan& span : bins_.of_group(group)) spans.push_back({rois[i], span.first, span.count});
         }
+        return spans;
     }
 
     // Calls visitor(reading, b) for each of some bins that reads rows of a piece.
     template <class Visitor>
-    void for_bins(const Piece& piece, int64_t roi, int64_t bin, int64_t count, Desk<T>& desk,
+    void for_bins(const Piece& piece, const RoiSpan& span, Desk<T>& desk, Expected& expected,
                   const Visitor& visitor) const {
-        const int64_t room_y = bins_.room_y(roi), room_x = bins_.room_x(roi);
-        for (int64_t b = 0; b < count; ++b) {
-            const Reading<T> y = bins_.read_y(roi, bin + b, piece.klass, desk.weights.get(), room_y);
+        const int64_t room_y = bins_.room_y(span.roi), room_x = bins_.room_x(span.roi);
+        for (int64_t b = 0; b < span.count; ++b) {
+            expected.step();
+            const Reading<T> y = bins_.read_y(span.roi, span.first + b, piece.klass, desk.weights.get(), room_y);
             if (!y.nan && RowsOfBin<T>(y, piece.row, piece.rows).none()) continue;
             const BinReading<T> reading = bins_.both(
-                y, bins_.read_x(roi, bin + b, piece.klass, desk.weights.get() + 2 * room_y, room_x));
+                y, bins_.read_x(span.roi, span.first + b, piece.klass, desk.weights.get() + 2 * room_y, room_x));
             if (reading.share > 0 && !reading.nan()) visitor(reading, b);
         }
     }
@@ -163,14 +168,20 @@ class Spreader {
         const int64_t row = plane ? 1 : round_up(piece.channels, lanes<T>), count = piece.rows * pooling_.width;
         const Cells<T> cells{plane ? to : rows, piece.rows, pooling_.width, row};
         if (!plane) std::fill_n(cells.data, count * row, T(0));
-        for_spans(piece, group, rois, reach, [&](int64_t roi, int64_t bin, int64_t some) {
-            bins_.read_lines(grad, roi, piece.first, piece.channels, bin, some, desk.lines.get(), row);
-            for_bins(piece, roi, bin, some, desk, [&](const BinReading<T>& reading, int64_t b) {
+        const std::vector<RoiSpan> spans = spans_of(piece, group, rois, reach);
+        for (size_t i = 0; i < spans.size(); ++i) {
+            bins_.read_lines(grad, spans[i].roi, piece.first, piece.channels, spans[i].first, spans[i].count,
+                             desk.lines.get(), row);
+            Expected next;
+            if (i + 1 < spans.size())
+                next = bins_.expected_lines(spans[i + 1].roi, piece.first, piece.channels, spans[i + 1].first,
+                                            spans[i + 1].count, grad);
+            for_bins(piece, spans[i], desk, next, [&](const BinReading<T>& reading, int64_t b) {
                 const T* const line = desk.lines.get() + b * row;
                 plane ? spread_over_plane(cells, piece.row, reading, *line)
                       : spread_bin(cells, piece.row, reading, line);
             });
-        });
+        }
         if (plane) return;
         for_columns<T>(cells.data, row, count, piece.channels,
                        [&](int64_t c, int64_t cell, int64_t some, const Vector<T>& values) {

@@ -46,7 +46,7 @@ class Strips {
     }
 
   private:
-    static constexpr int64_t kWidest = 64, kFew = 4;  // channels; fewer are processed one by one
+    static constexpr int64_t kFew = 4;  // channels; fewer are processed one by one
 
     int64_t klass_, width_;  // channels of a class, of a strip at most
     std::vector<Strip> strips_;
