@@ -175,7 +175,8 @@ class Forward {
         parallel(some * chunks, threads_, [&](int64_t task, int) {
             const int64_t i = task / chunks, from = task % chunks * chunk, to = std::min(conv_.height, from + chunk);
             for (const Slice& slice : block_->slices)
-                for (const Run& run : slice.runs) table_of(run, i).copy(in_.input, image + i, run.first, run.channels, from, to);
+                for (const Run& run : slice.runs)
+                    table_of(run, i).copy(in_.input, image + i, run.first, run.channels, from, to);
         }, [&](int64_t) { return 2 * chunk * conv_.width * (block_->end - block_->first); });
     }
 

@@ -178,15 +178,15 @@ def _show(summary: str, tables: Sequence[report.Table], markdown: bool) -> None:
 def _tables(results: Mapping[str, list[Any]], memory_reason: str | None) -> list[report.Table]:
     tables = []
     reason = _native.why_not()
+    ran_reference = [f"Pliant ran its reference, in plain PyTorch: {reason}."] if reason else []
     if results["convolution"]:
         headings = {name: f"{name} (reference)" for name in (peers.PLIANT, peers.PLIANT_BFLOAT16)} if reason else {}
-        found = report.row_tables("Deformable convolution", CONVOLUTION_HEAD, results["convolution"], headings)
-        if reason:
-            found[-1].notes.insert(0, f"Pliant ran its reference, in plain PyTorch: {reason}.")
-        tables += found
+        tables += report.row_tables("Deformable convolution", CONVOLUTION_HEAD, results["convolution"], headings)
+        tables[-1].notes[:0] = ran_reference
     if results["variants"]:
         title = "Deformable convolution with a mask and in half precision"
         tables += report.row_tables(title, CONVOLUTION_HEAD, results["variants"], {})
+        tables[-1].notes[:0] = ran_reference
     if results["pooling"]:
         tables += report.row_tables("Deformable RoI pooling", POOLING_HEAD, results["pooling"], {})
     if results["network"]:
