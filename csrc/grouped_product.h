@@ -48,9 +48,9 @@ struct Bundles {
     }
 
     // Calls visitor(columns of a before it, columns of c before it, place in b, first columns) for each vector of c.
+    // `whole` is first_columns(0).
     template <class Visitor>
-    void for_vectors(const Visitor& visitor) const {
-        const Lanes<T> whole = first_columns(0);
+    void for_vectors(const Lanes<T>& whole, const Visitor& visitor) const {
         for (int64_t v = 0; v < vectors(); ++v)
             visit_vector(v, (v + 1) * together <= groups ? whole : first_columns(v), visitor);
     }
@@ -85,66 +85,72 @@ template <bool Add, class T>
 void grouped_product(int64_t rows, const Bundles<T>& bundles, const T* a, int64_t row, const T* b, Sums<T> c) {
     constexpr int R = 6;
     static_assert(kRows % R == 0, "blocks fill the rows");
-    const auto add_vectors = [&](auto is_alone) {
+    const Lanes<T> whole = bundles.first_columns(0);
+    const auto add_rows = [&](auto is_alone, int64_t m) {
         constexpr bool alone = is_alone;
-        bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
-            for (int64_t m = 0; m < rows; m += R) {
-                Factor<T, alone> factor[R];
-                Vector<T> sum[R] = {};
-                for (int i = 0; i < R; ++i) {
-                    factor[i] = Factor<T, alone>(a + (m + i) * row + from);
-                    if (Add) sum[i] = vector_at(c[m + i] + to);
-                }
-                Lanes<T> at = first;
-                for (int64_t k = 0; k < bundles.depth; ++k, at += 1) {
-                    const Vector<T> line = vector_at(b + place + k * lanes<T>);
-                    for (int i = 0; i < R; ++i) sum[i] += line * factor[i].of(k, at);
-                }
-                for (int i = 0; i < R; ++i) store(c[m + i] + to, sum[i]);
+        bundles.for_vectors(whole, [&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
+            Factor<T, alone> factor[R];
+            Vector<T> sum[R] = {};
+            for (int i = 0; i < R; ++i) {
+                factor[i] = Factor<T, alone>(a + (m + i) * row + from);
+                if (Add) sum[i] = vector_at(c[m + i] + to);
             }
+            Lanes<T> at = first;
+            for (int64_t k = 0; k < bundles.depth; ++k, at += 1) {
+                const Vector<T> line = vector_at(b + place + k * lanes<T>);
+                for (int i = 0; i < R; ++i) sum[i] += line * factor[i].of(k, at);
+            }
+            for (int i = 0; i < R; ++i) store(c[m + i] + to, sum[i]);
         });
     };
-    bundles.together == 1 ? add_vectors(std::true_type{}) : add_vectors(std::false_type{});
+    for (int64_t m = 0; m < rows; m += R)
+        bundles.together == 1 ? add_rows(std::true_type{}, m) : add_rows(std::false_type{}, m);
 }
 
-// Its gradient: b += a^T c, in the layout of b, as kPartials partial sums of every kPartials-th row that are `apart`
-// elements from each other.
+// Calls visitor with the depth as a constant. It is at most Most.
+template <int Most, class Visitor>
+void with_depth(int64_t depth, const Visitor& visitor) {
+    if constexpr (Most > 1)
+        if (depth < Most) return with_depth<Most - 1>(depth, visitor);
+    visitor(std::integral_constant<int, Most>{});
+}
+
+// Its gradient: b += a^T c, in the layout of b, as kPartials partial sums that are `apart` elements from each other.
 constexpr int kPartials = 4;
 
 template <class T>
 void add_grouped_factors(int64_t rows, const Bundles<T>& bundles, const T* a, int64_t a_row, const T* c, int64_t c_row,
                          T* b, int64_t apart) {
-    constexpr int R = kPartials, K = PLIANT_VECTOR_REGISTERS / 8;  // rows and lines of b that are summed together
-    const auto add_vectors = [&](auto is_alone) {
+    const auto add_vectors = [&](auto is_alone, auto depth) {
         constexpr bool alone = is_alone;
-        bundles.for_vectors([&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
-            const auto add_lines = [&](auto lines, int64_t k) {
-                constexpr int some = lines;
-                T* const total = b + place + k * lanes<T>;
-                Lanes<T> at[some];
-                Vector<T> sum[some][R];
-                for (int j = 0; j < some; ++j) {
-                    at[j] = first + static_cast<int>(k + j);
-                    for (int i = 0; i < R; ++i) sum[j][i] = vector_at(total + j * lanes<T> + i * apart);
-                }
-                const auto add = [&](int i, int64_t m) {
-                    const Vector<T> factors = vector_at(c + m * c_row + to);
-                    const Factor<T, alone> others(a + m * a_row + from);
-                    for (int j = 0; j < some; ++j) sum[j][i] += factors * others.of(k + j, at[j]);
-                };
-                int64_t m = 0;
-                for (; m + R <= rows; m += R)
-                    for (int i = 0; i < R; ++i) add(i, m + i);
-                for (int i = 0; m + i < rows; ++i) add(i, m + i);
-                for (int j = 0; j < some; ++j)
-                    for (int i = 0; i < R; ++i) store(total + j * lanes<T> + i * apart, sum[j][i]);
+        // The sums of a vector stay in registers. Where these are few, every second or fourth row has sums of its own,
+        // since an addition waits for the last one to the same sum.
+        constexpr int K = depth, R = K > 4 ? 1 : K > 2 ? 2 : kPartials;
+        bundles.for_vectors(bundles.first_columns(0), [&](int64_t from, int64_t to, int64_t place, const Lanes<T>& first) {
+            T* const total = b + place;
+            Lanes<T> at[K];
+            Vector<T> sum[R][K];
+            for (int k = 0; k < K; ++k) {
+                at[k] = first + k;
+                for (int i = 0; i < R; ++i) sum[i][k] = vector_at(total + k * lanes<T> + i * apart);
+            }
+            const auto add = [&](int i, int64_t m) {
+                const Vector<T> factors = vector_at(c + m * c_row + to);
+                const Factor<T, alone> others(a + m * a_row + from);
+                for (int k = 0; k < K; ++k) sum[i][k] += factors * others.of(k, at[k]);
             };
-            int64_t k = 0;
-            for (; k + K <= bundles.depth; k += K) add_lines(std::integral_constant<int, K>{}, k);
-            for (; k < bundles.depth; ++k) add_lines(std::integral_constant<int, 1>{}, k);
+            int64_t m = 0;
+            for (; m + R <= rows; m += R)
+                for (int i = 0; i < R; ++i) add(i, m + i);
+            for (int i = 0; m + i < rows; ++i) add(i, m + i);
+            for (int k = 0; k < K; ++k)
+                for (int i = 0; i < R; ++i) store(total + k * lanes<T> + i * apart, sum[i][k]);
         });
     };
-    bundles.together == 1 ? add_vectors(std::true_type{}) : add_vectors(std::false_type{});
+    if (bundles.together == 1)
+        with_depth<lanes<T>>(bundles.depth, [&](auto depth) { add_vectors(std::true_type{}, depth); });
+    else  // groups of more than half a vector share none
+        with_depth<lanes<T> / 2>(bundles.depth, [&](auto depth) { add_vectors(std::false_type{}, depth); });
 }
 
 }  // namespace PLIANT_ISA
