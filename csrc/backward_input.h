@@ -68,7 +68,7 @@ class InputTables {
         parallel(layout_.some * parts, layout_.threads, [&](int64_t task, int) {
             const int64_t from = task % parts * some, to = std::min(conv_.height, from + some);
             layout_.for_runs([&](const RunPlace& place) { visitor(task / parts, place.run, from, to); });
-        }, [&](int64_t) { return 4 * some * conv_.width * layout_.block->channels; });
+        }, [&](int64_t) { return 4 * some * conv_.width * layout_.block->channels; }, Sharing::in_ranges);
     }
 
     const BackwardLayout<T, E>& layout_;

@@ -2,6 +2,7 @@
 // within a few microseconds per call. boundary.cpp checks everything before a kernel uses it.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -142,8 +143,8 @@ NB_MODULE(_kernels, module) {
         throw std::invalid_argument("this processor does not run " + name);
     }, "Use another instruction set.");
     module.def("task_costs", [](const nb::callable& call) {
-        std::vector<std::vector<double>> costs;
-        recorded_costs = &costs;
+        std::vector<std::pair<Sharing, std::vector<double>>> loops;
+        recorded_costs = &loops;
         try {
             call();
         } catch (...) {
@@ -151,8 +152,11 @@ NB_MODULE(_kernels, module) {
             throw;
         }
         recorded_costs = nullptr;
-        return costs;
-    }, "The costs of the tasks of each parallel loop of a call, which runs on one thread. For tests, one at a time.");
+        std::vector<std::pair<bool, std::vector<double>>> found;
+        for (auto& [sharing, costs] : loops) found.emplace_back(sharing == Sharing::in_ranges, std::move(costs));
+        return found;
+    }, "For each parallel loop of a call, which runs on one thread: whether its threads have ranges, and the costs of its "
+       "tasks. For tests, one at a time.");
     const auto optional = [](const char* name) { return nb::arg(name).none(); };
     module.def("deform_conv2d", &call_deform_conv2d, "input"_a, "offset"_a, "weight"_a, optional("bias"),
                optional("mask"), "stride"_a, "padding"_a, "dilation"_a, "authors_border"_a, "out"_a, "threads"_a);

@@ -91,7 +91,7 @@ class Backward {
             const int64_t runs = apart ? 1 : layout_.block->runs;
             const int64_t channels = apart ? places[task / tiles].run.channels : layout_.block->channels;
             return conv_.taps() * layout_.tile_of(task % tiles).count * (runs * 130 + channels * (20 + outputs_));
-        });
+        }, Sharing::in_ranges);
     }
     void run_tile(const PositionTile& tile, int64_t slot, const RunPlace& place, const Positions<T>& positions,
                   int worker) {

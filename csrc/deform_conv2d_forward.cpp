@@ -177,7 +177,7 @@ class Forward {
             for (const Slice& slice : block_->slices)
                 for (const Run& run : slice.runs)
                     table_of(run, i).copy(in_.input, image + i, run.first, run.channels, from, to);
-        }, [&](int64_t) { return 2 * chunk * conv_.width * (block_->end - block_->first); });
+        }, [&](int64_t) { return 2 * chunk * conv_.width * (block_->end - block_->first); }, Sharing::in_ranges);
     }
 
     Table<T> table_of(const Run& run, int64_t i) const {
@@ -209,7 +209,7 @@ class Forward {
         }, [&](int64_t task) {
             const int64_t part = task % parts, end = std::min(conv_.out_cells(), end_of(part) * length_);
             return (end - part * together * length_) * cost_of(1, block_->slices[task / parts % slices].channels);
-        });
+        }, Sharing::in_ranges);
     }
     void sum_channels(const Slice& slice, const Positions<T>& positions, int64_t table, int worker) {
         const int64_t row = round_up(slice.channels, lanes<T>) + lanes<T>, step = bundles_of(slice).size();
@@ -268,7 +268,7 @@ class Forward {
                 store_outputs(sums + group * out_row_, sum_row_, positions, group * outputs_, together * outputs_);
         }, [&](int64_t task) {
             return positions_in(task % tiles) * cost_of(conv_.offset_groups, block_->end - block_->first);
-        });
+        }, Sharing::in_ranges);
     }
 
     // Adds what a slice gives: its columns times the weight.

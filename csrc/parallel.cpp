@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <atomic>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -10,7 +11,6 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
-#include <vector>
 #endif
 #ifndef _WIN32
 #include <pthread.h>
@@ -28,6 +28,12 @@ void watch_forks() {
     (void)watching;
 #endif
 }
+
+// Tasks that are still to be done, on a cache line of their own.
+struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+};
 
 #ifndef _OPENMP
 // Threads that wait for work. They are never joined: the process may end while they wait.
@@ -87,16 +93,22 @@ class Pool {
 
 }  // namespace
 
-void parallel_tasks(int64_t tasks, int threads, void (*body)(const void*, int64_t, int), const void* context) {
+void parallel_tasks(int64_t tasks, int threads, Sharing sharing, void (*body)(const void*, int64_t, int),
+                    const void* context) {
     watch_forks();
     if (threads > tasks) threads = static_cast<int>(tasks);
     if (threads <= 1 || forked) {
         for (int64_t task = 0; task < tasks; ++task) body(context, task, 0);
         return;
     }
-    std::atomic<int64_t> next{0};
+    const int shares = sharing == Sharing::in_ranges ? threads : 1;
+    std::vector<Range> ranges(shares);
+    for (int i = 0; i < shares; ++i) ranges[i].next = tasks * i / shares, ranges[i].end = tasks * (i + 1) / shares;
     const auto work = [&](int worker) {
-        for (int64_t task = next++; task < tasks; task = next++) body(context, task, worker);
+        for (int i = 0; i < shares; ++i) {
+            Range& range = ranges[(worker + i) % shares];
+            for (int64_t task = range.next++; task < range.end; task = range.next++) body(context, task, worker);
+        }
     };
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)

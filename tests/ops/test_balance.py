@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -59,18 +60,26 @@ on_the_widest_vectors = pytest.mark.parametrize(
 """On the best instruction set alone: its blocks are the largest."""
 
 
-def busiest(loops: list[list[float]], threads: int) -> float:
-    """The work of the busiest thread as a multiple of the mean.
+Loop = tuple[bool, list[float]]
+"""Whether its threads have ranges of tasks, and the costs of these."""
 
-    A thread that has finished its task takes the next one. All wait for each other after each loop.
-    """
-    longest = 0.0
-    for costs in loops:
-        loads = [0.0] * threads
-        for cost in costs:
-            heapq.heapreplace(loads, loads[0] + cost)
-        longest += max(loads)
-    return longest * threads / sum(map(sum, loops))
+
+def loads(loop: Loop, threads: int) -> list[float]:
+    """The work of the threads, the least first. One that has finished its task takes the next one, of its own range if it can."""
+    in_ranges, costs = loop
+    shares = min(threads, len(costs)) if in_ranges else 1
+    ranges = [deque(costs[len(costs) * i // shares : len(costs) * (i + 1) // shares]) for i in range(shares)]
+    found = [(0.0, thread) for thread in range(threads)]
+    for _ in costs:
+        load, thread = found[0]
+        task = next(each for i in range(shares) if (each := ranges[(thread + i) % shares])).popleft()
+        heapq.heapreplace(found, (load + task, thread))
+    return sorted(load for load, _ in found)
+
+
+def busiest(loops: list[Loop], threads: int) -> float:
+    """The work of the busiest thread as a multiple of the mean. All wait for each other after each loop."""
+    return sum(max(loads(loop, threads)) for loop in loops) * threads / sum(sum(costs) for _, costs in loops)
 
 
 def pooling_calls(row: PoolRow) -> Calls:
@@ -109,9 +118,16 @@ def shares(calls: Calls, threads: int, name: str, capsys: pytest.CaptureFixture[
 
 
 def test_threads_wait_after_each_loop() -> None:
-    assert busiest([[1.0] * 8], 8) == 1
-    assert busiest([[1.0] * 9], 8) == pytest.approx(2 * 8 / 9)
-    assert busiest([[1.0, 1.0], [2.0]], 2) == pytest.approx(3 * 2 / 4)
+    for in_ranges in (False, True):
+        assert busiest([(in_ranges, [1.0] * 8)], 8) == 1
+        assert busiest([(in_ranges, [1.0] * 9)], 8) == pytest.approx(2 * 8 / 9)
+        assert busiest([(in_ranges, [1.0, 1.0]), (in_ranges, [2.0])], 2) == pytest.approx(3 * 2 / 4)
+
+
+def test_threads_with_ranges_help_each_other() -> None:
+    costs = [4.0, 4.0, 1.0, 1.0]
+    assert loads((False, costs), 2) == [5.0, 5.0]
+    assert loads((True, costs), 2) == [4.0, 6.0]
 
 
 @on_the_widest_vectors
