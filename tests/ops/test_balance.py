@@ -65,7 +65,10 @@ Loop = tuple[bool, list[float]]
 
 
 def loads(loop: Loop, threads: int) -> list[float]:
-    """The work of the threads, the least first. One that has finished its task takes the next one, of its own range if it can."""
+    """The work of the threads, the least first.
+
+    One that has finished its task takes the next one, of its own range while there are any.
+    """
     in_ranges, costs = loop
     shares = min(threads, len(costs)) if in_ranges else 1
     ranges = [deque(costs[len(costs) * i // shares : len(costs) * (i + 1) // shares]) for i in range(shares)]
