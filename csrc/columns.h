@@ -13,10 +13,9 @@ static_assert(kTile % kRows == 0, "a tile fills whole blocks of the product");
 // The columns of one tap, [count, channels]: weighted sums of four cells, by vectors V.
 template <class V, class T, class E>
 void gather_by(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, E* columns,
-               int64_t row, Expected& expected) {
+               int64_t row) {
     const Corners<T> corners(table);
     for (int64_t m = 0; m < count; ++m, columns += row) {
-        expected.step();
         const int64_t cell = samples.cell[m];
         const T *const weight = samples.weight[m], w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
         for (int64_t c = 0; c < channels; c += lanes_of<V>) {
@@ -31,16 +30,15 @@ void gather_by(const Table<T>& table, const Samples<T>& samples, int64_t count, 
     }
 }
 template <class T, class E>
-void gather(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, E* columns, int64_t row,
-            Expected& expected) {
+void gather(const Table<T>& table, const Samples<T>& samples, int64_t count, int64_t channels, E* columns, int64_t row) {
     if constexpr (std::is_same_v<T, E>)
         if (channels <= lanes<T> / 2)
-            return gather_by<Few<T, lanes<T> / 2>>(table, samples, count, channels, columns, row, expected);
-    gather_by<Vector<T>>(table, samples, count, channels, columns, row, expected);
+            return gather_by<Few<T, lanes<T> / 2>>(table, samples, count, channels, columns, row);
+    gather_by<Vector<T>>(table, samples, count, channels, columns, row);
 }
 template <class T, class E>
 void gather(const MapInPlace<T>& map, const Samples<T>& samples, int64_t count, int64_t channels, E* columns,
-            int64_t row, Expected&) {
+            int64_t row) {
     for (int64_t m = 0; m < count; ++m, columns += row) {
         const CornersInPlace<T> at(map, samples, m);
         for (int64_t c = 0; c < channels; ++c) {

@@ -155,9 +155,10 @@ class Backward {
         const int64_t cells = conv_.out_cells();
         const int64_t channel = channel_of(conv_, layout_.image + tile.image, offset_group, tap);
         Expected expected;
-        expected.add(to_.offset, 2 * channel * cells + tile.first, tile.count, 2, cells);
-        expected.add(to_.mask, channel * cells + tile.first, tile.count, 1, cells);
-        expect_samples(conv_, in_, channel + 1, 1, tile.first, tile.count, expected);
+        expected.add({to_.offset, 2 * channel * cells + tile.first, tile.count, 2, cells});
+        expected.add({to_.mask, channel * cells + tile.first, tile.count, 1, cells});
+        expected.add(offsets_of(conv_, in_, channel + 1, 1, tile.first, tile.count));
+        expected.add(masks_of(conv_, in_, channel + 1, 1, tile.first, tile.count));
         expected.spread(tile.count);
         return expected;
     }

@@ -12,8 +12,6 @@ namespace pliant {
 namespace PLIANT_ISA {
 namespace {
 
-constexpr int64_t kTasksOfThread = 8;  // at least, so that threads finish together
-
 // T is the type of the sums, E that of columns and packed weight.
 template <class T, class E>
 class Forward {
@@ -194,21 +192,16 @@ class Forward {
         return conv_.taps() * (offset_groups * 130 + channels * (15 + 2 * outputs_));
     }
 
-    // The output, if every channel is a group. A task is some tiles of one slice. Those of a slice follow each other, so that
-    // its tables stay in the cache, and what a tile expects of the next one is needed by the same thread.
+    // The output, if every channel is a group. A task is a tile of one slice. Those of a slice follow each other, so that its
+    // tables stay in the cache, and what a tile expects of the next one is needed by the same thread.
     void sum_channels(int64_t image, int64_t some) {
         const int64_t slices = static_cast<int64_t>(block_->slices.size()), tiles = tiles_of_image();
-        const int64_t together = std::clamp<int64_t>(some * slices * tiles / (kTasksOfThread * threads_), 1, tiles);
-        const int64_t parts = (tiles + together - 1) / together;
-        const auto end_of = [=](int64_t part) { return std::min(tiles, (part + 1) * together); };
-        parallel(some * slices * parts, threads_, [&](int64_t task, int worker) {
-            const int64_t table = task / parts / slices, part = task % parts;
+        parallel(some * slices * tiles, threads_, [&](int64_t task, int worker) {
+            const int64_t table = task / tiles / slices;
             if constexpr (std::is_same_v<T, E>)
-                for (int64_t tile = part * together; tile < end_of(part); ++tile)
-                    sum_channels(block_->slices[task / parts % slices], positions_of(image + table, tile), table, worker);
+                sum_channels(block_->slices[task / tiles % slices], positions_of(image + table, task % tiles), table, worker);
         }, [&](int64_t task) {
-            const int64_t part = task % parts, end = std::min(conv_.out_cells(), end_of(part) * length_);
-            return (end - part * together * length_) * cost_of(1, block_->slices[task / parts % slices].channels);
+            return positions_in(task % tiles) * cost_of(1, block_->slices[task / tiles % slices].channels);
         }, Sharing::in_ranges);
     }
     void sum_channels(const Slice& slice, const Positions<T>& positions, int64_t table, int worker) {
@@ -240,10 +233,11 @@ class Forward {
     Expected expected_beside(const Positions<T>& positions, const Run& first, const Run& last) const {
         const int64_t image = positions.image, cells = conv_.out_cells(), taps = conv_.taps();
         Expected expected;
-        expected.add(out_, (image * conv_.out_channels + first.first) * cells + positions.first, positions.count,
-                     last.first + last.channels - first.first, cells);
-        expect_samples(conv_, in_, channel_of(conv_, image, first.offset_group, 0), taps,
-                       positions.first + positions.count, positions.count, expected);
+        const int64_t channel = channel_of(conv_, image, first.offset_group, 0), next = positions.first + positions.count;
+        expected.add({out_, (image * conv_.out_channels + first.first) * cells + positions.first, positions.count,
+                      last.first + last.channels - first.first, cells});
+        expected.add(offsets_of(conv_, in_, channel, taps, next, positions.count));
+        expected.add(masks_of(conv_, in_, channel, taps, next, positions.count));
         const int64_t runs = (last.first - first.first) / first.channels + 1;
         expected.spread(positions.count * runs * ((taps + samples_together_ - 1) / samples_together_));
         return expected;
@@ -290,12 +284,11 @@ class Forward {
                     const auto gather_from = [&](const auto& cells) {
                         find_samples(conv_, in_, positions, run.offset_group, tap + i, cells.naming(), samples);
                         if (few) some = without_zeros(samples, count, conv_.height, kept);
-                        Expected expected;
-                        expect_samples(conv_, in_, 1 + channel_of(conv_, positions.image, run.offset_group, tap + i), 1,
-                                       positions.first, count, expected);
-                        expected.spread(count);
+                        const int64_t next = 1 + channel_of(conv_, positions.image, run.offset_group, tap + i);
+                        offsets_of(conv_, in_, next, 1, positions.first, count).ask_all();
+                        masks_of(conv_, in_, next, 1, positions.first, count).ask_all();
                         gather(cells, samples, some, run.channels, columns + i * channels + run.first - slice.first,
-                               slice_row_, expected);
+                               slice_row_);
                     };
                     if (in_place_)
                         gather_from(map_in_place<T>(conv_, in_.input.data, in_.input.stride, positions.image, run.first));

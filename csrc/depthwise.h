@@ -31,12 +31,12 @@ struct Filters {
 
 // Adds V vectors of channels of position m, from channel c on, to `sum`.
 template <class T, int V>
-inline void add_taps(const Filters<T>& of, int64_t m, int64_t c, Vector<T> (&sum)[V]) {
+[[gnu::always_inline]] inline void add_taps(const Filters<T>& of, int64_t m, int64_t c, Vector<T> (&sum)[V]) {
     const Corners<T> corners(of.table, c);
     const T* weight = of.weight + c;
     for (const Samples<T>*tap = of.samples, *const end = tap + of.taps; tap != end; ++tap, weight += of.step) {
         const int64_t cell = tap->cell[m];
-        const T *const weights = tap->weight[m], w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
+        const auto [w0, w1, w2, w3] = factors_at(tap->weight[m]);
         for (int v = 0; v < V; ++v) {
             const int64_t i = cell + v * lanes<T>;
             const Vector<T> column = w0 * vector_at(corners[0] + i) + w1 * vector_at(corners[1] + i) +
@@ -46,9 +46,10 @@ inline void add_taps(const Filters<T>& of, int64_t m, int64_t c, Vector<T> (&sum
     }
 }
 
-// sums[count, channels] = start[count, channels] + the taps. Lanes of `sums` beyond the channels keep their values.
+// sums[count, channels] = start[count, channels] + the taps. Lanes of `sums` beyond the channels keep their values. `of` is
+// a copy, which sums that are stored cannot change.
 template <class T>
-void add_depthwise(const Filters<T>& of, int64_t count, int64_t channels, const T* start, int64_t start_row, T* sums,
+void add_depthwise(const Filters<T> of, int64_t count, int64_t channels, const T* start, int64_t start_row, T* sums,
                    int64_t row, Expected& expected) {
     constexpr int V = static_cast<int>(std::min<int64_t>(2 * kVectors, kNearChannels / lanes<T>));
     for (int64_t m = 0; m < count; ++m, start += start_row, sums += row) {

@@ -132,12 +132,13 @@ class RoiBins {
 
     // Where the lines of some bins are in the output or its gradient, asked for in as many steps as there are bins.
     Expected expected_lines(int64_t roi, int64_t first, int64_t channels, int64_t bin, int64_t count, Array array) const {
+        constexpr int64_t piece = 64;
         const int64_t bins = pooling_.bins(), at = (roi * channels_ + first) * bins + bin;
         Expected expected;
-        if (count == bins)
-            expected.add(array, at, channels * bins, 1, 0);
+        if (count == bins)  // the lines are one stretch
+            expected.add({array, at, piece, channels * bins / piece, piece});
         else
-            expected.add(array, at, count, channels, bins);
+            expected.add({array, at, count, channels, bins});
         expected.spread(count);
         return expected;
     }

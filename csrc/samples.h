@@ -153,13 +153,17 @@ inline int64_t channel_of(const Convolution& conv, int64_t image, int64_t offset
     return (image * conv.offset_groups + offset_group) * conv.taps() + tap;
 }
 
-// The offsets and masks of some taps, from a channel on, at some positions of their image.
-inline void expect_samples(const Convolution& conv, const ConvolutionTensors& in, int64_t channel, int64_t taps,
-                           int64_t first, int64_t count, Expected& expected) {
+// The offsets of some taps, from a channel on, at some positions of their image, and the masks.
+inline Planes offsets_of(const Convolution& conv, const ConvolutionTensors& in, int64_t channel, int64_t taps,
+                         int64_t first, int64_t count) {
     const int64_t cells = conv.out_cells(), channels = conv.batch * conv.offset_groups * conv.taps();
-    taps = std::min(taps, channels - channel), count = std::min(count, cells - first);
-    expected.add(in.offset, 2 * channel * cells + first, count, 2 * taps, cells);
-    expected.add(in.mask, channel * cells + first, count, taps, cells);
+    return {in.offset, 2 * channel * cells + first, std::min(count, cells - first),
+            2 * std::min(taps, channels - channel), cells};
+}
+inline Planes masks_of(const Convolution& conv, const ConvolutionTensors& in, int64_t channel, int64_t taps,
+                       int64_t first, int64_t count) {
+    const int64_t cells = conv.out_cells(), channels = conv.batch * conv.offset_groups * conv.taps();
+    return {in.mask, channel * cells + first, std::min(count, cells - first), std::min(taps, channels - channel), cells};
 }
 
 // What a tap reads at some positions.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -85,6 +86,20 @@ template <class T>
 Vector<T> vector_at(const T* data) {
     return *reinterpret_cast<const typename VectorOf<T>::anywhere*>(data);
 }
+
+// Four numbers that vectors are multiplied with. A number goes from memory to all lanes by a load of its own; with AVX2, one
+// load and shuffles take less time.
+template <class T>
+std::array<T, 4> factors_at(const T* data) {
+    return {data[0], data[1], data[2], data[3]};
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline std::array<Vector<float>, 4> factors_at(const float* data) {
+    const __m256 all = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(data));
+    return {(Vector<float>)_mm256_permute_ps(all, 0x00), (Vector<float>)_mm256_permute_ps(all, 0x55),
+            (Vector<float>)_mm256_permute_ps(all, 0xaa), (Vector<float>)_mm256_permute_ps(all, 0xff)};
+}
+#endif
 
 // The same for a vector of any width.
 template <class V, class T>
