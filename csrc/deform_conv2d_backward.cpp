@@ -49,8 +49,17 @@ class Backward {
         const auto cost = [&](int64_t task) {
             return task < first ? scatters[task].cost : parts[task - first].cost * tiles * layout_.length;
         };
-        std::iota(tasks.begin(), tasks.end(), 0);  // the largest first
-        std::stable_sort(tasks.begin(), tasks.end(), [&](int64_t a, int64_t b) { return cost(a) > cost(b); });
+        std::iota(tasks.begin(), tasks.end(), 0);
+        // In the order of channels where these are shared out, so that a thread adds to the same ones in every span; otherwise
+        // the largest first.
+        const bool by_channels = layout_.buckets == 1;
+        const auto channel = [&](int64_t task) {
+            if (task < first) return scatters[task].place.run.first + scatters[task].first;
+            return parts[task - first].slice->first + parts[task - first].vector * lanes<T>;
+        };
+        std::stable_sort(tasks.begin(), tasks.end(), [&](int64_t a, int64_t b) {
+            return by_channels ? channel(a) < channel(b) : cost(a) > cost(b);
+        });
         parallel(static_cast<int64_t>(tasks.size()), layout_.threads, [&](int64_t i, int) {
             if (tasks[i] >= first) return weight_.add(parts[tasks[i] - first], span_, tiles);
             const Scatter& part = scatters[tasks[i]];
@@ -60,7 +69,7 @@ class Backward {
             else
                 scatter_columns(layout_, span_, weight_.get(), part,
                                 tables_.grad(part.image, part.place.run).from(part.first), tiles);
-        }, [&](int64_t i) { return cost(tasks[i]); });
+        }, [&](int64_t i) { return cost(tasks[i]); }, by_channels ? Sharing::in_ranges : Sharing::in_turn);
     }
 
     // Everything but the gradients of weight and input, for which a tile leaves columns and samples. A task is a tile; or one
