@@ -47,7 +47,7 @@ template <class T, int V>
 }
 
 // sums[count, channels] = start[count, channels] + the taps. Lanes of `sums` beyond the channels keep their values. `of` is
-// a copy, which sums that are stored cannot change.
+// a copy, so that the compiler knows that no store to the sums changes it.
 template <class T>
 void add_depthwise(const Filters<T> of, int64_t count, int64_t channels, const T* start, int64_t start_row, T* sums,
                    int64_t row, Expected& expected) {
